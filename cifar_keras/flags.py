@@ -1,0 +1,73 @@
+"""Config <-> absl flags: one flag for each setting. The only file that knows flags."""
+
+import enum
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from cifar_keras import config as config_lib
+from cifar_keras.errors import UserError
+
+BAD_INPUT_STATUS = 2
+
+
+def run_command(command: Callable[[Sequence[str]], None]) -> None:
+    """Run `command(sys.argv)`. A UserError becomes one message on stderr and exit status 2."""
+    try:
+        command(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT_STATUS)
+
+
+def parse_config(argv: Sequence[str]) -> config_lib.RunConfig:
+    """Turn `[program, --flag=value, ...]` into a validated config; `--flagfile=NAME.flags` reads flags from a file.
+
+    Raises:
+        UserError: an unknown or malformed flag, a flagfile that cannot be opened, or a config that cannot work.
+    """
+    values = flags.FlagValues()
+    leaves = config_lib.settings_of()
+    for leaf in leaves:
+        _define_flag(leaf, values)
+    parse_arguments(values, argv)
+    config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in leaves})
+    config_lib.validate(config)
+    return config
+
+
+def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: bool = False) -> list[str]:
+    """Parse the command line into `values` and return the file names it ends with, which have to be allowed by `files`.
+
+    `--help` prints every flag with its help and ends the process with status 0.
+
+    Raises:
+        UserError: what absl says is wrong with a flag or a flagfile, or arguments that are no flags where none are allowed.
+    """
+    flags.DEFINE_bool("help", False, "print this help and stop", flag_values=values)
+    try:
+        rest = list(values(list(argv)))[1:]
+    except flags.Error as error:
+        raise UserError(f"{str(error).rstrip('.')}. Received: {shlex.join(argv[1:])}") from error
+    if values["help"].value:
+        print(values.get_help())
+        sys.exit(0)
+    if rest and not files:
+        raise UserError(f"only flags are accepted, each as --name=value. Received: {shlex.join(rest)}")
+    return rest
+
+
+def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}.get(leaf.type, flags.DEFINE_string)
+    default = str(leaf.field.default) if issubclass(leaf.type, enum.StrEnum) else leaf.field.default
+    define(leaf.flag, default, _help_of(leaf), flag_values=values, module_name=leaf.section or "run")
+
+
+def _help_of(leaf: config_lib.Setting) -> str:
+    bounds = leaf.field.metadata
+    choices = tuple(leaf.type) if issubclass(leaf.type, enum.StrEnum) else bounds["choices"] or ()
+    limits = [f"{name} {bounds[name]}" for name in ("minimum", "maximum", "above", "below") if bounds[name] is not None]
+    allowed = ", ".join(str(choice) for choice in choices) or ", ".join(limits)
+    return f"{bounds['help']} [{allowed}]" if allowed else bounds["help"]

@@ -1,0 +1,1 @@
+"""How a phase is set, scheduled, run and watched."""
