@@ -9,7 +9,7 @@ import enum
 import math
 import types
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
@@ -35,13 +35,13 @@ class OptimizerName(enum.StrEnum):
 
 def setting(
     default: Any,
-    help: str,  # the word absl and argparse use
+    help: str,
     *,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """Declare a field: its default, what it means, and what it may be.
 
@@ -64,7 +64,9 @@ class DataConfig:
         "",
         "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty looks for either in DATA_DIR and DATA_DIR/downloads/manual",
     )
-    validation_share: float = setting(0.1, "share of the train set that is held out, stratified by class, to choose by", above=0, below=1)
+    validation_share: float = setting(
+        0.1, "share of the train set that is held out, stratified by class, to choose by", above=0, below=1
+    )
     global_batch_size: int = setting(64, "images per step, over all devices together", minimum=1, maximum=65536)
 
 
@@ -73,12 +75,22 @@ class AugmentationConfig:
     """Random changes to training images, made at their own size (32 px), before any resize."""
 
     flip: bool = setting(True, "mirror half of the images")
-    crop_padding: int = setting(4, "pixels of reflected border from which a crop of the original size is taken; 0 is off", minimum=0, maximum=16)
-    rotation_degrees: float = setting(0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180)
+    crop_padding: int = setting(
+        4, "pixels of reflected border, from which a crop of the old size is taken; 0 is off", minimum=0, maximum=16
+    )
+    rotation_degrees: float = setting(
+        0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180
+    )
     zoom: float = setting(0.0, "largest zoom in or out, as a share of the side; 0 is off", minimum=0, below=1)
-    color_jitter: float = setting(0.0, "largest relative change of brightness, contrast and saturation; 0 is off", minimum=0, maximum=1)
-    cutout: int = setting(0, "side of the square that is blanked out, in pixels (keras-cv); 0 is off", minimum=0, maximum=32)
-    grid_mask: float = setting(0.0, "share of the grid cell that is blanked out (keras-cv GridMask); 0 is off", minimum=0, below=1)
+    color_jitter: float = setting(
+        0.0, "largest relative change of brightness, contrast and saturation; 0 is off", minimum=0, maximum=1
+    )
+    cutout: int = setting(
+        0, "side of the square that is blanked out, in pixels (keras-cv); 0 is off", minimum=0, maximum=32
+    )
+    grid_mask: float = setting(
+        0.0, "share of the grid cell that is blanked out (keras-cv GridMask); 0 is off", minimum=0, below=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,9 @@ class ModelConfig:
     """The network: what it is made of and where it starts."""
 
     backbone: str = setting("resnet50", "network of keras.applications", choices=tuple(sorted(BACKBONES)))
-    weights: str = setting("imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file")
+    weights: str = setting(
+        "imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file"
+    )
     image_size: int = setting(64, "side in pixels to which the model resizes its input", minimum=1, maximum=2048)
     dropout: float = setting(0.0, "share of the pooled features that is dropped in training", minimum=0, below=1)
 
@@ -96,14 +110,22 @@ class PhaseConfig:
     """One phase of training: how long, and by which optimizer and schedule."""
 
     epochs: int = setting(1, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
-    steps_per_epoch: int = setting(0, "steps in an epoch of this phase; 0 takes every whole batch of the train split", minimum=0)
+    steps_per_epoch: int = setting(
+        0, "steps in an epoch of this phase; 0 takes every whole batch of the train split", minimum=0
+    )
     optimizer: OptimizerName = setting(OptimizerName.SGD, "optimizer of this phase")
     learning_rate: float = setting(0.01, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
     momentum: float = setting(0.9, "momentum of SGD (adamw keeps its own betas)", minimum=0, below=1)
-    weight_decay: float = setting(0.0, "decoupled weight decay of the kernels, times the learning rate at each step", minimum=0, maximum=1)
-    warmup_share: float = setting(0.1, "share of the phase's steps over which the rate rises from 0", minimum=0, maximum=1)
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay of the kernels, times the learning rate at each step", minimum=0, maximum=1
+    )
+    warmup_share: float = setting(
+        0.1, "share of the phase's steps over which the rate rises from 0", minimum=0, maximum=1
+    )
     label_smoothing: float = setting(0.0, "share of each label that is spread over all classes", minimum=0, below=1)
-    early_stopping_patience: int = setting(0, "epochs without a better validation accuracy after which the phase stops; 0 never stops", minimum=0)
+    early_stopping_patience: int = setting(
+        0, "epochs without a better validation accuracy after which the phase stops; 0 never stops", minimum=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +141,12 @@ class FinetuneConfig(PhaseConfig):
 
     epochs: int = setting(3, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
     label_smoothing: float = setting(0.1, "share of each label that is spread over all classes", minimum=0, below=1)
-    unfreeze_from: str = setting("", "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone")
+    unfreeze_from: str = setting(
+        "", "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone"
+    )
     train_batch_norm: bool = setting(
-        False, "let BatchNormalization learn too (synchronized over devices); otherwise its statistics and scales stay as they are"
+        False,
+        "let BatchNormalization learn too (synchronized over devices); otherwise its statistics and scales stay as they are",
     )
 
 
@@ -130,12 +155,21 @@ class RunConfig:
     """Everything a run depends on. Two runs of the same config are the same run."""
 
     workdir: str = setting("runs/latest", "folder that receives everything the run makes; has to be new or empty")
-    seed: int = setting(0, "seed of the split, the batches, the augmentation and the dropout", minimum=0, maximum=2**31 - 1)
-    deterministic: bool = setting(False, "ask TensorFlow for the same bits at every run (slower); refuses augmentation that cannot be seeded")
-    virtual_devices: int = setting(
-        0, "split the CPU into this many devices to run the multi-device code on any machine; 0 takes the machine as it is", minimum=0, maximum=16
+    seed: int = setting(
+        0, "seed of the split, the batches, the augmentation and the dropout", minimum=0, maximum=2**31 - 1
     )
-    source_timeout_seconds: float = setting(120.0, "time limit of each source of data or weights, in seconds", above=0, maximum=86400)
+    deterministic: bool = setting(
+        False, "ask TensorFlow for the same bits at every run (slower); refuses augmentation that cannot be seeded"
+    )
+    virtual_devices: int = setting(
+        0,
+        "split the CPU into this many devices to run the multi-device code on any machine; 0 takes the machine as it is",
+        minimum=0,
+        maximum=16,
+    )
+    source_timeout_seconds: float = setting(
+        120.0, "time limit of each source of data or weights, in seconds", above=0, maximum=86400
+    )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -143,13 +177,13 @@ class RunConfig:
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
 
-class Setting(typing.NamedTuple):
+class Setting(NamedTuple):
     """A leaf of the config tree together with the name of its flag."""
 
     flag: str
     section: str  # "" for a field of RunConfig itself
     field: dataclasses.Field[Any]
-    type: type
+    type: type[bool | int | float | str]  # an enum is a str
 
 
 # The two phases share their fields, so their flags carry the phase's name; every other field name is unique in the tree.
@@ -185,14 +219,18 @@ def from_values(values: dict[str, Any]) -> RunConfig:
     unknown = sorted(set(values) - set(leaves))
     if unknown:
         raise UserError(f"a config has no setting of this name. Received: {', '.join(unknown)}")
-    by_section: dict[str, dict[str, Any]] = {}
+    by_section: dict[str, dict[str, Any]] = {leaf.section: {} for leaf in leaves.values()}
     for flag, value in values.items():
         leaf = leaves[flag]
-        by_section.setdefault(leaf.section, {})[leaf.field.name] = _typed(leaf, value)
-    sections = {
-        name: kind(**by_section.get(name, {})) for name, kind in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(kind)
-    }
-    return RunConfig(**by_section.get("", {}), **sections)
+        by_section[leaf.section][leaf.field.name] = _typed(leaf, value)
+    return RunConfig(
+        **by_section[""],
+        data=DataConfig(**by_section["data"]),
+        augmentation=AugmentationConfig(**by_section["augmentation"]),
+        model=ModelConfig(**by_section["model"]),
+        head=HeadConfig(**by_section["head"]),
+        finetune=FinetuneConfig(**by_section["finetune"]),
+    )
 
 
 def to_values(config: RunConfig) -> dict[str, Any]:
@@ -211,7 +249,8 @@ def validate(config: RunConfig) -> None:
     row = BACKBONES[config.model.backbone]
     if config.model.image_size < row.minimum_size:
         raise UserError(
-            f"--image_size has to be at least {row.minimum_size} for --backbone={config.model.backbone}. Received: {config.model.image_size}"
+            f"--image_size has to be at least {row.minimum_size} for --backbone={config.model.backbone}. "
+            f"Received: {config.model.image_size}"
         )
     if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in row.stages:
         raise UserError(
@@ -219,7 +258,9 @@ def validate(config: RunConfig) -> None:
             f"Received: {config.finetune.unfreeze_from}"
         )
     if config.head.epochs + config.finetune.epochs == 0:
-        raise UserError("--head_epochs and --finetune_epochs cannot both be 0: nothing would be trained. Received: 0 and 0")
+        raise UserError(
+            "--head_epochs and --finetune_epochs cannot both be 0: nothing would be trained. Received: 0 and 0"
+        )
     _check_combinations(config)
 
 
@@ -227,17 +268,23 @@ def _check_combinations(config: RunConfig) -> None:
     if not config.workdir:
         raise UserError("--workdir has to name a folder. Received: ''")
     if config.data.archive and config.data.data_source not in (DataSource.AUTO, DataSource.ARCHIVE):
-        raise UserError(f"--archive is read with --data_source=archive or auto only. Received: --data_source={config.data.data_source}")
+        raise UserError(
+            f"--archive is read with --data_source=archive or auto only. Received: --data_source={config.data.data_source}"
+        )
     unseeded = [name for name in ("cutout", "grid_mask") if getattr(config.augmentation, name)]
     if config.deterministic and unseeded:
-        raise UserError(f"--deterministic cannot be kept by keras-cv layers, which draw from a global generator. Received: --{unseeded[0]}")
+        raise UserError(
+            f"--deterministic cannot be kept by keras-cv layers, which draw from a global generator. Received: --{unseeded[0]}"
+        )
     if config.virtual_devices > config.data.global_batch_size:
         raise UserError(
             f"--global_batch_size has to be at least --virtual_devices, so that each device gets an image. "
             f"Received: {config.data.global_batch_size} and {config.virtual_devices}"
         )
     if config.model.weights == "none" and config.finetune.epochs == 0:
-        raise UserError("--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0")
+        raise UserError(
+            "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
+        )
 
 
 def _check_bounds(leaf: Setting, value: Any) -> None:
@@ -251,20 +298,24 @@ def _check_bounds(leaf: Setting, value: Any) -> None:
         ("below", lambda number, limit: number < limit),
     ]
     in_words = {"minimum": "at least", "maximum": "at most", "above": "above", "below": "below"}
-    broken = [f"{in_words[name]} {bounds[name]}" for name, holds in limits if bounds[name] is not None and not holds(value, bounds[name])]
+    broken = [
+        f"{in_words[name]} {bounds[name]}"
+        for name, holds in limits
+        if bounds[name] is not None and not holds(value, bounds[name])
+    ]
     if broken or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"--{leaf.flag} has to be {' and '.join(broken) or 'a finite number'}. Received: {value}")
 
 
 def _typed(leaf: Setting, value: Any) -> Any:
     if issubclass(leaf.type, enum.StrEnum):
-        if value not in [str(choice) for choice in leaf.type]:
+        if value not in tuple(leaf.type):
             raise UserError(f"--{leaf.flag} has to be one of {', '.join(leaf.type)}. Received: {value}")
         return leaf.type(value)
     wanted: type | types.UnionType = int | float if leaf.type is float else leaf.type
     if not isinstance(value, wanted) or (isinstance(value, bool) and leaf.type is not bool):
         raise UserError(f"--{leaf.flag} has to be of type {leaf.type.__name__}. Received: {value!r}")
-    return leaf.type(value)
+    return float(value) if leaf.type is float else value
 
 
 def _plain(value: Any) -> Any:

@@ -72,7 +72,13 @@ def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Pa
     # Inside `folder`, so that the last step is a rename on one file system and the tarball appears whole or not at all.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as scratch:
         # The private cache makes the bytes that have arrived visible; npm itself reports no progress.
-        command = ["npm", "pack", f"{package.name}@{package.version}", f"--pack-destination={scratch}", f"--cache={scratch}/cache"]
+        command = [
+            "npm",
+            "pack",
+            f"{package.name}@{package.version}",
+            f"--pack-destination={scratch}",
+            f"--cache={scratch}/cache",
+        ]
         run_limited(command, timeout_seconds, progress=(package.tarball_name, Path(scratch), package.tarball_bytes))
         arrived = Path(scratch) / package.tarball_name
         if not arrived.is_file() or file_digest(arrived, "sha512") != package.sha512:
@@ -82,7 +88,11 @@ def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Pa
 
 
 def run_limited(
-    command: Sequence[str], timeout_seconds: float, *, environment: Mapping[str, str] | None = None, progress: tuple[str, Path, int] | None = None
+    command: Sequence[str],
+    timeout_seconds: float,
+    *,
+    environment: Mapping[str, str] | None = None,
+    progress: tuple[str, Path, int] | None = None,
 ) -> None:
     """Run a command that may hang, and end it with all its children when its time is over.
 
@@ -116,7 +126,9 @@ def run_limited(
         if process.returncode:
             log.seek(0)
             lines = [line.strip() for line in log if line.strip()]
-            raise SourceError(f"{command[0]} failed with status {process.returncode}" + (f": {lines[0][:200]}" if lines else ""))
+            raise SourceError(
+                f"{command[0]} failed with status {process.returncode}" + (f": {lines[0][:200]}" if lines else "")
+            )
 
 
 def file_digest(path: Path, algorithm: str) -> str:

@@ -12,6 +12,12 @@ from cifar_keras.errors import UserError
 
 BAD_INPUT_STATUS = 2
 
+_DEFINERS: dict[type, Callable[..., object]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
+
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
     """Run `command(sys.argv)`. A UserError becomes one message on stderr and exit status 2."""
@@ -60,14 +66,14 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
 
 
 def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:
-    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}.get(leaf.type, flags.DEFINE_string)
+    define = _DEFINERS.get(leaf.type, flags.DEFINE_string)
     default = str(leaf.field.default) if issubclass(leaf.type, enum.StrEnum) else leaf.field.default
     define(leaf.flag, default, _help_of(leaf), flag_values=values, module_name=leaf.section or "run")
 
 
 def _help_of(leaf: config_lib.Setting) -> str:
     bounds = leaf.field.metadata
-    choices = tuple(leaf.type) if issubclass(leaf.type, enum.StrEnum) else bounds["choices"] or ()
+    choices = tuple(leaf.type) if issubclass(leaf.type, enum.StrEnum) else bounds["choices"]
     limits = [f"{name} {bounds[name]}" for name in ("minimum", "maximum", "above", "below") if bounds[name] is not None]
     allowed = ", ".join(str(choice) for choice in choices) or ", ".join(limits)
     return f"{bounds['help']} [{allowed}]" if allowed else bounds["help"]
