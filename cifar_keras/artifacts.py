@@ -1,0 +1,68 @@
+"""Files of a run that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cifar_keras.errors import UserError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a power cut, finds the old content or the new one and nothing between.
+
+    The bytes go to a hidden file beside it, onto the disk, and only then take its name.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, or the disk is full. The old file is as it was.
+    """
+    # `tempfile` would make it readable by its owner only, and the rename would keep that; `open` heeds the user's umask.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    # The rename is an entry of the folder, which reaches the disk on its own.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON: keys in their order, indented by 2, a newline at the end; whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+        TypeError: something is of a type that JSON does not have, such as a NumPy scalar.
+        OSError: as in `write_whole`.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    write_whole(path, (text + "\n").encode("utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read: {error.strerror}. Received: {path}") from error
+    except ValueError as error:  # malformed JSON or malformed UTF-8
+        raise UserError(f"{path.name} is not valid JSON: {error}. Received: {path}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")

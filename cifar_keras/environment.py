@@ -1,0 +1,120 @@
+"""What a run ran on: machine, versions, settings from outside, and the commit of the code. Does not import TensorFlow."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cifar_keras
+
+PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "keras-cv", "numpy", "scikit-learn")
+
+# These change speed or bits of a run. None of them holds a user's path.
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "KERAS_BACKEND",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TF_DETERMINISTIC_OPS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_GPU_ALLOCATOR",
+    "TF_NUM_INTEROP_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_SET_ONEDNN_FPMATH_MODE",
+    "TF_XLA_FLAGS",
+)
+
+# Decide which matrix kernels oneDNN takes, and with them the speed of a CPU run; as Linux calls them.
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+GIT_TIMEOUT_SECONDS = 30
+
+
+def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe machine and software, in plain values ready for JSON.
+
+    Args:
+        devices: names of the devices that the run computes on, which TensorFlow knows; e.g. "NVIDIA H100 80GB HBM3".
+
+    Returns:
+        `python`, `operating_system`, `processor` (strings), `cores` (those this process may use), `memory_gib` (of the whole
+        machine; None where the system does not tell), `instruction_sets` (those of the processor that decide its matrix
+        kernels, empty where the system does not tell), `devices`, `versions` (of each package; None where it is not
+        installed) and `variables` (environment variables that are set and change speed or bits).
+    """
+    cpu = _cpu_description()
+    features = f"{cpu.get('flags', '')} {cpu.get('Features', '')}".split()  # x86 and ARM
+    return {
+        "python": platform.python_version(),
+        "operating_system": platform.platform(),
+        "processor": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in features],
+        "devices": list(devices),
+        "versions": {"cifar_keras": cifar_keras.__version__, **{name: _version(name) for name in PACKAGES}},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def source_commit(package: Path = Path(__file__).parent) -> str:
+    """Return the git commit of the checkout that `package` runs from.
+
+    Args:
+        package: the package's folder; in a checkout it lies beside a pyproject.toml at the top, and both are tracked.
+
+    Returns:
+        The full hash, followed by "+changes" where the working tree differs from it or holds files that are neither tracked nor
+        ignored. "" where the package was installed, where git is missing or does not trust the folder, and where the folder
+        lies in a repository that is not its own, such as a virtual environment inside some project.
+    """
+    root = package.resolve().parent
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != root:
+        return ""
+    if not _git(root, "ls-files", "--error-unmatch", "--", "pyproject.toml", f"{package.name}/__init__.py"):
+        return ""
+    commit, changes = _git(root, "rev-parse", "--verify", "HEAD"), _git(root, "status", "--porcelain")
+    return f"{commit}+changes" if commit and changes else commit or ""
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # A git hook sets GIT_DIR and its like, which would point at the repository of the hook. The locks are for whoever is
+    # committing meanwhile.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=GIT_TIMEOUT_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_description() -> dict[str, str]:
+    """Return the fields of the first processor in /proc/cpuinfo; empty on systems without it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,280 @@
+"""Pictures of a run as PNG bytes.
+
+Each is drawn on a figure of its own, without pyplot, so that it changes no state of the program that draws it and needs no
+display. The colours are told apart by colour-blind readers (Okabe and Ito, https://jfly.uni-koeln.de/color/), and nothing is
+said by colour alone.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from cifar_keras.reporting.metrics import softmax
+
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
+DOTS_PER_INCH = 110
+CELL_INCHES = 1.35
+CHARACTER_INCHES = 0.085  # of the widest common letters at 9 points
+HEADING_INCHES = 0.5
+
+PHASES = ("head", "finetune")
+
+
+class _Series(NamedTuple):
+    """How a line of the learning curves is drawn."""
+
+    key: str
+    name: str
+    style: dict[str, Any]
+
+
+class _Group(NamedTuple):
+    """Images under a heading of their own."""
+
+    heading: str
+    color: str
+    images: NDArray[np.uint8]
+    captions: Sequence[str]
+
+
+_TRAIN_STYLE = {"color": BLUE, "linewidth": 1.0}
+_VALIDATION_STYLE = {"color": VERMILION, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 5}
+
+
+def confusion_matrix_picture(
+    confusion_matrix: Sequence[Sequence[int]] | NDArray[np.int64], class_names: Sequence[str]
+) -> bytes:
+    """Draw a confusion matrix: counts in the cells, coloured by their share of the row.
+
+    The colour scale grows with the square root of the share, so that a confusion of 1 % can be told from none.
+
+    Args:
+        confusion_matrix: counts `[classes, classes]`, rows are true classes and columns predictions.
+        class_names: the name of each class.
+
+    Raises:
+        ValueError: the matrix is not square or does not fit the names.
+    """
+    counts = np.asarray(confusion_matrix, dtype=np.int64)
+    classes = len(class_names)
+    if counts.shape != (classes, classes):
+        raise ValueError(f"the confusion matrix has to be [{classes}, {classes}]. Received: shape {counts.shape}")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 0.62 * classes
+    figure = _new_figure(side + 2.5, side + 1.6)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.35 else "black"
+        axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=10)
+    axes.set_xticks(range(classes), class_names, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
+    axes.set_yticks(range(classes), class_names, fontsize=10)
+    axes.set_xlabel("predicted", fontsize=11)
+    axes.set_ylabel("true", fontsize=11)
+    total = max(int(counts.sum()), 1)
+    axes.set_title(f"accuracy {100 * np.trace(counts) / total:.2f} %, n = {counts.sum():,}", fontsize=12)
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, ticks=[0, 0.01, 0.05, 0.25, 0.5, 1])
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    bar.set_label("share of the true class", fontsize=10)
+    return _png(figure)
+
+
+def predictions_picture(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    class_names: Sequence[str],
+    *,
+    columns: int = 8,
+    rows: int = 2,
+) -> bytes:
+    """Draw right predictions above wrong ones, each with its probability.
+
+    Each group is sorted from the most to the least confident (ties keep the order of the images), and of a group with more images
+    than places those at even distances in that order are shown, the first and the last among them. So the same predictions
+    always give the same picture, and it shows neither only the best nor only the worst.
+
+    Args:
+        images: uint8 `[n, height, width, 3]`, RGB.
+        labels: int64 `[n]`, true classes.
+        logits: float32 `[n, classes]`, finite.
+        class_names: the name of each class.
+        columns: images in a row.
+        rows: rows of each group.
+
+    Raises:
+        ValueError: images, labels and logits are not equally many.
+    """
+    if not len(images) == len(labels) == len(logits):
+        raise ValueError(
+            f"images, labels and logits have to be equally many. "
+            f"Received: {len(images)}, {len(labels)} and {len(logits)}"
+        )
+    probabilities = softmax(logits)
+    predicted = probabilities.argmax(axis=1)
+    confidence = probabilities.max(axis=1)
+    right = predicted == labels
+    groups = []
+    for heading, members, color in (
+        ("\u2713 Right", np.flatnonzero(right), GREEN),
+        ("\u2717 Wrong", np.flatnonzero(~right), VERMILION),
+    ):
+        shown = members[_spread(confidence[members], columns * rows)]
+        captions = [
+            f"{class_names[predicted[index]]} {confidence[index]:.2f}"
+            + ("" if right[index] else f",\nis {class_names[labels[index]]}")
+            for index in shown
+        ]
+        order = ", from the most to the least confident" if len(members) > 1 else ""
+        groups.append(_Group(f"{heading}: {len(members):,} of {len(labels):,}{order}", color, images[shown], captions))
+    return _groups_picture(groups, columns)
+
+
+def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns: int) -> bytes:
+    """Draw images in rows, each under its title, with crisp pixels.
+
+    Args:
+        images: uint8 `[n, height, width, 3]`, RGB, at least one.
+        titles: one for each image.
+        columns: images in a row.
+
+    Raises:
+        ValueError: there are no images, or not as many as titles.
+    """
+    if len(images) == 0 or len(images) != len(titles):
+        raise ValueError(f"each image has to have a title. Received: {len(images)} images and {len(titles)} titles")
+    columns = min(columns, len(images))
+    figure = _new_figure(columns * _cell_width(titles), _grid_height(titles, columns))
+    _draw_images(figure, images, titles, columns)
+    return _png(figure)
+
+
+def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw loss, accuracy and learning rate of both phases over the global step.
+
+    Args:
+        records: lines of `metrics.jsonl`. Each has `phase` ("head" or "finetune") and `step`, which counts on through both phases.
+            A record with `validation_loss` and `validation_accuracy` closes an epoch; every other has `loss`, `accuracy` and
+            `learning_rate`. Accuracies are fractions, losses nats.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not records:
+        raise ValueError("there is nothing to draw without records. Received: no records")
+    figure = _new_figure(9.0, 7.2)
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.3])
+    _draw_curves(loss, records, "loss", "loss (nats)")
+    _draw_curves(accuracy, records, "accuracy", "accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    _draw_series(rate, records, _Series("learning_rate", "learning rate", {"color": GREY, "linewidth": 1.4}))
+    rate.set_ylabel("learning rate", fontsize=10)
+    rate.set_ylim(bottom=0)
+    rate.set_xlabel("training step", fontsize=10)
+    for axes in (loss, accuracy, rate):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    _mark_phases(loss, (accuracy, rate), records)
+    return _png(figure)
+
+
+def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
+    _draw_series(axes, records, _Series(key, "train", _TRAIN_STYLE))
+    _draw_series(axes, records, _Series(f"validation_{key}", "validation", _VALIDATION_STYLE))
+    axes.set_ylabel(label, fontsize=10)
+    axes.legend(frameon=False, fontsize=10)
+
+
+def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], series: _Series) -> None:
+    """Draw one value over the step, with a gap between the phases, whose losses are not the same function."""
+    closes_epoch = series.key.startswith("validation_")
+    of_kind = [record for record in records if ("validation_loss" in record) == closes_epoch and series.key in record]
+    for index, phase in enumerate(PHASES):
+        of_phase = [record for record in of_kind if record["phase"] == phase]
+        steps = [record["step"] for record in of_phase]
+        values = [record[series.key] for record in of_phase]
+        axes.plot(steps, values, label=series.name if index == 0 else None, **series.style)
+
+
+def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[str, Any]]) -> None:
+    """Name the phases above the top panel, and draw a line where the second begins."""
+    spans = {}
+    for phase in PHASES:
+        steps = [record["step"] for record in records if record["phase"] == phase]
+        if steps:
+            spans[phase] = (min(steps), max(steps))
+    for phase, (first, last) in spans.items():
+        top.text(
+            (first + last) / 2,
+            1.02,
+            f"{phase} phase",
+            transform=top.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=11,
+        )
+    if len(spans) == len(PHASES):
+        for axes in (top, *others):
+            axes.axvline(spans["head"][1], color="black", linewidth=1.0, linestyle=":")
+
+
+def _groups_picture(groups: Sequence[_Group], columns: int) -> bytes:
+    """Draw groups under one another, all on a grid of the same width; an empty one is its heading."""
+    heights = [HEADING_INCHES + _grid_height(group.captions, columns) for group in groups]
+    width = columns * _cell_width([caption for group in groups for caption in group.captions])
+    figure = _new_figure(width, sum(heights))
+    parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False).ravel()
+    for part, group in zip(parts, groups, strict=True):
+        part.suptitle(group.heading, fontsize=12, color=group.color, fontweight="bold")
+        if group.captions:
+            _draw_images(part, group.images, group.captions, columns)
+    return _png(figure)
+
+
+def _draw_images(figure: Figure | SubFigure, images: NDArray[np.uint8], titles: Sequence[str], columns: int) -> None:
+    cells = figure.subplots(math.ceil(len(images) / columns), columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, image, title in zip(cells, images, titles, strict=False):  # cells may be left over
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(title, fontsize=9, pad=3)
+
+
+def _cell_width(titles: Sequence[str]) -> float:
+    longest = max((len(line) for title in titles for line in title.splitlines()), default=0)
+    return max(CELL_INCHES, longest * CHARACTER_INCHES)
+
+
+def _grid_height(titles: Sequence[str], columns: int) -> float:
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
+    return math.ceil(len(titles) / columns) * (CELL_INCHES + 0.2 * lines)
+
+
+def _spread(confidence: NDArray[np.float64], places: int) -> NDArray[np.int64]:
+    """Return at most `places` positions, evenly spread over the order from the most to the least confident."""
+    order = np.argsort(-confidence, kind="stable")
+    chosen = np.linspace(0, len(order) - 1, min(places, len(order))).round().astype(np.int64)
+    return order[chosen]
+
+
+def _new_figure(width_inches: float, height_inches: float) -> Figure:
+    # The constrained layout measures every label and moves the axes, so that none is cut.
+    figure = Figure((width_inches, height_inches), dpi=DOTS_PER_INCH, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
