@@ -7,7 +7,6 @@ its help text and its validation cannot disagree. `flags.py` makes one flag of e
 import dataclasses
 import enum
 import math
-import types
 import typing
 from typing import Any, NamedTuple
 
@@ -312,10 +311,11 @@ def _typed(leaf: Setting, value: Any) -> Any:
         if value not in tuple(leaf.type):
             raise UserError(f"--{leaf.flag} has to be one of {', '.join(leaf.type)}. Received: {value}")
         return leaf.type(value)
-    wanted: type | types.UnionType = int | float if leaf.type is float else leaf.type
-    if not isinstance(value, wanted) or (isinstance(value, bool) and leaf.type is not bool):
+    if leaf.type is float and type(value) is int:
+        value = float(value)
+    if type(value) is not leaf.type:  # not isinstance: a bool is an int
         raise UserError(f"--{leaf.flag} has to be of type {leaf.type.__name__}. Received: {value!r}")
-    return float(value) if leaf.type is float else value
+    return value
 
 
 def _plain(value: Any) -> Any:

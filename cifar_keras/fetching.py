@@ -92,7 +92,7 @@ def run_limited(
     timeout_seconds: float,
     *,
     environment: Mapping[str, str] | None = None,
-    progress: tuple[str, Path, int] | None = None,
+    progress: tuple[str, Path, int | None] | None = None,
 ) -> None:
     """Run a command that may hang, and end it with all its children when its time is over.
 
@@ -100,7 +100,7 @@ def run_limited(
         command: program and arguments.
         timeout_seconds: seconds it may take.
         environment: variables to set on top of this process's own.
-        progress: (title, folder whose growing size is drawn as a bar, bytes expected); None lets the command print its own bar.
+        progress: (title, folder whose growing size is drawn as a bar, bytes expected if known); None lets the command print its own bar.
 
     Raises:
         SourceError: it took too long or ended with a status other than 0; the message has the last line it wrote.
@@ -125,10 +125,7 @@ def run_limited(
             raise
         if process.returncode:
             log.seek(0)
-            lines = [line.strip() for line in log if line.strip()]
-            raise SourceError(
-                f"{command[0]} failed with status {process.returncode}" + (f": {lines[0][:200]}" if lines else "")
-            )
+            raise SourceError(f"{Path(command[0]).name} failed with status {process.returncode}{_reason(log.read())}")
 
 
 def file_digest(path: Path, algorithm: str) -> str:
@@ -137,7 +134,9 @@ def file_digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _wait(process: "subprocess.Popen[bytes]", timeout_seconds: float, progress: tuple[str, Path, int] | None) -> None:
+def _wait(
+    process: "subprocess.Popen[bytes]", timeout_seconds: float, progress: tuple[str, Path, int | None] | None
+) -> None:
     if progress is None:
         process.wait(timeout_seconds)
         return
@@ -148,8 +147,15 @@ def _wait(process: "subprocess.Popen[bytes]", timeout_seconds: float, progress: 
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(process.args, timeout_seconds)
             time.sleep(0.1)
-            bar.update(min(expected, sum(_sizes(folder))) - bar.n)
-        bar.update(expected - bar.n)
+            arrived = sum(_sizes(folder))
+            bar.update((min(arrived, expected) if expected else arrived) - bar.n)
+
+
+def _reason(output: str) -> str:
+    """Pick what says why out of a program's output: Python says it last, npm first."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = lines[-1:] if any(line.startswith("Traceback") for line in lines) else lines[:2]
+    return "".join(f": {line[:200]}" for line in telling)
 
 
 def _sizes(folder: Path) -> Iterator[int]:

@@ -4,6 +4,8 @@ import enum
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
@@ -44,6 +46,53 @@ def parse_config(argv: Sequence[str]) -> config_lib.RunConfig:
     return config
 
 
+class EvaluateArguments(NamedTuple):
+    """What `cifar_keras.evaluate` is told."""
+
+    model: Path  # a run's workdir
+    data_dir: str  # "" is the run's own
+
+
+class PredictArguments(NamedTuple):
+    """What `cifar_keras.predict` is told."""
+
+    model: Path  # a run's workdir, or the folder of a SavedModel
+    files: list[Path]
+    top: int  # classes to print
+
+
+def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
+    """Parse the command line of `cifar_keras.evaluate`.
+
+    Raises:
+        UserError: an unknown or malformed flag, or no --model.
+    """
+    values = flags.FlagValues()
+    _define_model(values)
+    flags.DEFINE_string(
+        "data_dir", "", "TFDS folder with cifar10/3.0.2; empty is the one of the run", flag_values=values
+    )
+    parse_arguments(values, argv)
+    return EvaluateArguments(_model_of(values), values["data_dir"].value)
+
+
+def parse_predict(argv: Sequence[str]) -> PredictArguments:
+    """Parse the command line of `cifar_keras.predict`.
+
+    Raises:
+        UserError: an unknown or malformed flag, no --model, no file, or --top below 1.
+    """
+    values = flags.FlagValues()
+    _define_model(values)
+    flags.DEFINE_integer("top", 3, "classes to print for each file, most probable first", flag_values=values)
+    files = parse_arguments(values, argv, files=True)
+    if not files:
+        raise UserError("name at least one image file behind the flags. Received: none")
+    if values["top"].value < 1:
+        raise UserError(f"--top has to be at least 1. Received: {values['top'].value}")
+    return PredictArguments(_model_of(values), [Path(file) for file in files], values["top"].value)
+
+
 def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: bool = False) -> list[str]:
     """Parse the command line into `values` and return the file names it ends with, which have to be allowed by `files`.
 
@@ -63,6 +112,17 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
     if rest and not files:
         raise UserError(f"only flags are accepted, each as --name=value. Received: {shlex.join(rest)}")
     return rest
+
+
+def _define_model(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", "", "workdir of a run", flag_values=values)
+
+
+def _model_of(values: flags.FlagValues) -> Path:
+    model = Path(values["model"].value).expanduser()
+    if not values["model"].value or not model.is_dir():
+        raise UserError(f"--model has to name the workdir of a run. Received: {values['model'].value!r}")
+    return model
 
 
 def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:

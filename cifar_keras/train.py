@@ -1,0 +1,19 @@
+"""`python -m cifar_keras.train --flagfile=experiments/NAME.flags`: one whole run, from pixels to a measured artifact."""
+
+from collections.abc import Sequence
+
+from cifar_keras import environment, flags, workdir
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, evaluate, export and report as the flags say."""
+    config = flags.parse_config(argv)
+    workdir.check_unused(config.workdir)
+    environment.set_tensorflow_variables()
+    from cifar_keras.run import train_and_evaluate  # TensorFlow reads the variables when it is imported
+
+    train_and_evaluate(config)
+
+
+if __name__ == "__main__":
+    flags.run_command(main)

@@ -1,0 +1,39 @@
+"""What the computation runs on."""
+
+import tensorflow as tf
+
+from cifar_keras.errors import UserError
+
+
+def set_up_devices(virtual_devices: int, *, deterministic: bool) -> None:
+    """Configure TensorFlow's devices; before anything else uses them.
+
+    Args:
+        virtual_devices: number of logical CPUs that the processor is split into; 0 leaves it whole.
+        deterministic: only run operations that give the same bits each time.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if virtual_devices:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def make_strategy(global_batch_size: int) -> tf.distribute.Strategy:
+    """Mirror over all GPUs, or over all virtual CPUs where there is no GPU; use a single device as it is.
+
+    Raises:
+        UserError: the batch does not divide by the devices. Keras averages the devices' mean losses, so an image on a
+            device with fewer of them would count for more.
+    """
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if len(devices) == 1:
+        return tf.distribute.get_strategy()
+    if global_batch_size % len(devices):
+        raise UserError(
+            f"--global_batch_size has to be a multiple of the number of devices, {len(devices)}. "
+            f"Received: {global_batch_size}"
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])

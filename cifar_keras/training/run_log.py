@@ -1,0 +1,161 @@
+"""What is written while a run trains: `metrics.jsonl` and TensorBoard events, both phases on one axis of steps."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifar_keras.errors import UserError
+from cifar_keras.training.phases import Phase
+
+LOG_EVERY_STEPS = 10
+
+
+class RunLog:
+    """The log of one run, kept open through its phases.
+
+    `metrics.jsonl` gets one JSON object a line: `{"phase", "epoch", "step", "loss", "accuracy", "learning_rate",
+    "images_per_second"}` every `LOG_EVERY_STEPS` steps, where loss and accuracy are means since the epoch began, and
+    with `validation_loss` and `validation_accuracy` at the end of an epoch. `tensorboard/train` and
+    `tensorboard/validation` get the same figures, so that TensorBoard draws both splits into one chart.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self.step = 0  # steps since the run began, over all phases
+        self.records: list[dict[str, Any]] = []
+        self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writers = {
+            split: tf.summary.create_file_writer(str(workdir / "tensorboard" / split))
+            for split in ("train", "validation")
+        }
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Append one record; `record["step"]` is its place on the axis."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, float):
+                split = "validation" if name.startswith("validation_") else "train"
+                with self._writers[split].as_default():
+                    tf.summary.scalar(name.removeprefix("validation_"), value, step=record["step"])
+
+    def write_text(self, name: str, markdown: str) -> None:
+        """Show a text in TensorBoard."""
+        with self._writers["train"].as_default():
+            tf.summary.text(name, markdown, step=self.step)
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Show a picture in TensorBoard."""
+        with self._writers["train"].as_default():
+            tf.summary.image(name, tf.io.decode_png(png, channels=3)[None], step=self.step)
+
+    def close(self) -> None:
+        """Write everything out; no record can follow."""
+        self._file.close()
+        for writer in self._writers.values():
+            writer.close()
+
+
+class LogPhase(keras.callbacks.Callback):
+    """Logs one phase, measures its speed, and stops a run whose loss is not a number any more.
+
+    `images_per_second` is measured from the end of an epoch's first step to the end of its last, so that neither
+    tracing nor validation is counted; it is None when no epoch has two steps.
+    """
+
+    def __init__(self, log: RunLog, phase: Phase, global_batch_size: int) -> None:
+        super().__init__()
+        self._log = log
+        self._phase = phase
+        self._global_batch_size = global_batch_size
+        self._epoch = phase.first_epoch
+        self._steps_timed = 0  # in the epochs that have ended
+        self._seconds_timed = 0.0
+        self._epoch_started = self._last_step_ended = 0.0
+        self._steps_in_epoch = 0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Mean speed of the phase so far."""
+        steps = self._steps_timed + max(0, self._steps_in_epoch - 1)
+        seconds = self._seconds_timed + self._last_step_ended - self._epoch_started
+        return steps * self._global_batch_size / seconds if steps else None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the epoch's clock."""
+        self._epoch = epoch
+        self._steps_timed += max(0, self._steps_in_epoch - 1)
+        self._seconds_timed += self._last_step_ended - self._epoch_started
+        self._steps_in_epoch = 0
+        self._epoch_started = self._last_step_ended = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the step and log every tenth."""
+        self._last_step_ended = time.monotonic()
+        if self._steps_in_epoch == 0:
+            self._epoch_started = self._last_step_ended
+        self._steps_in_epoch += 1
+        self._log.step += 1
+        if self._log.step % LOG_EVERY_STEPS == 0:
+            self._write(logs or {})
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Log the epoch with its validation figures."""
+        self._write(logs or {})
+
+    def _write(self, logs: dict[str, Any]) -> None:
+        figures = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}
+        if not all(map(math.isfinite, figures.values())):
+            rate = self._phase.config.learning_rate
+            raise UserError(
+                f"the loss is not finite at step {self._log.step}: --{self._phase.name}_learning_rate is too high for "
+                f"this network. Received: {rate}"
+            )
+        speed = self.images_per_second
+        self._log.write_record(
+            {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}
+            | figures
+            | {"learning_rate": float(self.model.optimizer.learning_rate)}
+            | ({"images_per_second": speed} if speed else {})
+        )
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Early stopping that remembers the best epoch of the whole run, and goes back to it when a phase ends.
+
+    An epoch is better when its validation accuracy is higher, or equal with a lower validation loss. keras.callbacks.
+    EarlyStopping forgets its best value at each `fit`, so a finetune phase that only does harm would be kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best: tuple[float, float] = (-1.0, -math.inf)  # (accuracy, -loss)
+        self.best_epoch = -1
+        self.patience = 0  # epochs; 0 never stops
+        self._best_weights: list[Any] = []
+        self._waited = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Give the new phase its whole patience."""
+        self._waited = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep the weights of a better epoch; stop when patience is over."""
+        figures = logs or {}
+        value = (float(figures["val_accuracy"]), -float(figures["val_loss"]))
+        if value > self.best:
+            self.best, self.best_epoch, self._waited = value, epoch, 0
+            self._best_weights = self.model.get_weights()
+            return
+        self._waited += 1
+        if self.patience and self._waited >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Go back to the best epoch."""
+        self.model.set_weights(self._best_weights)
