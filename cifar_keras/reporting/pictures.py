@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from cifar_keras.reporting.metrics import softmax
@@ -45,7 +45,8 @@ class _Group(NamedTuple):
     captions: Sequence[str]
 
 
-_TRAIN_STYLE = {"color": BLUE, "linewidth": 1.0}
+# A marker, because a short run has one record.
+_TRAIN_STYLE = {"color": BLUE, "linewidth": 1.0, "marker": ".", "markersize": 2.5}
 _VALIDATION_STYLE = {"color": VERMILION, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 5}
 
 
@@ -161,9 +162,9 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw loss, accuracy and learning rate of both phases over the global step.
 
     Args:
-        records: lines of `metrics.jsonl`. Each has `phase` ("head" or "finetune") and `step`, which counts on through both phases.
-            A record with `validation_loss` and `validation_accuracy` closes an epoch; every other has `loss`, `accuracy` and
-            `learning_rate`. Accuracies are fractions, losses nats.
+        records: lines of `metrics.jsonl`. Each has `phase` ("head" or "finetune"), `step`, which counts on through both phases,
+            `learning_rate`, and `loss` and `accuracy` as means since its epoch began; the last of an epoch has `validation_loss`
+            and `validation_accuracy` too. Accuracies are fractions, losses nats.
 
     Raises:
         ValueError: there are no records.
@@ -175,10 +176,12 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
     _draw_curves(loss, records, "loss", "loss (nats)")
     _draw_curves(accuracy, records, "accuracy", "accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    _draw_series(rate, records, _Series("learning_rate", "learning rate", {"color": GREY, "linewidth": 1.4}))
+    _draw_series(rate, records, _Series("learning_rate", "learning rate", {**_TRAIN_STYLE, "color": GREY}))
     rate.set_ylabel("learning rate", fontsize=10)
     rate.set_ylim(bottom=0)
     rate.set_xlabel("training step", fontsize=10)
+    rate.set_xlim(left=0)
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, accuracy, rate):
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -189,7 +192,7 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
-    _draw_series(axes, records, _Series(key, "train", _TRAIN_STYLE))
+    _draw_series(axes, records, _Series(key, "train (epoch so far)", _TRAIN_STYLE))
     _draw_series(axes, records, _Series(f"validation_{key}", "validation", _VALIDATION_STYLE))
     axes.set_ylabel(label, fontsize=10)
     axes.legend(frameon=False, fontsize=10)
@@ -197,10 +200,8 @@ def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, lab
 
 def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], series: _Series) -> None:
     """Draw one value over the step, with a gap between the phases, whose losses are not the same function."""
-    closes_epoch = series.key.startswith("validation_")
-    of_kind = [record for record in records if ("validation_loss" in record) == closes_epoch and series.key in record]
     for index, phase in enumerate(PHASES):
-        of_phase = [record for record in of_kind if record["phase"] == phase]
+        of_phase = [record for record in records if record["phase"] == phase and series.key in record]
         steps = [record["step"] for record in of_phase]
         values = [record[series.key] for record in of_phase]
         axes.plot(steps, values, label=series.name if index == 0 else None, **series.style)
@@ -208,24 +209,23 @@ def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], series: _Seri
 
 def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[str, Any]]) -> None:
     """Name the phases above the top panel, and draw a line where the second begins."""
-    spans = {}
+    begin = 0
     for phase in PHASES:
-        steps = [record["step"] for record in records if record["phase"] == phase]
-        if steps:
-            spans[phase] = (min(steps), max(steps))
-    for phase, (first, last) in spans.items():
-        top.text(
-            (first + last) / 2,
-            1.02,
+        end = max((record["step"] for record in records if record["phase"] == phase), default=begin)
+        if end == begin:
+            continue
+        top.annotate(
             f"{phase} phase",
-            transform=top.get_xaxis_transform(),
+            ((begin + end) / 2, 1.02),
+            xycoords=top.get_xaxis_transform(),
             ha="center",
             va="bottom",
             fontsize=11,
         )
-    if len(spans) == len(PHASES):
-        for axes in (top, *others):
-            axes.axvline(spans["head"][1], color="black", linewidth=1.0, linestyle=":")
+        if begin:
+            for axes in (top, *others):
+                axes.axvline(begin, color="black", linewidth=1.0, linestyle=":")
+        begin = end
 
 
 def _groups_picture(groups: Sequence[_Group], columns: int) -> bytes:
