@@ -1,0 +1,183 @@
+"""Random changes to a batch of training images, each a function of the batch's key alone.
+
+Keras's preprocessing layers keep their random state in a variable, so in a parallel `Dataset.map` a batch gets whichever state is
+there when it runs. Their two public halves, `get_random_transformation` (which draws) and `transform_images` (which works), let
+us hand in the seeds instead.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifar_keras.config import AugmentationConfig
+
+# What cutout and the grid mask paint: mid-grey, which the models' input transforms take near 0, as arXiv:1708.04552 does.
+BLANK = 128
+
+
+class KeyedSeeds(keras.random.SeedGenerator):
+    """Seeds that are a function of a key and of how many were drawn before, without any state in TensorFlow.
+
+    The Keras layers take their seeds from a `SeedGenerator` or from a Python int only; inside a `tf.data` graph the key is a
+    tensor. The base class is left uninitialised on purpose, since all it would do is make the variable.
+
+    Args:
+        key: int64 `[2]`.
+    """
+
+    def __init__(self, key: tf.Tensor) -> None:
+        self._key = key
+        self._drawn = 0
+
+    def next(self, ordered: bool = True) -> tf.Tensor:
+        """Return the next seed, int32 `[2]`: Keras passes int32 on as it is and folds any other type to 31 bits."""
+        key = tf.random.experimental.stateless_fold_in(self._key, tf.constant(self._drawn, tf.int64))
+        self._drawn += 1
+        return tf.random.stateless_uniform([2], key, minval=None, maxval=None, dtype=tf.int32)
+
+    def uniform(
+        self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: tf.DType = tf.float32
+    ) -> tf.Tensor:  # the one method of tf.random.Generator that the layers of keras-cv call
+        """Draw numbers of [minval, maxval) with the next seed."""
+        return tf.random.stateless_uniform(shape, self.next(), minval, maxval, dtype)
+
+
+# float32 images [batch, height, width, 3] of 0..255, and the seeds for this batch and change -> images alike, not yet clipped
+Change = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
+
+
+def make_augmentation(config: AugmentationConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Build the function that changes a batch, each image by its own draws.
+
+    Args:
+        config: which changes, and how strong.
+
+    Returns:
+        A function of images, uint8 `[batch, height, width, 3]`, and a key, int64 `[2]`, that returns images of the same shape and
+        dtype. The same images and key give the same result. It is the identity where every change is off.
+    """
+    changes = _changes(config)
+    if not any(changes):
+        return lambda images, key: images
+
+    def augment(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        changed = tf.cast(images, tf.float32)
+        # The number of a change is its place among all, so that turning one on leaves the draws of the others as they were.
+        for number, change in enumerate(changes):
+            if change is not None:
+                fold = tf.random.experimental.stateless_fold_in(key, tf.constant(number, tf.int64))
+                changed = change(changed, KeyedSeeds(fold))
+        return tf.cast(tf.round(tf.clip_by_value(changed, 0.0, 255.0)), tf.uint8)
+
+    return augment
+
+
+def _changes(config: AugmentationConfig) -> list[Change | None]:
+    # float32 also where the model's policy is mixed: bfloat16 has 8 bits, too few for a pixel's fractions.
+    return [
+        _keras_change(keras.layers.RandomFlip("horizontal", dtype="float32")) if config.flip else None,
+        _crop(config.crop_padding) if config.crop_padding else None,
+        _keras_change(keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32"))
+        if config.rotation_degrees
+        else None,
+        _keras_change(keras.layers.RandomZoom(config.zoom, dtype="float32")) if config.zoom else None,
+        _color_jitter(config.color_jitter) if config.color_jitter else None,
+        _cutout(config.cutout) if config.cutout else None,
+        _grid_mask(config.grid_mask) if config.grid_mask else None,
+    ]
+
+
+def _keras_change(layer: keras.layers.Layer) -> Change:
+    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+        transformation = layer.get_random_transformation(images, training=True, seed=seeds)
+        return layer.transform_images(images, transformation, training=True)
+
+    return change
+
+
+def _crop(padding: int) -> Change:
+    """Shift by whole pixels, and fill what comes into view with the image's reflection (`numpy.pad`, mode "reflect").
+
+    Keras's RandomCrop draws one place for the whole batch and RandomTranslation interpolates between pixels.
+    """
+
+    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+        batch, height, width = tf.unstack(tf.shape(images)[:3])
+        shifts = tf.random.stateless_uniform([batch, 2], seeds.next(), -padding, padding + 1, tf.int32)
+        rows = _reflected(tf.range(height) + shifts[:, :1], height)
+        columns = _reflected(tf.range(width) + shifts[:, 1:], width)
+        shifted = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+        return tf.ensure_shape(shifted, images.shape)
+
+    return change
+
+
+def _reflected(indices: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Fold -1, -2.. to 1, 2.. and size, size + 1.. to size - 2, size - 3.., for indices less than `size` outside."""
+    return (size - 1) - tf.abs((size - 1) - tf.abs(indices))
+
+
+def _color_jitter(strength: float) -> Change:
+    """Change brightness, contrast and saturation by a share of up to `strength` each.
+
+    Keras's RandomColorJitter draws inside its transform step, from generators of its own. The factors of its three parts mean
+    three different things: brightness adds a share of the whole range, so half of `strength` moves mid-grey by `strength` of
+    itself; contrast given as one number only ever rises; saturation multiplies by factor / (1 - factor).
+    """
+    low, high = 1 - strength, 1 + strength
+    parts = [
+        keras.layers.RandomBrightness(strength / 2, value_range=(0, 255), dtype="float32"),
+        keras.layers.RandomContrast((strength, strength), value_range=(0, 255), dtype="float32"),
+        # The range is that of the saturation itself, which is 0..1 whatever the range of the pixels.
+        keras.layers.RandomSaturation((low / (1 + low), high / (1 + high)), value_range=(0, 1), dtype="float32"),
+    ]
+    changes = [_keras_change(part) for part in parts]
+
+    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+        for part in changes:
+            images = part(images, seeds)
+        return images
+
+    return change
+
+
+def _cutout(side: int) -> Change:
+    """Blank out a square around a random pixel, cut off at the border (arXiv:1708.04552)."""
+    import keras_cv
+
+    # The layer's own draws come from TensorFlow's global generator; its work takes the draws as arguments.
+    layer = keras_cv.layers.RandomCutout(1.0, 1.0, fill_value=BLANK, dtype="float32")
+
+    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+        batch, height, width = tf.unstack(tf.shape(images)[:3])
+        sides = tf.fill([batch], side)
+        transformations = {
+            "centers_x": tf.random.stateless_uniform([batch], seeds.next(), 0, width, tf.int32),
+            "centers_y": tf.random.stateless_uniform([batch], seeds.next(), 0, height, tf.int32),
+            "rectangles_height": sides,
+            "rectangles_width": sides,
+        }
+        return layer.augment_images(images, transformations=transformations)
+
+    return change
+
+
+def _grid_mask(ratio: float) -> Change:
+    """Blank out a turned grid of squares, whose side is `ratio` of the grid's (arXiv:2001.04086)."""
+    import keras_cv
+
+    # With equal bounds the ratio is not drawn, and all other draws go through the attribute `_random_generator`.
+    layer = keras_cv.layers.GridMask(ratio_factor=(ratio, ratio), fill_value=BLANK, dtype="float32")
+
+    def masked(image_and_key: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        image, key = image_and_key
+        layer._random_generator = layer.random_rotate._random_generator = KeyedSeeds(key)
+        return layer.augment_image(image, transformation=layer.get_random_transformation(image=image))
+
+    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+        keys = tf.random.stateless_uniform([tf.shape(images)[0], 2], seeds.next(), None, None, tf.int64)
+        return tf.map_fn(masked, (images, keys), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32))
+
+    return change

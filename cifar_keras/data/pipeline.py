@@ -1,0 +1,131 @@
+"""Verified images to batches: `tf.data` datasets for training and for evaluation."""
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.errors import UserError
+
+# What a random draw is for, so that the order of an epoch and the changes to its images share no key.
+ORDER, AUGMENTATION = 0, 1
+
+
+def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
+    """Return the steps of an epoch, each a whole batch.
+
+    Args:
+        image_count: images of the train split.
+        global_batch_size: images per step, over all devices together.
+        steps_per_epoch: steps that are asked for; 0 asks for every whole batch.
+        steps_flag: name of the flag that asked, e.g. "head_steps_per_epoch".
+
+    Raises:
+        UserError: the split is smaller than one batch, or has fewer whole batches than are asked for.
+    """
+    whole_batches = image_count // global_batch_size
+    if whole_batches == 0:
+        raise UserError(
+            f"--global_batch_size has to be at most {image_count}, the images of the train split. "
+            f"Received: {global_batch_size}"
+        )
+    if steps_per_epoch > whole_batches:
+        raise UserError(
+            f"--{steps_flag} has to be at most {whole_batches}, the whole batches of {global_batch_size} in the {image_count} images "
+            f"of the train split, or 0 for all of them. Received: {steps_per_epoch}"
+        )
+    return steps_per_epoch or whole_batches
+
+
+def training_batches(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    class_count: int,
+    global_batch_size: int,
+    steps_per_epoch: int,
+    seed: int,
+    first_epoch: int,
+    epochs: int,
+    augmentation: AugmentationConfig,
+    parallel_calls: int = tf.data.AUTOTUNE,
+) -> tf.data.Dataset:
+    """Shuffle and augment, `epochs * steps_per_epoch` whole batches after one another.
+
+    Batch n of epoch e depends on the images, `seed`, e and n alone: not on `first_epoch`, not on the parallelism, not on what else
+    draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice in it.
+
+    Args:
+        images: uint8 `[n, height, width, 3]`; kept in memory once and gathered from.
+        labels: int64 `[n]`, 0..class_count-1.
+        class_count: length of a one-hot label.
+        global_batch_size: images per batch, over all devices together.
+        steps_per_epoch: batches of an epoch, from `whole_steps`.
+        seed: the run's seed.
+        first_epoch: number of the first epoch, from 0.
+        epochs: how many epochs.
+        augmentation: the random changes.
+        parallel_calls: batches that are made at the same time.
+
+    Returns:
+        Elements (images uint8 `[global_batch_size, height, width, 3]`, labels float32 one-hot `[global_batch_size, class_count]`).
+    """
+    image_store, label_store = _stores(images, labels)
+    augment = make_augmentation(augmentation)
+
+    def places(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(labels)), _key(seed, ORDER, epoch))
+        taken = tf.reshape(order[: steps_per_epoch * global_batch_size], [steps_per_epoch, global_batch_size])
+        numbered = tf.data.Dataset.from_tensor_slices(taken).enumerate()
+        return numbered.map(lambda number, indices: (epoch, number, indices))
+
+    def batch(epoch: tf.Tensor, number: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
+        one_hot = tf.one_hot(tf.gather(label_store, indices), class_count)
+        return augment(tf.gather(image_store, indices), key), one_hot
+
+    numbers = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(places)
+    batches = numbers.map(batch, num_parallel_calls=parallel_calls)
+    counted = batches.apply(tf.data.experimental.assert_cardinality(epochs * steps_per_epoch))
+    return counted.prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+
+def evaluation_batches(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], *, class_count: int, global_batch_size: int
+) -> tf.data.Dataset:
+    """Give every image once, unchanged and in order; the last batch holds what is left.
+
+    Args:
+        images: uint8 `[n, height, width, 3]`.
+        labels: int64 `[n]`, 0..class_count-1.
+        class_count: length of a one-hot label.
+        global_batch_size: images per batch, over all devices together.
+
+    Returns:
+        Elements (images uint8 `[batch, height, width, 3]`, labels float32 one-hot `[batch, class_count]`).
+    """
+    image_store, label_store = _stores(images, labels)
+
+    def batch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(image_store, indices), tf.one_hot(tf.gather(label_store, indices), class_count)
+
+    indices = tf.data.Dataset.range(len(labels)).batch(global_batch_size)
+    return indices.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+
+def _stores(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[tf.Tensor, tf.Tensor]:
+    with tf.device("CPU"):  # `tf.data` gathers there; on a GPU the store would take its memory and be copied back
+        return tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+
+
+def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(tf.constant([seed, purpose], tf.int64), epoch)
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True  # elements in order, however many are made at a time
+    # One process feeds all devices: each gets its share of every batch, which is all there is to share out.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options

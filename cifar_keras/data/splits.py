@@ -1,0 +1,43 @@
+"""How the train set is divided into the train split and the validation split."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from cifar_keras.errors import UserError
+
+
+def split_train(
+    labels: NDArray[np.int64], validation_share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out a share of the train set by which to choose, with the same mix of classes as the rest.
+
+    Args:
+        labels: int64 `[n]`, the class of each image of the train set.
+        validation_share: share of the images that is held out, between 0 and 1; the number of images is rounded.
+        seed: decides which images; the same seed always gives the same split.
+
+    Returns:
+        The indices of the train split and of the validation split, int64, each rising. Together they hold each of 0..n-1 once.
+
+    Raises:
+        UserError: a class would have no image in one of the two splits.
+    """
+    # A whole number, because scikit-learn rounds a share up: 0.07 of 50,000 is 3,500.0000000000005 and would become 3,501.
+    validation_count = round(len(labels) * validation_share)
+    try:
+        train, validation = train_test_split(
+            np.arange(len(labels), dtype=np.int64), test_size=validation_count, stratify=labels, random_state=seed
+        )
+    except ValueError as error:  # fewer images than classes on one side, or a class of a single image
+        raise _too_small(labels, validation_share) from error
+    if not np.array_equal(np.unique(labels[train]), np.unique(labels[validation])):
+        raise _too_small(labels, validation_share)
+    return np.sort(train), np.sort(validation)
+
+
+def _too_small(labels: NDArray[np.int64], validation_share: float) -> UserError:
+    return UserError(
+        f"--validation_share has to leave at least one image of each of the {len(np.unique(labels))} classes in the train split and "
+        f"in the validation split; the train set has {len(labels)} images. Received: {validation_share}"
+    )

@@ -1,0 +1,210 @@
+import colorsys
+import itertools
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.augmentation import KeyedSeeds, make_augmentation
+
+OFF: dict[str, Any] = {"flip": False, "crop_padding": 0}
+ONE_EACH: list[dict[str, Any]] = [
+    {"flip": True},
+    {"crop_padding": 4},
+    {"rotation_degrees": 20.0},
+    {"zoom": 0.3},
+    {"color_jitter": 0.5},
+    {"cutout": 8},
+    {"grid_mask": 0.4},
+]
+Images = NDArray[np.uint8]
+
+
+def noise(count: int, seed: int = 0) -> Images:
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def augmented(images: Images, key: tuple[int, int] = (0, 0), **settings: Any) -> Images:
+    augment = tf.function(make_augmentation(AugmentationConfig(**{**OFF, **settings})))
+    result: Images = augment(tf.constant(images), tf.constant(key, tf.int64)).numpy()
+    return result
+
+
+def test_it_is_the_identity_where_every_change_is_off() -> None:
+    images = noise(4)
+    assert np.array_equal(augmented(images), images)
+
+
+@pytest.mark.parametrize("settings", ONE_EACH, ids=lambda settings: next(iter(settings)))
+def test_each_change_is_a_function_of_the_key_and_differs_from_image_to_image(settings: dict[str, Any]) -> None:
+    images = np.repeat(noise(1), 24, axis=0)
+    tf.random.set_seed(1)
+    first = augmented(images, (3, 4), **settings)
+    tf.random.set_seed(2)  # what a layer with a state or a global generator would follow
+    again = augmented(images, (3, 4), **settings)
+    assert first.dtype == np.uint8
+    assert first.shape == images.shape
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, augmented(images, (3, 5), **settings))
+    assert not np.array_equal(first, images)
+    distinct = {image.tobytes() for image in first}
+    # Whether to flip has two outcomes; where all others have many, 24 equal draws of the batch would leave one.
+    assert len(distinct) == 2 if "flip" in settings else len(distinct) > 12
+
+
+@pytest.mark.parametrize("settings", ONE_EACH, ids=lambda settings: next(iter(settings)))
+def test_a_batch_of_unknown_size_gives_the_same(settings: dict[str, Any]) -> None:
+    images = noise(6)
+    augment = make_augmentation(AugmentationConfig(**{**OFF, **settings}))
+    signature = [tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([2], tf.int64)]
+    result = tf.function(augment, input_signature=signature)(tf.constant(images), tf.constant([0, 0], tf.int64))
+    assert np.array_equal(result, augmented(images, **settings))
+
+
+def test_turning_one_change_on_leaves_the_draws_of_another() -> None:
+    # Mid-grey images show the cutout and nothing of flip and crop.
+    grey = np.full((8, 32, 32, 3), 200, np.uint8)
+    assert np.array_equal(augmented(grey, cutout=8), augmented(grey, cutout=8, flip=True, crop_padding=4))
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    images = noise(4000)
+    result = augmented(images, flip=True)
+    flipped = (result == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    kept = (result == images).all(axis=(1, 2, 3))
+    assert (flipped ^ kept).all()
+    # Binomial: half of 4,000 has a standard deviation of 32; five of them are passed once in two million keys.
+    assert abs(int(flipped.sum()) - 2000) < 5 * np.sqrt(4000 / 4)
+
+
+@pytest.mark.parametrize("padding", [1, 2, 16])
+def test_crops_equal_numpys_reflected_padding_and_reach_every_place_alike(padding: int) -> None:
+    image = noise(1)[0]
+    places = (2 * padding + 1) ** 2
+    count = 40 * places if padding < 16 else 2000
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+    offsets = itertools.product(range(2 * padding + 1), repeat=2)
+    crops = {padded[row : row + 32, column : column + 32].tobytes(): (row, column) for row, column in offsets}
+    seen = [
+        crops[result.tobytes()] for result in augmented(np.repeat(image[None], count, axis=0), crop_padding=padding)
+    ]
+    if padding == 16:
+        rows, columns = np.transpose(seen)
+        assert {rows.min(), columns.min(), rows.max(), columns.max()} == {0, 32}
+        return
+    times = np.bincount([row * (2 * padding + 1) + column for row, column in seen], minlength=places)
+    # Chi-square over `places` outcomes: mean places - 1, standard deviation sqrt(2 (places - 1)).
+    chi_square = ((times - 40) ** 2 / 40).sum()
+    assert chi_square < places - 1 + 5 * np.sqrt(2 * (places - 1))
+
+
+def test_rotation_stays_within_its_angle_and_turns_both_ways() -> None:
+    # A dot 12 pixels above the centre; where its light goes tells the angle.
+    dot = np.zeros((200, 32, 32, 3), np.uint8)
+    dot[:, 3:5, 15:17] = 255
+    result = augmented(dot, rotation_degrees=30.0).astype(float).sum(axis=-1)
+    result[:, 16:] = 0  # what is reflected in from below
+    weights = result / result.sum(axis=(1, 2), keepdims=True)
+    rows = (weights * np.arange(32)[:, None]).sum(axis=(1, 2)) - 15.5
+    columns = (weights * np.arange(32)).sum(axis=(1, 2)) - 15.5
+    angles = np.degrees(np.arctan2(columns, -rows))
+    assert np.hypot(rows, columns) == pytest.approx(12, abs=0.3)
+    assert -31 < angles.min() < -25
+    assert 25 < angles.max() < 31
+
+
+def test_zoom_stays_within_its_share_and_goes_both_ways() -> None:
+    # Two lines 16 columns apart: their distance divided by 16 is the enlargement.
+    lines = np.zeros((200, 32, 32, 3), np.uint8)
+    lines[:, :, [8, 24]] = 255
+    row = augmented(lines, zoom=0.2)[:, 16, :, 0].astype(float)
+    left, right = row[:, :16], row[:, 16:]
+    left[:, :4], right[:, 13:] = 0, 0  # what is reflected in from outside
+    columns = np.arange(16)
+    distances = (right * columns).sum(1) / right.sum(1) + 16 - (left * columns).sum(1) / left.sum(1)
+    # Keras's zoom z takes a view of (1 + z) times the side, so enlargement is 1 / (1 + z).
+    assert 16 / 1.2 - 0.3 < distances.min() < 16 / 1.15
+    assert 16 / 0.85 < distances.max() < 16 / 0.8 + 0.3
+
+
+def jitter_draws(count: int, strength: float, key: tuple[int, int]) -> tuple[NDArray[np.float32], ...]:
+    """Draw what the three parts of the jitter draw, in their order, from TensorFlow alone."""
+    number = 4  # its place among the changes
+    seeds = KeyedSeeds(
+        tf.random.experimental.stateless_fold_in(tf.constant(key, tf.int64), tf.constant(number, tf.int64))
+    )
+    low, high = 1 - strength, 1 + strength
+    brightness = seeds.uniform([count], -strength / 2, strength / 2).numpy() * 255
+    contrast = seeds.uniform([count], low, high).numpy()
+    share = seeds.uniform([count], low / (1 + low), high / (1 + high)).numpy()
+    return brightness, contrast, share / (1 - share)
+
+
+def test_color_jitter_equals_its_formula() -> None:
+    images = noise(6)
+    brightness, contrast, saturation = jitter_draws(6, 0.6, (1, 2))
+    expected = np.clip(images + brightness[:, None, None, None], 0, 255)
+    mean = expected.mean(axis=(1, 2), keepdims=True)
+    expected = np.clip((expected - mean) * contrast[:, None, None, None] + mean, 0, 255)
+    for image, factor in zip(expected, saturation, strict=True):
+        for pixel in image.reshape(-1, 3):
+            hue, share, value = colorsys.rgb_to_hsv(*(pixel / 255))
+            pixel[:] = np.multiply(colorsys.hsv_to_rgb(hue, min(share * factor, 1), value), 255)
+    result = augmented(images, (1, 2), color_jitter=0.6)
+    assert np.abs(result - np.round(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_the_parts_of_color_jitter_are_equally_strong_in_both_directions(strength: float) -> None:
+    brightness, contrast, saturation = jitter_draws(5000, strength, (0, 0))
+    for relative in (1 + brightness / 127.5, contrast, saturation):
+        assert 1 - strength <= relative.min() < 1 - 0.97 * strength
+        assert 1 + 0.97 * strength < relative.max() <= 1 + strength * (1 + 1e-5)
+
+
+def test_brightness_of_mid_grey_moves_by_up_to_its_share() -> None:
+    # Contrast and saturation leave an image of one grey as it is.
+    grey = np.full((500, 8, 8, 3), 128, np.uint8)
+    result = augmented(grey, color_jitter=0.25)
+    assert (result == result[:, :1, :1, :1]).all()
+    assert 96 <= result.min() < 100
+    assert 156 < result.max() <= 160
+
+
+def test_cutout_blanks_a_square_around_any_pixel() -> None:
+    images = np.full((3000, 32, 32, 3), 7, np.uint8)
+    result = augmented(images, cutout=6)
+    blank = (result == 128).all(axis=-1)
+    assert (blank | (result == 7).all(axis=-1)).all()
+    rows, columns = blank.any(axis=2), blank.any(axis=1)
+    assert np.array_equal(blank, rows[:, :, None] & columns[:, None, :])
+    for sides in (rows.sum(axis=1), columns.sum(axis=1)):
+        # Around the 32 places of a centre: 3 at the low border and 2 at the high one cut the square off.
+        assert sides.min() == 3
+        assert sides.max() == 6
+        assert (sides == 6).mean() == pytest.approx(27 / 32, abs=5 * np.sqrt(27 / 32 * 5 / 32 / 3000))
+
+
+def test_grid_mask_blanks_its_share_of_the_cells() -> None:
+    images = np.full((200, 32, 32, 3), 7, np.uint8)
+    blank = (augmented(images, grid_mask=0.5) == 128).all(axis=-1)
+    # A square of half the cell's side covers a quarter of it; turning the mask with interpolation widens each square by up to
+    # two pixels, of at least 5 in a cell of 9.6: (7 / 9.6) ** 2 = 0.53.
+    assert 0.2 < blank.mean() < 0.53
+    assert blank.any(axis=(1, 2)).all()
+
+
+def test_a_mixed_precision_policy_does_not_coarsen_the_pixels() -> None:
+    images = noise(8)
+    settings: dict[str, Any] = {"flip": True, "rotation_degrees": 20.0, "zoom": 0.2, "color_jitter": 0.5}
+    expected = augmented(images, **settings)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert np.array_equal(augmented(images, **settings), expected)
+    finally:
+        keras.config.set_dtype_policy(policy)

@@ -1,0 +1,208 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.pipeline import evaluation_batches, training_batches, whole_steps
+from cifar_keras.errors import UserError
+
+NONE = AugmentationConfig(flip=False, crop_padding=0)
+EVERYTHING = AugmentationConfig(rotation_degrees=15.0, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
+Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+def numbered(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Make images that say which they are in their first two bytes, with noise behind, and labels number % 10."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    numbers = np.arange(count)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = numbers // 256, numbers % 256
+    return images, numbers % 10
+
+
+def numbers_of(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return images[:, 0, 0, 0].astype(np.int64) * 256 + images[:, 0, 0, 1]
+
+
+def batches_of(
+    count: int = 96,
+    augmentation: AugmentationConfig = NONE,
+    *,
+    seed: int = 5,
+    first_epoch: int = 0,
+    epochs: int = 1,
+    steps: int = 6,
+    batch: int = 16,
+    parallel_calls: int = 2,
+) -> list[Batch]:
+    images, labels = numbered(count)
+    dataset = training_batches(
+        images,
+        labels,
+        class_count=10,
+        global_batch_size=batch,
+        steps_per_epoch=steps,
+        seed=seed,
+        first_epoch=first_epoch,
+        epochs=epochs,
+        augmentation=augmentation,
+        parallel_calls=parallel_calls,
+    )
+    assert dataset.cardinality().numpy() == steps * epochs
+    return list(dataset.as_numpy_iterator())
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return len(left) == len(right) and all(
+        np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_batches_are_the_same_at_any_parallelism() -> None:
+    assert same(
+        batches_of(augmentation=EVERYTHING, epochs=2, parallel_calls=1),
+        batches_of(augmentation=EVERYTHING, epochs=2, parallel_calls=8),
+    )
+
+
+def test_an_epoch_is_the_same_wherever_the_dataset_starts_and_however_long_it_is() -> None:
+    whole = batches_of(augmentation=EVERYTHING, epochs=4)
+    assert same(whole[12:18], batches_of(augmentation=EVERYTHING, first_epoch=2))
+    # Fewer steps are the first of the epoch.
+    assert same(whole[12:14], batches_of(augmentation=EVERYTHING, first_epoch=2, steps=2))
+
+
+def test_every_image_comes_once_an_epoch_with_its_label_in_another_order_each_epoch() -> None:
+    batches = batches_of(epochs=3)
+    orders = [np.concatenate([numbers_of(batch[0]) for batch in batches[6 * e : 6 * e + 6]]) for e in range(3)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(96))
+    assert len({order.tobytes() for order in orders}) == 3
+    images, _ = numbered(96)
+    for batch, one_hot in batches:
+        assert batch.dtype == np.uint8
+        assert one_hot.dtype == np.float32
+        assert np.array_equal(batch, images[numbers_of(batch)])
+        assert np.array_equal(one_hot, np.eye(10)[numbers_of(batch) % 10])
+
+
+def test_what_is_left_over_changes_from_epoch_to_epoch() -> None:
+    batches = batches_of(count=100, epochs=20)
+    seen = [set(np.concatenate([numbers_of(batch[0]) for batch in batches[6 * e : 6 * e + 6]])) for e in range(20)]
+    assert all(len(epoch) == 96 for epoch in seen)
+    assert set.union(*seen) == set(range(100))
+
+
+def test_an_order_is_uniform() -> None:
+    # The place of image 0 over 400 epochs, in four quarters: 100 each, standard deviation sqrt(400 * 3 / 16).
+    batches = batches_of(count=32, epochs=400, steps=4, batch=8)
+    quarters = [index % 4 for index, batch in enumerate(batches) if 0 in numbers_of(batch[0])]
+    assert (np.abs(np.bincount(quarters) - 100) < 5 * np.sqrt(400 * 3 / 16)).all()
+
+
+def test_the_seed_decides_order_and_changes() -> None:
+    assert not same(batches_of(seed=1), batches_of(seed=2))
+    # Equal images show the changes alone.
+    images, labels = np.repeat(numbered(1)[0], 16, axis=0), np.zeros(16, np.int64)
+    made = [
+        training_batches(
+            images,
+            labels,
+            class_count=10,
+            global_batch_size=16,
+            steps_per_epoch=1,
+            seed=seed,
+            first_epoch=0,
+            epochs=2,
+            augmentation=AugmentationConfig(),
+        )
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = ([batch[0] for batch in dataset.as_numpy_iterator()] for dataset in made)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_a_training_batch_has_its_whole_shape() -> None:
+    images, labels = numbered(20)
+    dataset = training_batches(
+        images,
+        labels,
+        class_count=10,
+        global_batch_size=8,
+        steps_per_epoch=2,
+        seed=0,
+        first_epoch=0,
+        epochs=1,
+        augmentation=EVERYTHING,
+    )
+    assert dataset.element_spec == (tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8, 10], tf.float32))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 100, 1000])
+def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
+    images, labels = numbered(100)
+    dataset = evaluation_batches(images, labels, class_count=10, global_batch_size=batch_size)
+    assert dataset.element_spec == (tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([None, 10], tf.float32))
+    batches = list(dataset.as_numpy_iterator())
+    assert len(batches) == dataset.cardinality().numpy() == -(-100 // batch_size)
+    assert np.array_equal(np.concatenate([batch[0] for batch in batches]), images)
+    assert np.array_equal(np.concatenate([batch[1] for batch in batches]), np.eye(10)[labels])
+
+
+def test_whole_steps() -> None:
+    assert whole_steps(45_000, 64, 0, "head_steps_per_epoch") == 703
+    assert whole_steps(45_000, 64, 703, "head_steps_per_epoch") == 703
+    assert whole_steps(64, 64, 1, "head_steps_per_epoch") == 1
+    with pytest.raises(UserError, match=r"--finetune_steps_per_epoch .* 703.* Received: 704$"):
+        whole_steps(45_000, 64, 704, "finetune_steps_per_epoch")
+    with pytest.raises(UserError, match=r"--global_batch_size .* 63.* Received: 64$"):
+        whole_steps(63, 64, 0, "head_steps_per_epoch")
+
+
+TWO_DEVICES = """
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.pipeline import evaluation_batches, training_batches
+from tests.test_pipeline import numbered, numbers_of
+
+images, labels = numbered(101)
+train = training_batches(images, labels, class_count=10, global_batch_size=16, steps_per_epoch=6, seed=0, first_epoch=0, epochs=2,
+                         augmentation=AugmentationConfig(color_jitter=0.2))
+test = evaluation_batches(images, labels, class_count=10, global_batch_size=16)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+
+parts = [[part.numpy() for part in strategy.experimental_local_results(batch)]
+         for batch, _ in strategy.experimental_distribute_dataset(test)]
+assert np.array_equal(np.sort(np.concatenate([numbers_of(part) for batch in parts for part in batch])), np.arange(101))
+plain = [batch for batch, _ in train.as_numpy_iterator()]
+split = [np.concatenate([part.numpy() for part in strategy.experimental_local_results(batch)])
+         for batch, _ in strategy.experimental_distribute_dataset(train)]
+assert len(plain) == 12 and all(np.array_equal(left, right) for left, right in zip(plain, split, strict=True))
+
+with strategy.scope():
+    inputs = keras.Input([None, None, 3], dtype="uint8")
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10)(pooled))
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+history = model.fit(train, epochs=2, steps_per_epoch=6, validation_data=test, verbose=0)
+assert model.optimizer.iterations.numpy() == 12 and len(history.history["val_accuracy"]) == 2
+expected = (model(images, training=False).numpy().argmax(axis=1) == labels).mean()
+accuracy = model.evaluate(test, verbose=0)[1]
+assert abs(accuracy - expected) < 1e-6, (accuracy, expected)
+"""
+
+
+def test_two_devices_share_every_batch_and_fit_runs() -> None:
+    # In a process of its own, because the CPU can be divided only before TensorFlow's first step.
+    command = [sys.executable, "-c", TWO_DEVICES]
+    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]

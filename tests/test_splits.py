@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cifar_keras.data.splits import split_train
+from cifar_keras.errors import UserError
+
+
+def balanced(images_of_a_class: int) -> NDArray[np.int64]:
+    return np.random.default_rng(7).permutation(np.repeat(np.arange(10, dtype=np.int64), images_of_a_class))
+
+
+def test_a_tenth_of_50000_is_500_of_each_class() -> None:
+    labels = balanced(5000)
+    train, validation = split_train(labels, 0.1, seed=0)
+    assert train.dtype == validation.dtype == np.int64
+    assert (len(train), len(validation)) == (45_000, 5_000)
+    assert np.bincount(labels[train]).tolist() == [4500] * 10
+    assert np.bincount(labels[validation]).tolist() == [500] * 10
+
+
+@pytest.mark.parametrize("share", [0.01, 0.07, 0.123, 0.5, 0.93])
+def test_the_two_splits_hold_every_image_once_in_rising_order(share: float) -> None:
+    labels = np.random.default_rng(1).integers(0, 10, 5000)
+    train, validation = split_train(labels, share, seed=3)
+    assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(5000))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(validation) > 0).all()
+    assert len(validation) == round(5000 * share)
+    # Stratified: within one image of the share in every class.
+    assert (np.abs(np.bincount(labels[validation]) - share * np.bincount(labels)) <= 1).all()
+
+
+def test_a_share_that_binary_fractions_cannot_hold_is_not_rounded_up() -> None:
+    assert 50_000 * 0.07 > 3500
+    assert len(split_train(balanced(5000), 0.07, seed=0)[1]) == 3500
+
+
+def test_the_seed_decides() -> None:
+    labels = balanced(100)
+    first, again, other = (split_train(labels, 0.1, seed=seed)[1] for seed in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"),
+    [
+        (balanced(100), 0.001),  # one image for ten classes
+        (balanced(100), 0.0001),  # none at all
+        (balanced(100), 0.999),
+        (np.repeat(np.arange(2), [999, 1]), 0.5),  # a class of one image
+        (
+            np.repeat(np.arange(2), [9990, 10]),
+            0.01,
+        ),  # its share rounds to none, although there is room for both classes
+    ],
+)
+def test_a_split_without_a_class_is_refused(labels: NDArray[np.int64], share: float) -> None:
+    with pytest.raises(UserError, match=rf"--validation_share .* Received: {share}$"):
+        split_train(labels, share, seed=0)
