@@ -103,15 +103,26 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
     """
     flags.DEFINE_bool("help", False, "print this help and stop", flag_values=values)
     try:
+        _check_flagfiles_are_named(argv)
         rest = list(values(list(argv)))[1:]
     except flags.Error as error:
-        raise UserError(f"{str(error).rstrip('.')}. Received: {shlex.join(argv[1:])}") from error
+        reason = str(error).removeprefix("ERROR:: ").replace(" ?", "?").rstrip(".")
+        raise UserError(f"{reason}{'' if reason.endswith('?') else '.'} Received: {shlex.join(argv[1:])}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--flagfile has to name a text file: {error}. Received: {shlex.join(argv[1:])}") from error
     if values["help"].value:
         print(values.get_help())
         sys.exit(0)
     if rest and not files:
         raise UserError(f"only flags are accepted, each as --name=value. Received: {shlex.join(rest)}")
     return rest
+
+
+def _check_flagfiles_are_named(argv: Sequence[str]) -> None:
+    """Refuse an empty name, which absl ignores: a variable of the shell that is not set would start a run of the defaults."""
+    for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
+        if argument.lstrip("-") == "flagfile=" or (argument in ("-flagfile", "--flagfile") and following == ""):
+            raise flags.IllegalFlagValueError("--flagfile has to name a file")
 
 
 def _define_model(values: flags.FlagValues) -> None:
