@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -22,8 +24,9 @@ from cifar_keras.reporting.metrics import softmax
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
 CELL_INCHES = 1.35
-CHARACTER_INCHES = 0.085  # of the widest common letters at 9 points
 HEADING_INCHES = 0.5
+CAPTION_FONT = FontProperties(size=9)
+HEADING_FONT = FontProperties(size=12, weight="bold")
 
 PHASES = ("head", "finetune")
 
@@ -231,11 +234,12 @@ def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[st
 def _groups_picture(groups: Sequence[_Group], columns: int) -> bytes:
     """Draw groups under one another, all on a grid of the same width; an empty one is its heading."""
     heights = [HEADING_INCHES + _grid_height(group.captions, columns) for group in groups]
-    width = columns * _cell_width([caption for group in groups for caption in group.captions])
-    figure = _new_figure(width, sum(heights))
+    grid_width = columns * _cell_width([caption for group in groups for caption in group.captions])
+    heading_width = max(_text_width(group.heading, HEADING_FONT) for group in groups) + 0.3
+    figure = _new_figure(max(grid_width, heading_width), sum(heights))
     parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False).ravel()
     for part, group in zip(parts, groups, strict=True):
-        part.suptitle(group.heading, fontsize=12, color=group.color, fontweight="bold")
+        part.suptitle(group.heading, fontproperties=HEADING_FONT, color=group.color)
         if group.captions:
             _draw_images(part, group.images, group.captions, columns)
     return _png(figure)
@@ -247,12 +251,18 @@ def _draw_images(figure: Figure | SubFigure, images: NDArray[np.uint8], titles: 
         axes.set_axis_off()
     for axes, image, title in zip(cells, images, titles, strict=False):  # cells may be left over
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(title, fontsize=9, pad=3)
+        axes.set_title(title, fontproperties=CAPTION_FONT, pad=3)
 
 
 def _cell_width(titles: Sequence[str]) -> float:
-    longest = max((len(line) for title in titles for line in title.splitlines()), default=0)
-    return max(CELL_INCHES, longest * CHARACTER_INCHES)
+    lines = [line for title in titles for line in title.splitlines()]
+    return max([CELL_INCHES, *(_text_width(line, CAPTION_FONT) + 0.1 for line in lines)])
+
+
+def _text_width(line: str, font: FontProperties) -> float:
+    """Return the inches that a line of text takes at most."""
+    points = float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
+    return 1.08 * points / 72  # drawn letters take whole pixels; "m" at 9 points becomes 5 % wider
 
 
 def _grid_height(titles: Sequence[str], columns: int) -> float:

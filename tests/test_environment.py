@@ -1,0 +1,113 @@
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cifar_keras
+from cifar_keras.environment import describe_environment, source_commit
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+    # What a hook that runs the tests has set would point at its own repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def make_checkout(folder: Path) -> Path:
+    """Make a git repository with a package in it and return the package's folder."""
+    package = folder / "cifar_keras"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (folder / "pyproject.toml").write_text("")
+    (folder / ".gitignore").write_text("ignored/\n")
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "first")
+    return package
+
+
+def test_the_description_is_true_and_json_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    monkeypatch.setenv("TF_UNRELATED_SECRET", "hidden")
+    described = describe_environment(["GPU A", "GPU B"])
+    assert json.loads(json.dumps(described, allow_nan=False)) == described
+    assert described["python"] == platform.python_version()
+    assert described["devices"] == ["GPU A", "GPU B"]
+    assert described["variables"]["TF_NUM_INTRAOP_THREADS"] == "3"
+    assert "hidden" not in json.dumps(described)
+    assert described["processor"]
+    assert described["cores"] >= 1
+    assert described["versions"]["cifar_keras"] == cifar_keras.__version__
+    for name in ("tensorflow", "keras", "tensorflow-datasets", "numpy", "scikit-learn"):
+        assert described["versions"][name] == importlib.metadata.version(name)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's description of the processor")
+def test_the_machine_matches_what_linux_says() -> None:
+    described = describe_environment()
+    words = Path("/proc/cpuinfo").read_text().split()
+    assert described["instruction_sets"] == [name for name in described["instruction_sets"] if name in words]
+    assert ("avx2" in described["instruction_sets"]) == ("avx2" in words)
+    kibibytes = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
+    assert described["memory_gib"] == pytest.approx(kibibytes / 2**20, abs=0.1)
+
+
+def test_importing_it_does_not_import_tensorflow() -> None:
+    code = "import sys; from cifar_keras.environment import describe_environment as d; d(); print('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_checkout_has_its_commit_and_says_when_it_was_changed(tmp_path: Path) -> None:
+    package = make_checkout(tmp_path)
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert len(commit) == 40
+    assert source_commit(package) == commit
+    (tmp_path / "ignored").mkdir()
+    (tmp_path / "ignored" / "run.json").write_text("{}")
+    assert source_commit(package) == commit
+    (package / "__init__.py").write_text("changed = True\n")
+    assert source_commit(package) == f"{commit}+changes"
+    git(tmp_path, "checkout", "--quiet", ".")
+    (package / "untracked.py").write_text("")
+    assert source_commit(package) == f"{commit}+changes"
+
+
+def test_a_package_installed_inside_another_repository_has_no_commit(tmp_path: Path) -> None:
+    make_checkout(tmp_path)
+    installed = tmp_path / "ignored" / "site-packages" / "cifar_keras"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("")
+    (installed.parent / "pyproject.toml").write_text("")
+    assert source_commit(installed) == ""
+
+
+def test_a_package_untracked_at_the_top_of_another_repository_has_no_commit(tmp_path: Path) -> None:
+    make_checkout(tmp_path)
+    copied = tmp_path / "copied_package"
+    copied.mkdir()
+    (copied / "__init__.py").write_text("")
+    assert source_commit(copied) == ""
+
+
+def test_outside_git_or_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain" / "cifar_keras").mkdir(parents=True)
+    assert source_commit(tmp_path / "plain" / "cifar_keras") == ""
+    package = make_checkout(tmp_path / "checkout")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert source_commit(package) == ""
+
+
+def test_the_variables_of_a_git_hook_do_not_point_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = make_checkout(tmp_path / "ours")
+    make_checkout(tmp_path / "other")
+    git(tmp_path / "other", "commit", "--quiet", "--allow-empty", "-m", "second")
+    commit = git(tmp_path / "ours", "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert source_commit(package) == commit

@@ -1,0 +1,158 @@
+import io
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from cifar_keras.reporting import pictures
+
+NAMES = ["airplane", "automobile", "bird", "cat"]
+
+
+def decode(png: bytes) -> NDArray[np.uint8]:
+    """Decode, and check that nothing touches the border, where it would be cut."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (border == 255).all()
+    return pixels
+
+
+def images_of(colors: list[tuple[int, int, int]]) -> NDArray[np.uint8]:
+    return np.stack([np.full((32, 32, 3), color, np.uint8) for color in colors])
+
+
+def shows(pixels: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:
+    return int((pixels == color).all(axis=-1).sum()) > 1000
+
+
+def records(*, finetune: bool = True, rate: float = 0.1) -> list[dict[str, Any]]:
+    made = []
+    for index, phase in enumerate(("head", "finetune")[: 1 + finetune]):
+        for step in range(1, 21):
+            figures = {"loss": 2 / step, "accuracy": 1 - 1 / step, "learning_rate": rate, "images_per_second": 100.0}
+            made.append({"phase": phase, "step": 20 * index + step, "epoch": index, **figures})
+        made[-1] |= {"validation_loss": 0.3, "validation_accuracy": 0.8}
+    return made
+
+
+def test_confusion_matrix_picture_is_white_around_and_changes_with_its_counts() -> None:
+    matrix = np.diag([90, 80, 70, 60])
+    pixels = decode(pictures.confusion_matrix_picture(matrix, NAMES))
+    assert min(pixels.shape[:2]) > 300
+    assert (decode(pictures.confusion_matrix_picture(matrix.tolist(), NAMES)) == pixels).all()
+    matrix[0, 3] = 30
+    changed = decode(pictures.confusion_matrix_picture(matrix, NAMES))
+    assert changed.shape == pixels.shape
+    assert (changed != pixels).any()
+
+
+def test_confusion_matrix_colour_is_normalised_by_row() -> None:
+    # The whole of a row is one colour, the darkest, whatever the count.
+    pixels = decode(pictures.confusion_matrix_picture([[1000, 0], [0, 10]], ["cat", "dog"]))
+    darkest = colormaps["Blues"](1.0, bytes=True)[:3]
+    columns = np.flatnonzero((pixels == darkest).all(-1).sum(0) > 30)
+    assert columns.max() - columns.min() > 100  # two cells of the diagonal, not one
+
+
+def test_confusion_matrix_without_images_and_of_another_size() -> None:
+    decode(pictures.confusion_matrix_picture(np.zeros((4, 4), np.int64), NAMES))
+    with pytest.raises(ValueError, match=re.escape("[4, 4]. Received: shape (3, 3)")):
+        pictures.confusion_matrix_picture(np.zeros((3, 3), np.int64), NAMES)
+
+
+def test_predictions_picture_shows_right_above_wrong() -> None:
+    red, blue = (250, 10, 20), (20, 10, 250)
+    logits = np.array([[9, 0, 0, 0], [0, 9, 0, 0]], np.float32)
+    pixels = decode(pictures.predictions_picture(images_of([red, blue]), np.array([0, 2]), logits, NAMES))
+    rows_of = [np.flatnonzero((pixels == color).all(-1).any(1)) for color in (red, blue)]
+    assert len(rows_of[0]) > 100
+    assert rows_of[0].max() < rows_of[1].min()
+
+
+def test_predictions_are_spread_evenly_over_confidence() -> None:
+    colors = [(10 * index, 255 - 10 * index, 77) for index in range(9)]
+    logits = np.zeros((9, 4), np.float32)
+    logits[:, 0] = [3, 1, 8, 5, 7, 2, 9, 6, 4]  # confidence in this order of size; all right
+    png = pictures.predictions_picture(images_of(colors), np.zeros(9, np.int64), logits, NAMES, columns=3, rows=1)
+    pixels = decode(png)
+    # Sorted by confidence, places 1, 5 and 9 of 9: the images with logit 9, 5 and 1.
+    assert [shows(pixels, color) for color in colors] == [index in (6, 3, 1) for index in range(9)]
+    columns = [np.flatnonzero((pixels == colors[index]).all(-1).any(0)).mean() for index in (6, 3, 1)]
+    assert columns == sorted(columns)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_predictions_that_are_all_right_or_all_wrong(label: int) -> None:
+    logits = np.zeros((3, 4), np.float32)
+    logits[:, 0] = 5
+    color = (250, 10, 20)
+    pixels = decode(pictures.predictions_picture(images_of([color] * 3), np.full(3, label), logits, NAMES))
+    assert shows(pixels, color)
+
+
+def test_predictions_of_long_names_are_not_cut() -> None:
+    names = ["i" * 40, "m" * 40]
+    images = images_of([(250, 10, 20)] * 3)
+    decode(pictures.predictions_picture(images, np.array([0, 1, 1]), np.eye(3, 2, dtype=np.float32), names, columns=2))
+
+
+def test_predictions_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="Received: 2, 3 and 2"):
+        pictures.predictions_picture(
+            images_of([(0, 0, 0)] * 2), np.zeros(3, np.int64), np.zeros((2, 4), np.float32), NAMES
+        )
+
+
+def test_image_grid_picture_shows_crisp_pixels() -> None:
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[0, :, 2:] = (200, 100, 50)
+    pixels = decode(pictures.image_grid_picture(image, ["half\nand half"], 4))
+    inside = pixels[np.flatnonzero((pixels == (200, 100, 50)).all(-1).any(1))[10]]
+    colors = {tuple(map(int, color)) for color in inside}
+    # Black, the colour and the paper; smooth interpolation would add everything between.
+    assert colors == {(0, 0, 0), (200, 100, 50), (255, 255, 255)}
+
+
+def test_image_grid_picture_shows_every_image_once_in_reading_order() -> None:
+    colors = [(10 + 20 * index, 99, 200 - 20 * index) for index in range(5)]
+    pixels = decode(pictures.image_grid_picture(images_of(colors), [f"image {index}" for index in range(5)], 3))
+    places = [np.argwhere((pixels == color).all(-1)).mean(0) for color in colors]
+    rows = [round(place[0]) for place in places]
+    assert rows[0] == rows[1] == rows[2] < rows[3] == rows[4]
+    assert places[0][1] < places[1][1] < places[2][1]
+    assert places[3][1] == pytest.approx(places[0][1], abs=1)
+
+
+@pytest.mark.parametrize("titles", [[], ["one"]])
+def test_image_grid_without_images_or_titles_is_refused(titles: list[str]) -> None:
+    with pytest.raises(ValueError, match="Received: "):
+        pictures.image_grid_picture(np.zeros((2 * len(titles), 8, 8, 3), np.uint8), titles, 4)
+
+
+def test_learning_curves_change_with_loss_phase_and_rate() -> None:
+    drawn = [
+        decode(pictures.learning_curves_picture(made))
+        for made in (records(), records(finetune=False), records(rate=0.2), records()[:3])
+    ]
+    assert len({pixels.tobytes() for pixels in drawn}) == len(drawn)
+    assert {pixels.shape for pixels in drawn} == {drawn[0].shape}
+    assert (decode(pictures.learning_curves_picture(records())) == drawn[0]).all()
+    with pytest.raises(ValueError, match="no records"):
+        pictures.learning_curves_picture([])
+
+
+def test_pictures_need_neither_pyplot_nor_tensorflow() -> None:
+    code = (
+        "import sys, cifar_keras.reporting.pictures as p, cifar_keras.reporting.tables;"
+        "p.confusion_matrix_picture([[1, 0], [0, 1]], ['a', 'b']);"
+        "print([name for name in ('matplotlib.pyplot', 'tensorflow', 'keras') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,32 @@
+from typing import Any
+
+from cifar_keras.reporting.tables import metrics_table
+
+
+def metrics(names: list[str]) -> dict[str, Any]:
+    figures = {"precision": 0.91239, "recall": 0.5, "f1": 1.0, "support": 1000}
+    macro = {"macro_precision": 0.81111, "macro_recall": 0.82222, "macro_f1": 0.83333}
+    headline = {"n": 10000, "loss": 0.41236, "accuracy": 0.87654, "top5": 0.995}
+    return {**headline, **macro, "per_class": dict.fromkeys(names, figures), "confusion_matrix": []}
+
+
+def test_every_figure_is_in_its_row() -> None:
+    lines = metrics_table(metrics(["cat", "automobile"]), "test split").splitlines()
+    assert lines[0] == "test split, 10,000 images"
+    assert lines[1] == "accuracy 87.65 %   top-5 99.50 %   loss 0.4124"
+    rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines[3:] if line.strip("-")}
+    assert rows["class, in %"] == ["precision", "recall", "F1", "images"]
+    assert rows["cat"] == rows["automobile"] == ["91.24", "50.00", "100.00", "1,000"]
+    assert rows["macro mean"] == ["81.11", "82.22", "83.33", "10,000"]
+
+
+def test_columns_are_aligned() -> None:
+    lines = metrics_table(metrics(["cat", "automobile"]), "test split").splitlines()[3:]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    names = ["a name of a class that is longer than the room there is for it, by far", "cat"]
+    table = metrics_table(metrics(names), "a title " * 20)
+    assert max(map(len, table.splitlines())) <= 80
+    assert "a name of a class that is longer ...      91.24" in table
