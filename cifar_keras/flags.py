@@ -1,6 +1,7 @@
 """Config <-> absl flags: one flag for each setting. The only file that knows flags."""
 
 import enum
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -120,8 +121,8 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
 
 def _check_flagfiles_are_named(argv: Sequence[str]) -> None:
     """Refuse an empty name, which absl ignores: a variable of the shell that is not set would start a run of the defaults."""
-    for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
-        if argument.lstrip("-") == "flagfile=" or (argument in ("-flagfile", "--flagfile") and following == ""):
+    for argument, following in itertools.pairwise([*argv, "end"]):
+        if argument in ("-flagfile=", "--flagfile=") or (argument in ("-flagfile", "--flagfile") and not following):
             raise flags.IllegalFlagValueError("--flagfile has to name a file")
 
 
