@@ -131,7 +131,9 @@ class PhaseConfig:
 class HeadConfig(PhaseConfig):
     """The head phase: the backbone is frozen and only the new head learns."""
 
-    learning_rate: float = setting(0.1, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
+    # Pooled features are far from unit scale (a ResNet50's have a norm near 30), which Adam does not mind.
+    optimizer: OptimizerName = setting(OptimizerName.ADAMW, "optimizer of this phase")
+    learning_rate: float = setting(0.001, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,7 @@ class FinetuneConfig(PhaseConfig):
     """The finetune phase: the backbone learns too, at a low rate."""
 
     epochs: int = setting(3, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
+    learning_rate: float = setting(0.003, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
     label_smoothing: float = setting(0.1, "share of each label that is spread over all classes", minimum=0, below=1)
     unfreeze_from: str = setting(
         "", "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone"

@@ -19,17 +19,17 @@ def main(argv: Sequence[str]) -> None:
     if arguments.data_dir:
         run_config = replace(run_config, data=replace(run_config.data, data_dir=arguments.data_dir))
     environment.set_tensorflow_variables()
-    from cifar_keras.data.splits import load_splits
     from cifar_keras.export import load_saved_model
     from cifar_keras.reporting.evaluation import evaluate
     from cifar_keras.reporting.tables import metrics_table
+    from cifar_keras.run import load_splits
 
-    serve = load_saved_model(arguments.model).serve
-    splits = load_splits(run_config.data, run_config.source_timeout_seconds, run_config.seed)
+    model = load_saved_model(arguments.model)
+    splits = load_splits(run_config)
     differs = False
     for name, split in (("test", splits.test), ("validation", splits.validation)):
         batch_size = run_config.data.global_batch_size
-        metrics = evaluate(serve, split, splits.class_names, batch_size, name).metrics
+        metrics = evaluate(model, split, splits.class_names, batch_size, name).metrics
         print(metrics_table(metrics, f"{name}, {arguments.model}"))
         differs |= abs(metrics["loss"] - reported[name]["loss"]) > LOSS_TOLERANCE
     if differs:

@@ -1,7 +1,7 @@
 """The artifacts of a run: written whole, reloaded, and checked to be the model that was trained."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -15,8 +15,6 @@ from cifar_keras.errors import UserError
 # Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
 # float32 network differs by about 1e-6 of it; another network by about 1.
 LOGIT_TOLERANCE = 1e-4
-
-Serve = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 def save_classifier(classifier: keras.Model, path: Path) -> None:
@@ -86,11 +84,11 @@ def load_saved_model(path: Path) -> tf.Module:
     return loaded
 
 
-def served_logits(serve: Serve, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
-    """Run every image once through a loaded SavedModel's `serve`, with a progress bar.
+def served_logits(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
+    """Run every image once through the `serve` of a loaded SavedModel, with a progress bar.
 
     Args:
-        serve: the endpoint.
+        model: what `load_saved_model` returned.
         images: uint8 `[n, height, width, 3]`.
         batch_size: images at a time; the last batch is smaller where it does not divide n.
         title: what the progress bar is called.
@@ -100,7 +98,7 @@ def served_logits(serve: Serve, images: NDArray[np.uint8], batch_size: int, titl
     """
     starts = range(0, len(images), batch_size)
     batches = [
-        serve(tf.constant(images[start : start + batch_size]))["logits"].numpy()
+        model.serve(tf.constant(images[start : start + batch_size]))["logits"].numpy()
         for start in tqdm(starts, desc=title, unit="batch", disable=None)
     ]
     return np.concatenate(batches)

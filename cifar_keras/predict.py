@@ -18,14 +18,14 @@ def main(argv: Sequence[str]) -> None:
 
     from cifar_keras.export import load_saved_model
 
-    serve_bytes = load_saved_model(arguments.model).serve_bytes
+    model = load_saved_model(arguments.model)
     for path, content in zip(arguments.files, contents, strict=True):
         try:
             tf.io.decode_image(content, channels=3, expand_animations=False)
         except tf.errors.InvalidArgumentError as error:
             raise UserError(f"the file is no JPEG or PNG image that can be read. Received: {path}") from error
     for start in range(0, len(contents), BATCH_SIZE):
-        served = serve_bytes(tf.constant(contents[start : start + BATCH_SIZE]))
+        served = model.serve_bytes(tf.constant(contents[start : start + BATCH_SIZE]))
         names = [name.decode() for name in served["class_names"].numpy()]
         for path, probabilities in zip(arguments.files[start:], served["probabilities"].numpy(), strict=False):
             best = sorted(zip(probabilities, names, strict=True), reverse=True)[: arguments.top]

@@ -13,7 +13,8 @@ import tensorflow as tf
 from cifar_keras import artifacts, environment, export, workdir
 from cifar_keras.config import PhaseConfig, RunConfig, to_values
 from cifar_keras.data.pipeline import evaluation_batches, training_batches, whole_steps
-from cifar_keras.data.splits import Splits, load_splits
+from cifar_keras.data.sources import load_dataset
+from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.weights import load_weights
@@ -58,7 +59,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
     set_up_devices(config.virtual_devices, deterministic=config.deterministic)
     keras.utils.set_random_seed(config.seed)
     with watch.time("prepare"):
-        splits = load_splits(config.data, config.source_timeout_seconds, config.seed)
+        splits = load_splits(config)
         phases = plan_phases(config, len(splits.train.labels))
         strategy = make_strategy(config.data.global_batch_size)
         with strategy.scope():
@@ -95,6 +96,13 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
     }
     report(result, test, splits, log, path)
     return result
+
+
+def load_splits(config: RunConfig) -> Splits:
+    """Load the verified images of a run and divide them."""
+    data = config.data
+    dataset = load_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds, config.seed)
+    return make_splits(dataset, data.validation_share, config.seed)
 
 
 def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
@@ -175,9 +183,9 @@ def evaluate_artifact(
     Raises:
         RuntimeError: its test logits are not the classifier's.
     """
-    serve = export.load_saved_model(path).serve
+    model = export.load_saved_model(path)
     test, validation = (
-        evaluate(serve, split, splits.class_names, batch_size, title)
+        evaluate(model, split, splits.class_names, batch_size, title)
         for title, split in (("test", splits.test), ("validation", splits.validation))
     )
     trained = classifier.predict(splits.test.images, batch_size=batch_size, verbose=0)

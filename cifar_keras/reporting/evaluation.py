@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.export import Serve, served_logits
+from cifar_keras.export import served_logits
 from cifar_keras.reporting.metrics import classification_metrics
 
 
@@ -21,22 +22,22 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    serve: Serve,
+    model: tf.Module,
     split: LabelledImages,
     class_names: Sequence[str],
     batch_size: int,
     title: str,
 ) -> Evaluation:
-    """Run every image of a split exactly once through a loaded SavedModel's `serve`, and measure.
+    """Run every image of a split exactly once through a loaded SavedModel, and measure.
 
     Args:
-        serve: the endpoint.
+        model: what `export.load_saved_model` returned.
         split: the images, uint8 `[n, height, width, 3]`, and their labels, int64 `[n]`.
         class_names: name of each class.
         batch_size: images at a time.
         title: what the progress bar is called.
     """
     started = time.monotonic()
-    logits = served_logits(serve, split.images, batch_size, title)
+    logits = served_logits(model, split.images, batch_size, title)
     seconds = time.monotonic() - started
     return Evaluation(logits, classification_metrics(logits, split.labels, class_names), len(logits) / seconds)

@@ -75,6 +75,7 @@ def fit_phase(
         steps_per_epoch=phase.steps_per_epoch,
         validation_data=validation_batches,
         callbacks=list(callbacks),
+        shuffle=False,  # the batches are
         verbose=1 if sys.stdout.isatty() else 2,  # a line an epoch where a bar would fill a file
     )
 

@@ -78,6 +78,7 @@ class LogPhase(keras.callbacks.Callback):
         self._seconds_timed = 0.0
         self._epoch_started = self._last_step_ended = 0.0
         self._steps_in_epoch = 0
+        self._learning_rate = 0.0
 
     @property
     def images_per_second(self) -> float | None:
@@ -94,14 +95,18 @@ class LogPhase(keras.callbacks.Callback):
         self._steps_in_epoch = 0
         self._epoch_started = self._last_step_ended = time.monotonic()
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Read the rate of this step; after it the optimizer tells the next one's."""
+        self._learning_rate = float(self.model.optimizer.learning_rate)
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the step and log every tenth."""
+        """Count the step and log every tenth; an epoch's last step is logged with its validation."""
         self._last_step_ended = time.monotonic()
         if self._steps_in_epoch == 0:
             self._epoch_started = self._last_step_ended
         self._steps_in_epoch += 1
         self._log.step += 1
-        if self._log.step % LOG_EVERY_STEPS == 0:
+        if self._log.step % LOG_EVERY_STEPS == 0 and self._steps_in_epoch < self._phase.steps_per_epoch:
             self._write(logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -120,7 +125,7 @@ class LogPhase(keras.callbacks.Callback):
         self._log.write_record(
             {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}
             | figures
-            | {"learning_rate": float(self.model.optimizer.learning_rate)}
+            | {"learning_rate": self._learning_rate}
             | ({"images_per_second": speed} if speed else {})
         )
 
