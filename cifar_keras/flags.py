@@ -1,5 +1,6 @@
 """Config <-> absl flags: one flag for each setting. The only file that knows flags."""
 
+import contextlib
 import enum
 import itertools
 import shlex
@@ -131,10 +132,11 @@ def _define_model(values: flags.FlagValues) -> None:
 
 
 def _model_of(values: flags.FlagValues) -> Path:
-    model = Path(values["model"].value).expanduser()
-    if not values["model"].value or not model.is_dir():
-        raise UserError(f"--model has to name the workdir of a run. Received: {values['model'].value!r}")
-    return model
+    name = values["model"].value
+    with contextlib.suppress(RuntimeError, OSError):  # no home folder of this name; a name that is too long
+        if name and (model := Path(name).expanduser()).is_dir():
+            return model
+    raise UserError(f"--model has to name the workdir of a run. Received: {name!r}")
 
 
 def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:

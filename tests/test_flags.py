@@ -1,0 +1,241 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cifar_keras import flags
+from cifar_keras.config import DataSource, OptimizerName, RunConfig, Setting, from_values, settings_of
+from cifar_keras.errors import UserError
+from cifar_keras.models.backbones import BACKBONES
+
+SETTINGS = settings_of()
+FLAGS_OF_ABSL = {"help", "flagfile", "undefok"}
+
+
+def parse(*arguments: str) -> RunConfig:
+    return flags.parse_config(["train", *arguments])
+
+
+def line_of(flag: str, value: Any) -> str:
+    return f"--{flag}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def help_text() -> dict[str, str]:
+    """What `--help` prints, in a process of its own: each flag's paragraph, without spaces, because it breaks at hyphens too."""
+    command = [sys.executable, "-m", "cifar_keras.train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    paragraphs = re.findall(r"^  --(?:\[no\])?(\w+): (.*(?:\n    .*)*)", done.stdout, re.MULTILINE)
+    assert len(paragraphs) == len(dict(paragraphs))
+    return {flag: without_spaces(paragraph) for flag, paragraph in paragraphs}
+
+
+def test_there_is_one_flag_for_each_setting(help_text: dict[str, str]) -> None:
+    assert sorted(help_text) == sorted([*FLAGS_OF_ABSL, *(leaf.flag for leaf in SETTINGS)])
+
+
+@pytest.mark.parametrize("leaf", SETTINGS, ids=lambda leaf: leaf.flag)
+def test_help_says_what_a_flag_means_and_what_it_may_be(help_text: dict[str, str], leaf: Setting) -> None:
+    said = help_text[leaf.flag]
+    bounds = leaf.field.metadata
+    assert len(bounds["help"]) > 10
+    assert said.startswith(without_spaces(bounds["help"]))
+    limits = [f"{name} {bounds[name]}" for name in ("minimum", "maximum", "above", "below") if bounds[name] is not None]
+    assert all(without_spaces(limit) in said for limit in limits)
+    default = str(leaf.field.default)
+    assert f"(default:'{default.lower() if leaf.type is bool else default}')" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "choices"),
+    [
+        ("data_source", list(DataSource)),
+        ("head_optimizer", list(OptimizerName)),
+        ("finetune_optimizer", list(OptimizerName)),
+        ("backbone", sorted(BACKBONES)),
+    ],
+)
+def test_help_lists_the_choices(help_text: dict[str, str], flag: str, choices: list[str]) -> None:
+    assert f"[{','.join(choices)}]" in help_text[flag]
+
+
+def test_no_flags_are_the_defaults() -> None:
+    assert parse() == RunConfig()
+
+
+@given(data=st.data())
+def test_what_is_written_to_a_flagfile_comes_back(
+    valid_values: st.SearchStrategy[dict[str, Any]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    values = data.draw(valid_values)
+    lines = [line_of(flag, value) for flag, value in values.items()]
+    flagfile = tmp_path_factory.getbasetemp() / "drawn.flags"
+    flagfile.write_text("\n".join(["# drawn", "", *lines, ""]), "utf-8")
+    assert parse(f"--flagfile={flagfile}") == from_values(values)
+    assert parse(*lines) == from_values(values)
+
+
+def test_the_last_of_two_wins(tmp_path: Path) -> None:
+    flagfile = tmp_path / "a.flags"
+    flagfile.write_text("--seed=1\n--noflip\n// a comment too\n")
+    config = parse(f"--flagfile={flagfile}", "--seed=2")
+    assert (config.seed, config.augmentation.flip) == (2, False)
+    assert parse("--seed=2", f"--flagfile={flagfile}").seed == 1
+    assert parse("--noflip", "--flip").augmentation.flip
+
+
+def test_two_parsers_share_nothing() -> None:
+    parse("--seed=5")
+    assert parse().seed == 0
+
+
+def test_a_flagfile_includes_another(tmp_path: Path) -> None:
+    (tmp_path / "base.flags").write_text("--seed=1\n--dropout=0.5\n")
+    (tmp_path / "more.flags").write_text(f"--flagfile={tmp_path / 'base.flags'}\n--seed=2\n")
+    config = parse("--flagfile", str(tmp_path / "more.flags"))
+    assert (config.seed, config.model.dropout) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--flagfile=/nowhere/x.flags"], r"Unable to open flagfile: .*'/nowhere/x.flags'\. "),
+        (["--flagfile=/"], r"Unable to open flagfile: .* '/'\. "),
+        (["--flagfile="], r"--flagfile has to name a file\. "),  # absl itself would take the defaults
+        (["--flagfile", ""], r"--flagfile has to name a file\. "),
+        (["--seed=1", "-flagfile="], r"--flagfile has to name a file\. "),
+        (["--flagfile"], r"--flagfile .*no argument\. "),
+        (["--workdr=x"], r"Unknown command line flag 'workdr'\. Did you mean: workdir\? "),
+        (["--epochs=3"], r"Unknown command line flag 'epochs'.* "),
+        (["--seed=one"], r"flag --seed=one: .* "),
+        (["--seed=1.5"], r"flag --seed=1\.5: .* "),
+        (["--seed"], r"Missing value for flag --seed\. "),
+        (["--dropout=much"], r"flag --dropout=much: .* "),
+        (["--flip=perhaps"], r"flag --flip=perhaps: .* "),
+        (["--nodropout"], r"Unknown command line flag 'nodropout'.* "),
+        (["--optimizer=sgd"], r"Unknown command line flag 'optimizer'.* "),
+        (["--head_optimizer=SGD"], r"--head_optimizer has to be one of sgd, adamw\. "),
+        (["--data_source=web"], r"--data_source has to be one of auto, prepared, archive, npm, tfds, synthetic\. "),
+        (["--head_learning_rate=nan"], r"--head_learning_rate has to be at most 100 and above 0\. "),
+        (["--image_size=31"], r"--image_size has to be at least 32 for --backbone=resnet50\. "),
+        (["stray"], r"only flags are accepted.*\. "),
+        (["--seed=1", "seed=2"], r"only flags are accepted.*\. "),
+        (["--", "--seed=2"], r"only flags are accepted.*\. "),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^{message}Received: [^\n]+$"):
+        parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"--sed=3\n", "Unknown command line flag 'sed'"),
+        (b"--seed=3  # why\n", "flag --seed=3  # why: "),
+        (b"seed=3\n", "only flags are accepted"),
+        (b"--flagfile=/nowhere/x.flags\n", "Unable to open flagfile: .*/nowhere/x.flags"),
+        (b"# caf\xe9\n--seed=3\n", "--flagfile has to name a text file: "),
+        (b"\x89PNG\r\n\x1a\n", "--flagfile has to name a text file: "),
+    ],
+)
+def test_bad_flagfiles_are_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    flagfile = tmp_path / "bad.flags"
+    flagfile.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{message}[^\n]*[.?] Received: [^\n]+$"):
+        parse(f"--flagfile={flagfile}")
+
+
+def test_evaluate_takes_a_model_and_a_data_folder(tmp_path: Path) -> None:
+    assert flags.parse_evaluate(["evaluate", f"--model={tmp_path}"]) == (tmp_path, "")
+    arguments = flags.parse_evaluate(["evaluate", f"--model={tmp_path}", "--data_dir=d"])
+    assert (arguments.model, arguments.data_dir) == (tmp_path, "d")
+
+
+def test_predict_takes_a_model_and_files(tmp_path: Path) -> None:
+    arguments = flags.parse_predict(["predict", f"--model={tmp_path}", "a.png", "b.jpg"])
+    assert arguments == (tmp_path, [Path("a.png"), Path("b.jpg")], 3)
+    assert flags.parse_predict(["predict", f"--model={tmp_path}", "--top=1", "a.png"]).top == 1
+    # Behind "--" a file may have any name.
+    assert flags.parse_predict(["predict", f"--model={tmp_path}", "--", "--top"]).files == [Path("--top")]
+
+
+def test_the_model_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    assert flags.parse_evaluate(["evaluate", "--model=~/run"]).model == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model has to name the workdir of a run"),
+        (["--model=/nowhere"], "--model has to name the workdir of a run"),
+        ([f"--model={__file__}"], "--model has to name the workdir of a run"),
+        (["--model=~nobody-of-this-name/run"], "--model has to name the workdir of a run"),
+        (["--model=/", "--seed=1"], "Unknown command line flag 'seed'"),
+    ],
+)
+def test_what_evaluate_and_predict_refuse(arguments: list[str], message: str) -> None:
+    match = rf"^{message}[^\n]*\. Received: [^\n]+$"
+    with pytest.raises(UserError, match=match):
+        flags.parse_evaluate(["evaluate", *arguments])
+    with pytest.raises(UserError, match=match):
+        flags.parse_predict(["predict", *arguments, "a.png"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=/"], r"name at least one image file behind the flags\. Received: none"),
+        (["--model=/", "--top=0", "a.png"], r"--top has to be at least 1\. Received: 0"),
+        (["--model=/", "--top=two", "a.png"], r"flag --top=two: .* Received: --model=/ --top=two a.png"),
+    ],
+)
+def test_what_predict_refuses(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}$"):
+        flags.parse_predict(["predict", *arguments])
+
+
+def test_evaluate_takes_no_files() -> None:
+    with pytest.raises(UserError, match=r"^only flags are accepted, each as --name=value\. Received: a.png$"):
+        flags.parse_evaluate(["evaluate", "--model=/", "a.png"])
+
+
+@pytest.mark.parametrize(("module", "listed"), [("evaluate", {"model", "data_dir"}), ("predict", {"model", "top"})])
+def test_every_command_has_help(module: str, listed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parse_command = {"evaluate": flags.parse_evaluate, "predict": flags.parse_predict}[module]
+    with pytest.raises(SystemExit) as stopped:
+        parse_command([module, "--help"])
+    assert stopped.value.code == 0
+    assert (
+        set(re.findall(r"^  --(?:\[no\])?(\w+): \w", capsys.readouterr().out, re.MULTILINE)) == listed | FLAGS_OF_ABSL
+    )
+
+
+def test_a_user_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(argv: Any) -> None:
+        raise UserError("--seed is odd. Received: 3")
+
+    with pytest.raises(SystemExit) as stopped:
+        flags.run_command(refuse)
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", "error: --seed is odd. Received: 3\n")
+
+
+def test_other_errors_are_not_hidden() -> None:
+    def fail(argv: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        flags.run_command(fail)
