@@ -96,6 +96,17 @@ def test_a_package_untracked_at_the_top_of_another_repository_has_no_commit(tmp_
     assert source_commit(copied) == ""
 
 
+def test_a_copy_committed_into_another_repository_has_no_commit(tmp_path: Path) -> None:
+    make_checkout(tmp_path)
+    copied = tmp_path / "vendored" / "cifar_keras"
+    copied.mkdir(parents=True)
+    (copied / "__init__.py").write_text("")
+    (copied.parent / "pyproject.toml").write_text("")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "vendored")
+    assert source_commit(copied) == ""
+
+
 def test_outside_git_or_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain" / "cifar_keras").mkdir(parents=True)
     assert source_commit(tmp_path / "plain" / "cifar_keras") == ""
