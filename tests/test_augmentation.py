@@ -65,6 +65,15 @@ def test_a_batch_of_unknown_size_gives_the_same(settings: dict[str, Any]) -> Non
     assert np.array_equal(result, augmented(images, **settings))
 
 
+def test_the_seeds_of_a_key_differ_from_draw_to_draw_and_follow_the_key() -> None:
+    def drawn(key: int) -> list[tuple[int, ...]]:
+        seeds = KeyedSeeds(tf.constant([0, key], tf.int64))
+        return [tuple(seeds.next().numpy()) for _ in range(50)]
+
+    assert drawn(0) == drawn(0)
+    assert len({*drawn(0), *drawn(1), *drawn(2)}) == 150
+
+
 def test_turning_one_change_on_leaves_the_draws_of_another() -> None:
     # Mid-grey images show the cutout and nothing of flip and crop.
     grey = np.full((8, 32, 32, 3), 200, np.uint8)

@@ -12,7 +12,8 @@ from cifar_keras.data.pipeline import evaluation_batches, training_batches, whol
 from cifar_keras.errors import UserError
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
-EVERYTHING = AugmentationConfig(rotation_degrees=15.0, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
+# One change of each kind: Keras's layers, our own, the two of keras-cv.
+MANY = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.4, cutout=8, grid_mask=0.3)
 Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
@@ -64,16 +65,16 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 
 def test_batches_are_the_same_at_any_parallelism() -> None:
     assert same(
-        batches_of(augmentation=EVERYTHING, epochs=2, parallel_calls=1),
-        batches_of(augmentation=EVERYTHING, epochs=2, parallel_calls=8),
+        batches_of(augmentation=MANY, epochs=2, parallel_calls=1),
+        batches_of(augmentation=MANY, epochs=2, parallel_calls=8),
     )
 
 
 def test_an_epoch_is_the_same_wherever_the_dataset_starts_and_however_long_it_is() -> None:
-    whole = batches_of(augmentation=EVERYTHING, epochs=4)
-    assert same(whole[12:18], batches_of(augmentation=EVERYTHING, first_epoch=2))
+    whole = batches_of(augmentation=MANY, epochs=4)
+    assert same(whole[12:18], batches_of(augmentation=MANY, first_epoch=2))
     # Fewer steps are the first of the epoch.
-    assert same(whole[12:14], batches_of(augmentation=EVERYTHING, first_epoch=2, steps=2))
+    assert same(whole[12:14], batches_of(augmentation=MANY, first_epoch=2, steps=2))
 
 
 def test_every_image_comes_once_an_epoch_with_its_label_in_another_order_each_epoch() -> None:
@@ -104,17 +105,17 @@ def test_an_order_is_uniform() -> None:
     assert (np.abs(np.bincount(quarters) - 100) < 5 * np.sqrt(400 * 3 / 16)).all()
 
 
-def test_the_seed_decides_order_and_changes() -> None:
+def test_seed_epoch_and_batch_decide_the_changes() -> None:
     assert not same(batches_of(seed=1), batches_of(seed=2))
     # Equal images show the changes alone.
-    images, labels = np.repeat(numbered(1)[0], 16, axis=0), np.zeros(16, np.int64)
+    images, labels = np.repeat(numbered(1)[0], 32, axis=0), np.zeros(32, np.int64)
     made = [
         training_batches(
             images,
             labels,
             class_count=10,
             global_batch_size=16,
-            steps_per_epoch=1,
+            steps_per_epoch=2,
             seed=seed,
             first_epoch=0,
             epochs=2,
@@ -124,8 +125,7 @@ def test_the_seed_decides_order_and_changes() -> None:
     ]
     first, again, other = ([batch[0] for batch in dataset.as_numpy_iterator()] for dataset in made)
     assert np.array_equal(first, again)
-    assert not np.array_equal(first[0], first[1])
-    assert not np.array_equal(first[0], other[0])
+    assert len({batch.tobytes() for batch in first + other}) == 8
 
 
 def test_a_training_batch_has_its_whole_shape() -> None:
@@ -139,7 +139,7 @@ def test_a_training_batch_has_its_whole_shape() -> None:
         seed=0,
         first_epoch=0,
         epochs=1,
-        augmentation=EVERYTHING,
+        augmentation=MANY,
     )
     assert dataset.element_spec == (tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8, 10], tf.float32))
 
