@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from cifar_keras import fetching
 from cifar_keras.config import DataSource
-from cifar_keras.data import sources, synthetic, tfds_folder
+from cifar_keras.data import archives, sources, synthetic, tfds_folder
 from cifar_keras.data.cifar10 import Contents, Dataset
 from cifar_keras.errors import UserError
 
@@ -33,9 +33,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
 
 
-def pack(path: Path, files: dict[str, bytes]) -> Path:
+def pack(path: Path, files: dict[str, bytes], compresslevel: int = 9) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, "w:gz", compresslevel=compresslevel) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -43,8 +43,9 @@ def pack(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def pack_binary(path: Path, batches: dict[str, bytes]) -> Path:
-    return pack(path, {f"cifar-10-batches-bin/{name}.bin": records for name, records in batches.items()})
+def pack_binary(path: Path, batches: dict[str, bytes], compresslevel: int = 9) -> Path:
+    files = {f"cifar-10-batches-bin/{name}.bin": records for name, records in batches.items()}
+    return pack(path, files, compresslevel)
 
 
 def digests_below(folder: Path) -> dict[str, str]:
@@ -192,11 +193,14 @@ def test_one_source_by_name_is_the_only_one_tried(source: DataSource, reason: st
     assert not (tmp_path / "cifar10").exists()
 
 
-def test_data_dir_that_cannot_be_written_is_named_before_anything_is_fetched(tmp_path: Path) -> None:
+def test_data_dir_that_cannot_be_written_is_named_before_anything_is_fetched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     for data_dir in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=rf"^--data_dir has to be a folder .*Received: {data_dir}$"):
             sources.prepare_dataset(DataSource.AUTO, str(data_dir), "", SECONDS)
+    assert "CIFAR-10 from" not in capfd.readouterr().err  # which is how a source that was tried would show
 
 
 def test_prepared_only_makes_no_folder(tmp_path: Path) -> None:
@@ -246,6 +250,7 @@ def test_npm_tarball_stays_when_writing_fails(
 
 
 REAL_DATA_DIR = "~/tensorflow_datasets"
+PLAIN_DATA_DIR = Path(REAL_DATA_DIR).expanduser()  # TFDS itself would look for a folder named ~
 NPM_SECONDS = 600.0
 OFFICIAL_MD5 = {
     "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
@@ -293,7 +298,7 @@ def test_real_batches_have_the_known_digests(cifar10: Dataset) -> None:
 @pytest.mark.real_data
 def test_plain_tfds_reads_the_same_60000_images(cifar10: Dataset) -> None:
     for split, expected in (("train", cifar10.train), ("test", cifar10.test)):
-        batches = tfds.load("cifar10", data_dir=REAL_DATA_DIR, download=False, split=split, batch_size=1000)
+        batches = tfds.load("cifar10", data_dir=PLAIN_DATA_DIR, download=False, split=split, batch_size=1000)
         seen = np.zeros(len(expected.labels), np.int64)
         for batch in tfds.as_numpy(batches):
             rows = np.array([int(name.decode().removeprefix(f"{split}_")) for name in batch["id"]])
@@ -306,9 +311,9 @@ def test_plain_tfds_reads_the_same_60000_images(cifar10: Dataset) -> None:
 @pytest.mark.real_data
 def test_plain_tfds_slices_the_real_folder_and_knows_its_size(cifar10: Dataset) -> None:
     parts = ["train[:90%]", "train[90%:]"]
-    loaded = [tfds.load("cifar10", data_dir=REAL_DATA_DIR, download=False, split=part) for part in parts]
+    loaded = [tfds.load("cifar10", data_dir=PLAIN_DATA_DIR, download=False, split=part) for part in parts]
     assert [len(part) for part in loaded] == [45_000, 5_000]
-    info = tfds.builder("cifar10", data_dir=REAL_DATA_DIR).info
+    info = tfds.builder("cifar10", data_dir=PLAIN_DATA_DIR).info
     assert str(info.dataset_size) == "132.40 MiB"  # as the TFDS catalog has it
     assert str(info.download_size) == "162.17 MiB"
     assert info.features["label"].names == list(cifar10.class_names)
@@ -321,5 +326,5 @@ def test_real_images_make_an_official_archive_that_is_accepted(cifar10: Dataset,
     labels = np.concatenate([cifar10.train.labels, cifar10.test.labels]).astype(np.uint8)
     records = np.concatenate([labels[:, np.newaxis], images.transpose(0, 3, 1, 2).reshape(60_000, 3072)], axis=1)
     batches = {name: part.tobytes() for name, part in zip(OFFICIAL_MD5, np.split(records, 6), strict=True)}
-    archive = pack_binary(tmp_path / "cifar-10-binary.tar.gz", batches)
-    assert_same(sources.load_dataset(DataSource.ARCHIVE, str(tmp_path), str(archive), SECONDS, 0), cifar10)
+    archive = pack_binary(tmp_path / "cifar-10-binary.tar.gz", batches, compresslevel=1)
+    assert_same(archives.read_official_archive(archive), cifar10)

@@ -173,7 +173,7 @@ tfds_folder.write_folder(cifar10.Dataset(split, split, cifar10.CLASS_NAMES), Pat
 def test_killed_while_writing_leaves_no_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     writer = subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
-    while not any(tmp_path.glob(".cifar10-*/cifar10/*/*tfrecord*")):
+    while not any(tmp_path.glob(".cifar10-*/cifar10/incomplete*")):
         assert writer.poll() is None
         time.sleep(0.01)
     writer.send_signal(signal.SIGKILL)
