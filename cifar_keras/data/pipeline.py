@@ -57,7 +57,7 @@ def training_batches(
     draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice in it.
 
     Args:
-        images: uint8 `[n, height, width, 3]`; kept in memory once and gathered from.
+        images: uint8 `[n, height, width, 3]`; copied into one tensor (138 MB for 45,000 at 32 px), from which batches are gathered.
         labels: int64 `[n]`, 0..class_count-1.
         class_count: length of a one-hot label.
         global_batch_size: images per batch, over all devices together.
