@@ -1,0 +1,93 @@
+import keras
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from small_networks import small_backbone
+
+from cifar_keras.models.backbones import BACKBONES, InputConvention
+from cifar_keras.models.classifier import build_backbone, build_classifier
+
+FAMILIES = {
+    "caffe": keras.applications.resnet.preprocess_input,
+    "tf": keras.applications.resnet_v2.preprocess_input,
+}
+FAMILY_OF_BACKBONE = {
+    "resnet50": keras.applications.resnet,
+    "resnet101": keras.applications.resnet,
+    "resnet152": keras.applications.resnet,
+    "resnet50v2": keras.applications.resnet_v2,
+    "resnet101v2": keras.applications.resnet_v2,
+    "resnet152v2": keras.applications.resnet_v2,
+    "vgg16": keras.applications.vgg16,
+    "vgg19": keras.applications.vgg19,
+    "inception_v3": keras.applications.inception_v3,
+}
+
+
+def some_images(count: int = 3, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
+    return np.random.default_rng(7).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def bilinear(images: NDArray[np.uint8], size: int) -> NDArray[np.float64]:
+    """Half-pixel bilinear interpolation, written out: separable weights of the two nearest pixels, edges repeated."""
+
+    def weights(old: int) -> NDArray[np.float64]:
+        centers = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        low = np.floor(centers).astype(int)
+        matrix = np.zeros((size, old))
+        matrix[np.arange(size), low] += 1 - (centers - low)
+        matrix[np.arange(size), np.minimum(low + 1, old - 1)] += centers - low
+        return matrix
+
+    rows, columns = weights(images.shape[1]), weights(images.shape[2])
+    resized: NDArray[np.float64] = np.einsum("yh,nhwc,xw->nyxc", rows, images.astype(np.float64), columns)
+    return resized
+
+
+@pytest.mark.parametrize("convention", ["caffe", "tf"])
+def test_the_input_transform_is_the_familys_own_on_resized_pixels(convention: InputConvention) -> None:
+    classifier = build_classifier(small_backbone(), convention, class_count=10, dropout=0.0, seed=0)
+    transform = keras.Model(classifier.inputs, classifier.get_layer("input_transform").output)
+    images = some_images(height=24, width=40)
+    wanted = FAMILIES[convention](bilinear(images, 16))
+    np.testing.assert_allclose(transform.predict(images, verbose=0), wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_row_names_the_convention_of_its_own_family(name: str) -> None:
+    pixels = some_images().astype(np.float32)
+    wanted = FAMILY_OF_BACKBONE[name].preprocess_input(pixels.copy())
+    np.testing.assert_allclose(FAMILIES[BACKBONES[name].input_convention](pixels.copy()), wanted)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_row_builds_at_its_minimum_size_and_has_its_stages_in_order(name: str) -> None:
+    row = BACKBONES[name]
+    backbone = build_backbone(name, row.minimum_size)
+    names = [layer.name for layer in backbone.layers]
+    firsts = [next(i for i, layer in enumerate(names) if layer.startswith(stage)) for stage in row.stages]
+    assert firsts == sorted(firsts)
+    with pytest.raises(ValueError, match="Input size must be at least"):
+        build_backbone(name, row.minimum_size - 1)
+
+
+def test_the_head_starts_at_zero_logits_of_float32() -> None:
+    classifier = build_classifier(small_backbone(), "caffe", class_count=7, dropout=0.2, seed=0)
+    logits = classifier(some_images())
+    assert logits.dtype == "float32"
+    np.testing.assert_array_equal(logits, np.zeros((3, 7)))
+
+
+def test_images_of_any_size_and_shape_are_taken() -> None:
+    classifier = build_classifier(small_backbone(), "tf", class_count=10, dropout=0.0, seed=0)
+    for height, width in ((1, 1), (7, 200), (64, 48)):
+        assert classifier(some_images(2, height, width)).shape == (2, 10)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    classifier = build_classifier(small_backbone(), "tf", class_count=10, dropout=0.5, seed=0)
+    head = classifier.get_layer("head")
+    head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
+    images = some_images()
+    np.testing.assert_array_equal(classifier(images, training=False), classifier(images, training=False))
+    assert np.abs(np.asarray(classifier(images, training=True)) - np.asarray(classifier(images))).max() > 1e-3

@@ -1,0 +1,193 @@
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_keras import config as config_lib
+from cifar_keras import evaluate, export, predict, run, train
+from cifar_keras.data import synthetic
+from cifar_keras.data.splits import make_splits
+from cifar_keras.errors import UserError
+
+# A whole ResNet50, since the table has no smaller network; at its smallest size and on the synthetic set.
+FLAGS = {
+    "data_source": "synthetic",
+    "weights": "none",
+    "image_size": 32,
+    "head_epochs": 1,
+    "head_steps_per_epoch": 2,
+    "finetune_epochs": 2,
+    "finetune_steps_per_epoch": 2,
+    "finetune_unfreeze_from": "conv5",
+}
+
+
+def command_line(workdir: Path, flags: dict[str, Any]) -> Sequence[str]:
+    return ["train", f"--workdir={workdir}", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "small"
+    train.main(command_line(path, FLAGS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(workdir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((workdir / "result.json").read_text())
+    return content
+
+
+def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
+    assert {path.name for path in workdir.iterdir()} == {
+        "augmented_images.png",
+        "config.json",
+        "confusion_matrix.png",
+        "environment.json",
+        "learning_curves.png",
+        "metrics.jsonl",
+        "model.keras",
+        "predictions.png",
+        "result.json",
+        "saved_model",
+        "tensorboard",
+    }
+
+
+def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
+    assert set(result) == {
+        *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
+    }
+    assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
+    assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}
+    assert result["minutes"]["total"] >= sum(result["minutes"][name] for name in ("head", "finetune", "evaluate"))
+    assert (result["test"]["n"], result["validation"]["n"]) == (100, 40)
+    rates = [result["test"][name] for name in ("accuracy", "top5", "macro_precision", "macro_recall", "macro_f1")]
+    assert all(0 <= rate <= 1 for rate in rates)
+
+
+def test_the_config_in_the_result_is_the_config_that_ran(workdir: Path, result: dict[str, Any]) -> None:
+    config = config_lib.from_values(result["config"])
+    assert config == config_lib.from_values({**FLAGS, "workdir": str(workdir)})
+    assert json.loads((workdir / "config.json").read_text()) == result["config"]
+
+
+def test_the_figures_are_those_of_the_artifact(workdir: Path, result: dict[str, Any]) -> None:
+    """NumPy and plain Keras on `model.keras`, without any of our evaluation."""
+    splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
+    model = keras.models.load_model(workdir / "model.keras")
+    for name, (images, labels) in (("test", splits.test), ("validation", splits.validation)):
+        logits = model.predict(images, verbose=0).astype(np.float64)
+        assert result[name]["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        loss = -log_probabilities[np.arange(len(labels)), labels].mean()
+        assert result[name]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_best_epoch_by_validation_is_the_one_that_ships(workdir: Path, result: dict[str, Any]) -> None:
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    epochs = [record for record in records if "validation_accuracy" in record]
+    assert [record["epoch"] for record in epochs] == [0, 1, 2]
+    assert [record["step"] for record in epochs] == [2, 4, 6]
+    best = max(record["validation_accuracy"] for record in epochs)
+    assert result["validation"]["accuracy"] == pytest.approx(best, abs=1e-6)
+
+
+def test_tensorboard_has_curves_config_and_pictures(workdir: Path) -> None:
+    events = EventAccumulator(str(workdir / "tensorboard" / "train")).Reload()
+    tags = set(events.Tags()["tensors"])
+    pictures = {"augmented_images", "confusion_matrix", "predictions", "learning_curves"}
+    assert {"loss", "accuracy", "learning_rate", "config"} | pictures <= tags
+    assert b"finetune_unfreeze_from" in events.Tensors("config")[0].tensor_proto.string_val[0]
+    encoded = events.Tensors("confusion_matrix")[0].tensor_proto.string_val[2]
+    assert tf.io.decode_png(encoded).numpy().std() > 1
+
+
+def test_evaluate_repeats_the_numbers(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main(["evaluate", f"--model={workdir}"])
+    assert capsys.readouterr().out.strip().endswith("result.json reports")
+
+
+def test_evaluate_tells_a_model_that_is_not_the_reported_one(
+    workdir: Path, tmp_path: Path, result: dict[str, Any]
+) -> None:
+    changed = json.loads(json.dumps(result))
+    changed["test"]["loss"] += 0.001
+    (tmp_path / "saved_model").symlink_to(workdir / "saved_model")
+    (tmp_path / "result.json").write_text(json.dumps(changed))
+    with pytest.raises(SystemExit, match="not the figures"):
+        evaluate.main(["evaluate", f"--model={tmp_path}"])
+
+
+def test_predict_prints_the_classes_of_files(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = synthetic.make_dataset(0)
+    paths = []
+    for number, image in enumerate(dataset.test.images[:40]):  # more than one batch of files
+        paths.append(tmp_path / f"{number}.png")
+        paths[-1].write_bytes(tf.io.encode_png(image).numpy())
+    predict.main(["predict", f"--model={workdir}", "--top=2", *map(str, paths)])
+    lines = capsys.readouterr().out.splitlines()
+    probabilities = tf.nn.softmax(keras.models.load_model(workdir / "model.keras").predict(dataset.test.images[:40]))
+    assert len(lines) == 40
+    for path, line, row in zip(paths, lines, probabilities.numpy(), strict=True):
+        name, first, probability, *_ = line.split()
+        assert (name, first) == (str(path), dataset.class_names[row.argmax()])
+        assert float(probability) == pytest.approx(row.max(), abs=1e-3)
+
+
+def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SavedModel on disk is another one than the classifier in memory."""
+    classifier = keras.models.load_model(workdir / "model.keras")
+    kernel = classifier.get_layer("head").kernel
+    kernel.assign(np.asarray(kernel) + np.random.default_rng(0).normal(size=kernel.shape))
+    splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
+    with pytest.raises(RuntimeError, match="is not the model that was trained"):
+        run.evaluate_artifact(classifier, splits, workdir, batch_size=50)
+
+
+def test_a_second_run_into_the_same_workdir_is_refused_and_loses_nothing(workdir: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(UserError, match=r"--workdir has to be new or empty.* Received: "):
+        train.main(command_line(workdir, FLAGS))
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_phases_without_epochs_are_left_out() -> None:
+    config = config_lib.from_values(FLAGS)
+    only_finetune = dataclasses.replace(config, head=dataclasses.replace(config.head, epochs=0))
+    assert [(phase.name, phase.first_epoch) for phase in run.plan_phases(only_finetune, 360)] == [("finetune", 0)]
+    both = run.plan_phases(config, 360)
+    assert [(phase.name, phase.first_epoch, phase.steps) for phase in both] == [("head", 0, 2), ("finetune", 1, 4)]
+
+
+def test_more_steps_than_the_split_has_are_refused() -> None:
+    config = config_lib.from_values(FLAGS | {"finetune_steps_per_epoch": 6})
+    with pytest.raises(UserError, match=r"--finetune_steps_per_epoch.* Received: 6$"):
+        run.plan_phases(config, 360)
+
+
+@pytest.mark.real_data
+def test_a_run_with_nothing_but_default_flags(tmp_path: Path) -> None:
+    """Only what says "synthetic" and where to write is set; the weights are ImageNet's."""
+    train.main(["train", "--data_source=synthetic", f"--workdir={tmp_path / 'run'}"])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test"]["accuracy"] > 0.5  # chance is 0.1
+
+
+@pytest.mark.real_data
+def test_a_short_run_on_real_images_with_real_weights(tmp_path: Path) -> None:
+    flags = {"image_size": 32, "head_steps_per_epoch": 40, "finetune_epochs": 1, "finetune_steps_per_epoch": 20}
+    train.main(command_line(tmp_path / "run", flags))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["test"]["n"], result["validation"]["n"]) == (10_000, 5_000)
+    # 2,560 images for the head and 1,280 for the backbone. A logistic head on all of them gives 0.67 at 32 px.
+    assert result["test"]["accuracy"] > 0.5
+    assert export.load_saved_model(tmp_path / "run").signatures
