@@ -6,7 +6,6 @@ its help text and its validation cannot disagree. `flags.py` makes one flag of e
 
 import dataclasses
 import enum
-import math
 import typing
 from typing import Any, NamedTuple
 
@@ -44,7 +43,8 @@ def setting(
 ) -> Any:
     """Declare a field: its default, what it means, and what it may be.
 
-    `minimum` and `maximum` are allowed values themselves, `above` and `below` are not.
+    `minimum` and `maximum` are allowed values themselves, `above` and `below` are not. A float has a limit on both sides, which
+    keeps out infinity, and NaN, for which no comparison holds.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
@@ -305,8 +305,8 @@ def _check_bounds(leaf: Setting, value: Any) -> None:
         for name, holds in limits
         if bounds[name] is not None and not holds(value, bounds[name])
     ]
-    if broken or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(f"--{leaf.flag} has to be {' and '.join(broken) or 'a finite number'}. Received: {value}")
+    if broken:
+        raise UserError(f"--{leaf.flag} has to be {' and '.join(broken)}. Received: {value}")
 
 
 def _typed(leaf: Setting, value: Any) -> Any:

@@ -103,10 +103,13 @@ def test_a_bound_is_held_on_both_sides(leaf: Setting, bound: str) -> None:
         assert not refused(leaf, inside)
 
 
-def test_every_number_is_bounded_below() -> None:
+def test_numbers_are_bounded_below_and_floats_above_too() -> None:
     for leaf in SETTINGS:
+        limits = {name for name in ("minimum", "maximum", "above", "below") if leaf.field.metadata[name] is not None}
         if leaf.type in (int, float):
-            assert leaf.field.metadata["minimum"] is not None or leaf.field.metadata["above"] is not None, leaf.flag
+            assert limits & {"minimum", "above"}, leaf.flag
+        if leaf.type is float:
+            assert limits & {"maximum", "below"}, leaf.flag
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
