@@ -1,0 +1,1 @@
+"""Recipes, their results, and what makes tables of them."""
