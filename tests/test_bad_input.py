@@ -263,10 +263,10 @@ TENSORFLOW_CASES = {
         f"{ARCHIVE} --archive=black.tar.gz", "data_batch_1 is not the official", black_archive
     ),
     "archive of something else": Case(
-        f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz", writes("x.tar.gz", archive_of({"a.txt": b"a"}))
+        f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz cannot be used", writes("x.tar.gz", archive_of({"a.txt": b"a"}))
     ),
-    "archive that is no archive": Case(f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz", writes("x.tar.gz")),
-    "missing archive": Case(f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz"),
+    "archive that is no archive": Case(f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz cannot be used", writes("x.tar.gz")),
+    "missing archive": Case(f"{ARCHIVE} --archive=x.tar.gz", "x.tar.gz cannot be used"),
     "truncated archive that was found": Case(
         ARCHIVE,
         "cifar-10-binary.tar.gz is truncated",
