@@ -88,7 +88,10 @@ class AugmentationConfig:
         0, "side of the square that is blanked out, in pixels (keras-cv); 0 is off", minimum=0, maximum=32
     )
     grid_mask: float = setting(
-        0.0, "share of the grid cell that is blanked out (keras-cv GridMask); 0 is off", minimum=0, below=1
+        0.0,
+        "side of the blanked squares, as a share of the grid cell's side (keras-cv GridMask); 0 is off",
+        minimum=0,
+        below=1,
     )
 
 
@@ -160,9 +163,7 @@ class RunConfig:
     seed: int = setting(
         0, "seed of the split, the batches, the augmentation and the dropout", minimum=0, maximum=2**31 - 1
     )
-    deterministic: bool = setting(
-        False, "ask TensorFlow for the same bits at every run (slower); refuses augmentation that cannot be seeded"
-    )
+    deterministic: bool = setting(False, "ask TensorFlow for operations that give the same bits at every run (slower)")
     virtual_devices: int = setting(
         0,
         "split the CPU into this many devices to run the multi-device code on any machine; 0 takes the machine as it is",
@@ -272,11 +273,6 @@ def _check_combinations(config: RunConfig) -> None:
     if config.data.archive and config.data.data_source not in (DataSource.AUTO, DataSource.ARCHIVE):
         raise UserError(
             f"--archive is read with --data_source=archive or auto only. Received: --data_source={config.data.data_source}"
-        )
-    unseeded = [name for name in ("cutout", "grid_mask") if getattr(config.augmentation, name)]
-    if config.deterministic and unseeded:
-        raise UserError(
-            f"--deterministic cannot be kept by keras-cv layers, which draw from a global generator. Received: --{unseeded[0]}"
         )
     if config.virtual_devices > config.data.global_batch_size:
         raise UserError(

@@ -9,17 +9,12 @@ def main(argv: Sequence[str]) -> None:
     """Make the data folder and the weights of the flags' run exist on this machine, verified."""
     config = flags.parse_config(argv)
     environment.set_tensorflow_variables()
-    from cifar_keras.data.sources import load_dataset
-    from cifar_keras.models.classifier import build_backbone
-    from cifar_keras.models.weights import load_weights
+    from cifar_keras.run import load_splits, make_backbone
 
-    data = config.data
-    dataset = load_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds, config.seed)
-    print(f"data: {len(dataset.train.labels):,} + {len(dataset.test.labels):,} images, verified ({data.data_dir})")
-    model = config.model
-    backbone = build_backbone(model.backbone, model.image_size)
-    load_weights(backbone, model.backbone, model.weights, config.source_timeout_seconds)
-    print(f"weights: {model.weights} for {model.backbone}, verified")
+    make_backbone(config)
+    print(f"weights: {config.model.weights} for {config.model.backbone}")
+    train, validation, test, _ = load_splits(config)
+    print(f"images: {len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test")
 
 
 if __name__ == "__main__":

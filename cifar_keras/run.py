@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras import artifacts, environment, export, workdir
+from cifar_keras import artifacts, environment, export, paths
 from cifar_keras.config import PhaseConfig, RunConfig, to_values
 from cifar_keras.data.pipeline import evaluation_batches, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
@@ -47,6 +47,15 @@ class Stopwatch:
         return (time.monotonic() - self._started) / 60
 
 
+class Prepared(NamedTuple):
+    """What a run needs before it trains."""
+
+    splits: Splits
+    phases: list[Phase]
+    strategy: tf.distribute.Strategy
+    classifier: keras.Model
+
+
 def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
     """Run a whole config and return what `result.json` says.
 
@@ -55,47 +64,65 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         RuntimeError: a reloaded artifact is not the model that was trained.
     """
     watch = Stopwatch()
-    path = workdir.check_unused(config.workdir)
-    set_up_devices(config.virtual_devices, deterministic=config.deterministic)
-    keras.utils.set_random_seed(config.seed)
+    path = paths.check_unused(config.workdir)
     with watch.time("prepare"):
-        splits = load_splits(config)
-        phases = plan_phases(config, len(splits.train.labels))
-        strategy = make_strategy(config.data.global_batch_size)
-        with strategy.scope():
-            classifier = make_classifier(config, len(splits.class_names))
-    workdir.make(path)
+        prepared = prepare(config)
+    paths.make_workdir(path)
     log = RunLog(path)
-    describe_run(config, splits, phases[0], path, log)
-    keep_best = KeepBest()
-    validation_batches = evaluation_batches(
-        splits.validation.images,
-        splits.validation.labels,
-        class_count=len(splits.class_names),
-        global_batch_size=config.data.global_batch_size,
-    )
-    speeds = {}
-    for phase in phases:
-        with watch.time(phase.name):
-            set_phase(classifier, phase, strategy)
-            logger = LogPhase(log, phase, config.data.global_batch_size)
-            fit_phase(classifier, phase, phase_batches(phase, config, splits), validation_batches, [logger, keep_best])
-            speeds[phase.name] = logger.images_per_second
+    describe_run(config, prepared, path, log)
+    speeds = train(config, prepared, log, watch)
     with watch.time("evaluate"):
-        save_artifacts(classifier, splits, path)
-        test, validation = evaluate_artifact(classifier, splits, path, config.data.global_batch_size)
+        save_artifacts(prepared.classifier, prepared.splits, path)
+        batch_size = config.data.global_batch_size
+        test, validation = evaluate_artifact(prepared.classifier, prepared.splits, path, batch_size)
     result = {
         "test": test.metrics,
         "validation": validation.metrics,
         "minutes": watch.minutes | {"total": watch.total()},
         "images_per_second": speeds | {"evaluate": test.images_per_second},
         "config": to_values(config),
-        "environment": artifacts.read_json(path / workdir.ENVIRONMENT),
+        "environment": artifacts.read_json(path / paths.ENVIRONMENT),
         "seed": config.seed,
         "commit": environment.source_commit(),
     }
-    report(result, test, splits, log, path)
+    report(result, test, prepared.splits, log, path)
     return result
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Set up the devices, and load data and weights."""
+    set_up_devices(config.virtual_devices, deterministic=config.deterministic)
+    keras.utils.set_random_seed(config.seed)
+    strategy = make_strategy(config.data.global_batch_size)
+    with strategy.scope():
+        backbone = make_backbone(config)
+    splits = load_splits(config)
+    phases = plan_phases(config, len(splits.train.labels))
+    with strategy.scope():
+        classifier = make_classifier(backbone, config, len(splits.class_names))
+    return Prepared(splits, phases, strategy, classifier)
+
+
+def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) -> dict[str, float | None]:
+    """Go through the phases, leave the classifier at its best epoch, and return each phase's images/s."""
+    splits = prepared.splits
+    validation_batches = evaluation_batches(
+        splits.validation.images,
+        splits.validation.labels,
+        class_count=len(splits.class_names),
+        global_batch_size=config.data.global_batch_size,
+    )
+    keep_best = KeepBest()
+    speeds: dict[str, float | None] = {}
+    for phase in prepared.phases:
+        with watch.time(phase.name):
+            set_phase(prepared.classifier, phase, prepared.strategy)
+            keep_best.patience = phase.config.early_stopping_patience
+            logger = LogPhase(log, phase, config.data.global_batch_size)
+            batches = phase_batches(phase, config, splits)
+            fit_phase(prepared.classifier, phase, batches, validation_batches, [logger, keep_best])
+            speeds[phase.name] = logger.images_per_second
+    return speeds
 
 
 def load_splits(config: RunConfig) -> Splits:
@@ -122,13 +149,18 @@ def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
     return phases
 
 
-def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
-    """Build the classifier with its starting weights, in the strategy's scope that is open."""
+def make_backbone(config: RunConfig) -> keras.Model:
+    """Build the backbone of a run with its starting weights."""
     settings = config.model
     backbone = build_backbone(settings.backbone, settings.image_size)
     load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds)
-    convention = BACKBONES[settings.backbone].input_convention
-    return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
+    return backbone
+
+
+def make_classifier(backbone: keras.Model, config: RunConfig, class_count: int) -> keras.Model:
+    """Build the classifier of a run on its backbone."""
+    convention = BACKBONES[config.model.backbone].input_convention
+    return build_classifier(backbone, convention, class_count, config.model.dropout, config.seed)
 
 
 def phase_batches(phase: Phase, config: RunConfig, splits: Splits) -> tf.data.Dataset:
@@ -146,16 +178,17 @@ def phase_batches(phase: Phase, config: RunConfig, splits: Splits) -> tf.data.Da
     )
 
 
-def describe_run(config: RunConfig, splits: Splits, first_phase: Phase, path: Path, log: RunLog) -> None:
+def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> None:
     """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
     values = to_values(config)
     devices = [device.name for device in tf.config.list_logical_devices()]
-    artifacts.write_json(path / workdir.CONFIG, values)
-    artifacts.write_json(path / workdir.ENVIRONMENT, environment.describe_environment(devices))
+    artifacts.write_json(path / paths.CONFIG, values)
+    artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(devices))
     rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    images, labels = next(iter(phase_batches(first_phase, config, splits).unbatch().batch(SHOWN_IMAGES).take(1)))
-    titles = [splits.class_names[label] for label in np.argmax(labels, axis=-1)]
+    batches = phase_batches(prepared.phases[0], config, prepared.splits)
+    images, labels = next(iter(batches.unbatch().batch(SHOWN_IMAGES).take(1)))
+    titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]
     picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)
     artifacts.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)
@@ -167,12 +200,12 @@ def save_artifacts(classifier: keras.Model, splits: Splits, path: Path) -> None:
     Raises:
         RuntimeError: the weights that are read back are not the trained ones.
     """
-    export.save_classifier(classifier, path / workdir.MODEL)
-    reloaded = keras.models.load_model(path / workdir.MODEL, compile=False)
+    export.save_classifier(classifier, path / paths.MODEL)
+    reloaded = keras.models.load_model(path / paths.MODEL, compile=False)
     pairs = zip(classifier.get_weights(), reloaded.get_weights(), strict=True)
     if not all(np.array_equal(trained, read) for trained, read in pairs):
-        raise RuntimeError(f"the weights are not the trained ones. Received: {path / workdir.MODEL}")
-    export.export_saved_model(reloaded, splits.class_names, path / workdir.SAVED_MODEL)
+        raise RuntimeError(f"the weights are not the trained ones. Received: {path / paths.MODEL}")
+    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL)
 
 
 def evaluate_artifact(
@@ -189,7 +222,7 @@ def evaluate_artifact(
         for title, split in (("test", splits.test), ("validation", splits.validation))
     )
     trained = classifier.predict(splits.test.images, batch_size=batch_size, verbose=0)
-    difference = export.check_same_logits(trained, test.logits, str(path / workdir.SAVED_MODEL))
+    difference = export.check_same_logits(trained, test.logits, str(path / paths.SAVED_MODEL))
     print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
     return test, validation
 
@@ -207,5 +240,5 @@ def report(result: dict[str, Any], test: Evaluation, splits: Splits, log: RunLog
         artifacts.write_whole(path / f"{name}.png", picture)
         log.write_picture(name, picture)
     log.close()
-    print(metrics_table(test.metrics, f"test, {path / workdir.SAVED_MODEL}"))
-    artifacts.write_json(path / workdir.RESULT, result)
+    print(metrics_table(test.metrics, f"test, {path / paths.SAVED_MODEL}"))
+    artifacts.write_json(path / paths.RESULT, result)

@@ -86,8 +86,6 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     values["virtual_devices"] = min(values["virtual_devices"], values["global_batch_size"])
     if values["data_source"] not in ("auto", "archive"):
         values["archive"] = ""
-    if values["deterministic"]:
-        values |= {"cutout": 0, "grid_mask": 0.0}
     if values["finetune_epochs"] == 0 and (values["head_epochs"] == 0 or values["weights"] == "none"):
         values["finetune_epochs"] = 1
     return values

@@ -113,7 +113,6 @@ FLAG_CASES = [
     Case("train --flagfile=a.flags", "--image_size", writes("a.flags", b"--workdir=run\n--image_size=8\n")),
     Case("train --workdr=run", "'workdr'"),
     Case("train run", "only flags"),
-    Case("train --deterministic --cutout=8", "--deterministic"),
     Case("train --archive=a.tar.gz --data_source=npm", "--archive"),
     Case("train --weights=none --finetune_epochs=0", "--weights"),
     Case("train --head_epochs=0 --finetune_epochs=0", "--head_epochs"),

@@ -161,12 +161,13 @@ WORKING = {
     "all defaults": {},
     "an archive that auto finds first": {"archive": "a.tar.gz"},
     "an archive by name": {"archive": "a.tar.gz", "data_source": "archive"},
-    "seeded augmentation in a deterministic run": {
+    "all augmentation in a deterministic run": {
         "deterministic": True,
         "rotation_degrees": 10.0,
         "color_jitter": 0.2,
+        "cutout": 8,
+        "grid_mask": 0.3,
     },
-    "keras-cv in another run": {"cutout": 8, "grid_mask": 0.3},
     "an image for each device": {"virtual_devices": 2, "global_batch_size": 2},
     "head phase alone": {"finetune_epochs": 0},
     "finetune phase alone": {"head_epochs": 0},
@@ -176,8 +177,6 @@ WORKING = {
 }
 REFUSED = {
     "archive": {"archive": "a.tar.gz", "data_source": "npm"},
-    "deterministic": {"deterministic": True, "cutout": 8},
-    "deterministic ": {"deterministic": True, "grid_mask": 0.5},
     "global_batch_size": {"virtual_devices": 4, "global_batch_size": 3},
     "head_epochs": {"head_epochs": 0, "finetune_epochs": 0},
     "weights": {"weights": "none", "finetune_epochs": 0},

@@ -57,7 +57,7 @@ def training_batches(
     draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice in it.
 
     Args:
-        images: uint8 `[n, height, width, 3]`; copied into one tensor (138 MB for 45,000 at 32 px), from which batches are gathered.
+        images: uint8 `[n, height, width, 3]`; copied into one tensor (138 MB for 45,000 at 32 px).
         labels: int64 `[n]`, 0..class_count-1.
         class_count: length of a one-hot label.
         global_batch_size: images per batch, over all devices together.
@@ -82,8 +82,7 @@ def training_batches(
 
     def batch(epoch: tf.Tensor, number: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
-        one_hot = tf.one_hot(tf.gather(label_store, indices), class_count)
-        return augment(tf.gather(image_store, indices), key), one_hot
+        return augment(tf.gather(image_store, indices), key), tf.one_hot(tf.gather(label_store, indices), class_count)
 
     numbers = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(places)
     batches = numbers.map(batch, num_parallel_calls=parallel_calls)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from cifar_keras import fetching
+from cifar_keras import fetching, paths
 from cifar_keras.config import DataSource
 from cifar_keras.data import archives, synthetic, tfds_folder
 from cifar_keras.data.cifar10 import OFFICIAL, Contents, Dataset, LabelledImages
@@ -61,7 +61,7 @@ def prepare_dataset(
         UserError: the named archive or the folder that is there is not whole, `data_dir` cannot be written, or no
             source has the images.
     """
-    folder = Path(data_dir).expanduser()
+    folder = paths.expand("data_dir", data_dir)
     received = f"--data_source={source} --data_dir={data_dir}" + (f" --archive={archive}" if archive else "")
     named = _read_named_archive(archive, contents) if archive else None
     if tfds_folder.folder_of(folder).exists():
@@ -86,7 +86,7 @@ def prepare_dataset(
 
 def _read_named_archive(archive: str, contents: Contents) -> Dataset:
     try:
-        return archives.read_official_archive(Path(archive).expanduser(), contents)
+        return archives.read_official_archive(paths.expand("archive", archive), contents)
     except SourceError as error:
         raise UserError(
             f"--archive has to name a whole official CIFAR-10 archive: {error}. Received: {archive}"

@@ -24,7 +24,8 @@ class Backbone(NamedTuple):
 
 _RESNET = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _VGG = ("block1", "block2", "block3", "block4", "block5")
-_INCEPTION = tuple(f"mixed{block}" for block in range(11))
+# The joints of its blocks are named, the layers in them are not: from mixed3 on means all that follows that joint.
+_INCEPTION = tuple(f"mixed{block}" for block in range(10))
 
 BACKBONES: dict[str, Backbone] = {
     "resnet50": Backbone("ResNet50", "4d473c1dd8becc155b73f8504c6f6626", "caffe", 32, _RESNET),

@@ -1,4 +1,4 @@
-"""The folder of a run, and the names of what lies in it. Standard library only."""
+"""Paths that a person names, and the names of what lies in a run's workdir. Standard library only."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,27 @@ MODEL = "model.keras"
 SAVED_MODEL = "saved_model"
 
 
+def expand(flag: str, value: str) -> Path:
+    """Return the path that a flag names, with `~` expanded.
+
+    Raises:
+        UserError: no file can have this path: its home folder is nobody's, or it is too long.
+    """
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--{flag} is no path that can be used ({error}). Received: {value}") from error
+    return path
+
+
 def check_unused(workdir: str) -> Path:
-    """Return the path of a folder that a run may fill; nothing is made yet.
+    """Return the path of a workdir that a run may fill; nothing is made yet.
 
     Raises:
         UserError: it has something in it, is not a folder, or cannot be made.
     """
-    path = Path(workdir).expanduser()
+    path = expand("workdir", workdir)
     nearest = path
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -29,8 +43,8 @@ def check_unused(workdir: str) -> Path:
     return path
 
 
-def make(path: Path) -> None:
-    """Make the folder.
+def make_workdir(path: Path) -> None:
+    """Make the folder of a run.
 
     Raises:
         UserError: the operating system refuses.

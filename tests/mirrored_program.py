@@ -1,0 +1,68 @@
+"""Trains the small network and saves its weights; run by `test_devices.py`, since devices are set once a process.
+
+`mirrored_program.py VIRTUAL_DEVICES TRAIN_BATCH_NORM DETERMINISTIC OUTPUT.npz`
+"""
+
+import sys
+
+from cifar_keras import environment
+
+environment.set_tensorflow_variables()
+
+import keras  # noqa: E402  # TensorFlow reads the variables when it is imported
+import numpy as np  # noqa: E402
+from small_networks import small_backbone  # noqa: E402
+
+from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig  # noqa: E402
+from cifar_keras.data import synthetic  # noqa: E402
+from cifar_keras.data.pipeline import evaluation_batches, training_batches  # noqa: E402
+from cifar_keras.models.classifier import build_classifier  # noqa: E402
+from cifar_keras.training.devices import make_strategy, set_up_devices  # noqa: E402
+from cifar_keras.training.phases import Phase, fit_phase, set_phase  # noqa: E402
+
+
+def main() -> None:
+    virtual_devices, train_batch_norm, deterministic = (int(argument) for argument in sys.argv[1:4])
+    set_up_devices(virtual_devices, deterministic=bool(deterministic))
+    keras.utils.set_random_seed(5)
+    images, labels = synthetic.make_dataset(0).train
+    strategy = make_strategy(global_batch_size=40)
+    with strategy.scope():
+        classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=0.0, seed=0)
+    finetune = FinetuneConfig(epochs=1, learning_rate=0.05, train_batch_norm=bool(train_batch_norm))
+    for phase in (Phase("head", HeadConfig(), 10, 0), Phase("finetune", finetune, 10, 1)):
+        set_phase(classifier, phase, strategy)
+        batches = training_batches(
+            images,
+            labels,
+            class_count=10,
+            global_batch_size=40,
+            steps_per_epoch=10,
+            seed=0,
+            first_epoch=phase.first_epoch,
+            epochs=1,
+            augmentation=AugmentationConfig(),
+        )
+        # 90 images: the last batch of 10 is smaller than the others.
+        validation = evaluation_batches(images[:90], labels[:90], class_count=10, global_batch_size=40)
+        fit_phase(classifier, phase, batches, validation, [])
+    logits = classifier.predict(images[:50], batch_size=40, verbose=0)
+    values = {
+        f"{number:03d} {variable.path}": np.asarray(variable) for number, variable in enumerate(classifier.variables)
+    }
+    copies = [
+        np.stack([np.asarray(copy) for copy in strategy.experimental_local_results(variable.value)])
+        for variable in classifier.variables
+    ]
+    largest_difference = max(float(np.abs(copy - copy[0]).max()) for copy in copies)
+    values |= {
+        "logits": logits,
+        "replicas": np.asarray(strategy.num_replicas_in_sync),
+        "copies": np.asarray(len(copies[0])),
+        "largest_difference": np.asarray(largest_difference),
+    }
+    np.savez(sys.argv[4], allow_pickle=False, **values)
+
+
+if __name__ == "__main__":
+    main()
