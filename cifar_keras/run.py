@@ -64,6 +64,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         RuntimeError: a reloaded artifact is not the model that was trained.
     """
     watch = Stopwatch()
+    commit = environment.source_commit()  # now, since the files may be others when the run ends
     path = paths.check_unused(config.workdir)
     with watch.time("prepare"):
         prepared = prepare(config)
@@ -83,7 +84,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         "config": to_values(config),
         "environment": artifacts.read_json(path / paths.ENVIRONMENT),
         "seed": config.seed,
-        "commit": environment.source_commit(),
+        "commit": commit,
     }
     report(result, test, prepared.splits, log, path)
     return result

@@ -1,6 +1,9 @@
-"""`python -m experiments.tables`: write the tables of results into the READMEs, from `experiments/results/*.json`.
+"""`python -m experiments.tables`: write the tables of results into the READMEs, from `experiments/results/`.
 
-A result is the `result.json` of a run, copied there as RECIPE.json, or as RECIPE_seedN.json for further seeds of it.
+A result is the `result.json` of a run, copied there as RECIPE.json, or as RECIPE_seedN.json for further seeds of it. A
+trial is one of a run with other flags, copied to `trials/RECIPE-WHAT.json`; the lab book lists what it changed. Trials
+are told apart by validation alone, because validation chooses.
+
 `--check` writes nothing and ends with status 1 where a table is not what the results say.
 """
 
@@ -12,16 +15,21 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-BEGIN, END = "<!-- results: begin, written by experiments/tables.py -->", "<!-- results: end -->"
-HEADER = (
+RESULT_HEADER = (
     "| recipe | test accuracy | n | test loss | minutes | images/s: head, finetune, evaluation | hardware | commit |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
+TRIAL_HEADER = (
+    "| trial | differs in | validation accuracy | minutes | images/s: head, finetune, evaluation | commit |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
+
+Result = dict[str, Any]
 
 
-def read_results() -> dict[str, list[dict[str, Any]]]:
+def read_results() -> dict[str, list[Result]]:
     """Return the results of each recipe, one for each seed."""
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[Result]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if "test" in content:
@@ -29,55 +37,81 @@ def read_results() -> dict[str, list[dict[str, Any]]]:
     return results
 
 
-def table_row(recipe: str, results: list[dict[str, Any]]) -> str:
+def result_row(recipe: str, results: list[Result]) -> str:
     """Return a line of the table: means over the runs, with their sample standard deviation where there are several."""
     accuracies = [100 * result["test"]["accuracy"] for result in results]
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(results) > 1 else ""
-    speeds = [
-        statistics.mean(_speed(result, phase) for result in results) for phase in ("head", "finetune", "evaluate")
-    ]
     environment = results[0]["environment"]
-    hardware = f"{environment['cores']} cores, {environment['processor']}, {' '.join(environment['instruction_sets'])}"
     cells = [
         f"[`{recipe}`](experiments/{recipe}.flags)",
         f"{statistics.mean(accuracies):.2f} %{spread}",
         str(len(results)),
         f"{statistics.mean(result['test']['loss'] for result in results):.4f}",
         f"{statistics.mean(result['minutes']['total'] for result in results):.1f}",
-        ", ".join(f"{speed:.0f}" for speed in speeds),
-        hardware,
+        _speeds(results),
+        f"{environment['cores']} cores, {environment['processor']}, {' '.join(environment['instruction_sets'])}",
         ", ".join(sorted({f"`{result['commit'][:7]}`" for result in results})),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def with_table(text: str, table: str) -> str:
+def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
+    """Return a line of the table of trials."""
+    trial = json.loads(path.read_text(encoding="utf-8"))
+    recipe = recipes[path.stem.split("-")[0]][0]
+    cells = [
+        f"[`{path.stem}`](results/trials/{path.name})",
+        " ".join(f"`{difference}`" for difference in _differences(trial, recipe)) or "nothing",
+        f"{100 * trial['validation']['accuracy']:.2f} %",
+        f"{trial['minutes']['total']:.1f}",
+        _speeds([trial]),
+        f"`{trial['commit'][:7]}`",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def with_table(text: str, name: str, table: str) -> str:
     """Return a document with the table between its two marks replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    begin, end = f"<!-- {name}: begin, written by experiments/tables.py -->", f"<!-- {name}: end -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def main() -> None:
     """Write the tables, or check them."""
-    table = "\n".join([HEADER, *(table_row(recipe, results) for recipe, results in read_results().items())])
-    stale = []
-    for path, links in ((ROOT / "README.md", table), (ROOT / "experiments" / "README.md", _from_experiments(table))):
-        text = path.read_text(encoding="utf-8")
-        if text != with_table(text, links):
-            stale.append(str(path.relative_to(ROOT)))
-            if "--check" not in sys.argv:
-                path.write_text(with_table(text, links), encoding="utf-8")
-    if stale and "--check" in sys.argv:
-        sys.exit(f"run `python -m experiments.tables`: the results are not in {', '.join(stale)}")
+    recipes = read_results()
+    results = "\n".join([RESULT_HEADER, *(result_row(*recipe) for recipe in recipes.items())])
+    trials = "\n".join([TRIAL_HEADER, *(trial_row(path, recipes) for path in sorted(RESULTS.glob("trials/*.json")))])
+    readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
+    wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
+    text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
+    wanted[lab_book] = with_table(text, "trials", trials)
+    stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
+    if "--check" not in sys.argv:
+        for path in stale:
+            path.write_text(wanted[path], encoding="utf-8")
+    elif stale:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+        sys.exit(f"run `python -m experiments.tables`: the results are not in {names}")
 
 
-def _speed(result: dict[str, Any], phase: str) -> float:
-    return float(result["images_per_second"].get(phase) or float("nan"))
+def _differences(trial: Result, recipe: Result) -> list[str]:
+    flags = [
+        f"--{flag}={value}"
+        for flag, value in trial["config"].items()
+        if flag not in ("workdir", "seed") and value != recipe["config"][flag]
+    ]
+    variables = trial["environment"]["variables"]
+    changed = {name for name in variables if variables[name] != recipe["environment"]["variables"].get(name)}
+    return [f"{name}={variables[name]}" for name in sorted(changed)] + flags
 
 
-def _from_experiments(table: str) -> str:
-    return table.replace("](experiments/", "](")
+def _speeds(results: list[Result]) -> str:
+    speeds = [
+        [result["images_per_second"].get(phase) for result in results] for phase in ("head", "finetune", "evaluate")
+    ]
+    return ", ".join("-" if None in phase else f"{statistics.mean(phase):.0f}" for phase in speeds)
 
 
 if __name__ == "__main__":

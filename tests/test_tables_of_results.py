@@ -1,0 +1,47 @@
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cifar_keras import flags
+from cifar_keras.config import from_values
+from experiments import tables
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+
+
+def test_the_readmes_hold_what_the_results_say() -> None:
+    subprocess.run([sys.executable, "-m", "experiments.tables", "--check"], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_is_a_run_of_its_recipe(path: Path) -> None:
+    """All but workdir, seed and data folder are as the recipe says today."""
+    recipe = ROOT / "experiments" / f"{path.stem.split('_seed')[0]}.flags"
+    ran = from_values(json.loads(path.read_text())["config"])
+    own = [f"--workdir={ran.workdir}", f"--seed={ran.seed}", f"--data_dir={ran.data.data_dir}"]
+    assert flags.parse_config(["train", f"--flagfile={recipe}", *own]) == ran
+
+
+def test_the_quickstart_is_a_row_of_the_readme() -> None:
+    runs = [json.loads(path.read_text()) for path in RESULTS if path.stem.startswith("quickstart")]
+    accuracy = statistics.mean(run["test"]["accuracy"] for run in runs)
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| [`quickstart`]"))
+    assert f"| {100 * accuracy:.2f} %" in row
+    assert all(run["test"]["n"] == 10_000 for run in runs)
+
+
+def test_a_row_gives_mean_and_sample_standard_deviation() -> None:
+    run = json.loads(RESULTS[0].read_text())
+    runs = [run | {"test": run["test"] | {"accuracy": accuracy}} for accuracy in (0.90, 0.92)]
+    assert "| 91.00 % ± 1.41 | 2 |" in tables.result_row("quickstart", runs)
+
+
+def test_a_table_replaces_the_one_between_its_marks() -> None:
+    begin, end = "<!-- results: begin, written by experiments/tables.py -->", "<!-- results: end -->"
+    text = f"a\n{begin}\nold\n{end}\nb"
+    assert tables.with_table(text, "results", "new") == f"a\n{begin}\nnew\n{end}\nb"
