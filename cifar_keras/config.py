@@ -122,7 +122,7 @@ class PhaseConfig:
         0.0, "decoupled weight decay of the kernels, times the learning rate at each step", minimum=0, maximum=1
     )
     warmup_share: float = setting(
-        0.1, "share of the phase's steps over which the rate rises from 0", minimum=0, maximum=1
+        0.1, "share of the phase's steps over which the rate rises to its highest", minimum=0, maximum=1
     )
     label_smoothing: float = setting(0.0, "share of each label that is spread over all classes", minimum=0, below=1)
     early_stopping_patience: int = setting(
@@ -157,7 +157,7 @@ class FinetuneConfig(PhaseConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on. Two runs of the same config are the same run."""
+    """Everything that a run depends on, but for the machine and the versions of what it uses."""
 
     workdir: str = setting("runs/latest", "folder that receives everything the run makes; has to be new or empty")
     seed: int = setting(
@@ -268,8 +268,9 @@ def validate(config: RunConfig) -> None:
 
 
 def _check_combinations(config: RunConfig) -> None:
-    if not config.workdir:
-        raise UserError("--workdir has to name a folder. Received: ''")
+    for flag, folder in (("workdir", config.workdir), ("data_dir", config.data.data_dir)):
+        if not folder:
+            raise UserError(f"--{flag} has to name a folder. Received: ''")
     if config.data.archive and config.data.data_source not in (DataSource.AUTO, DataSource.ARCHIVE):
         raise UserError(
             f"--archive is read with --data_source=archive or auto only. Received: --data_source={config.data.data_source}"

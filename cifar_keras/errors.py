@@ -11,3 +11,9 @@ class UserError(Exception):
 
 class SourceError(Exception):
     """One source of data or weights does not have them, or not intact. The next source may; `fetching` decides."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says in one line of at most 200 characters, without a full stop; its type if it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(".: ")

@@ -10,7 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_keras.errors import UserError
+from cifar_keras.errors import UserError, reason_of
 
 # Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
 # float32 network differs by about 1e-6 of it; another network by about 1.
@@ -78,7 +78,7 @@ def load_saved_model(path: Path) -> tf.Module:
     try:
         loaded = tf.saved_model.load(str(folder))
     except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model cannot be loaded: {str(error).splitlines()[0][:200]}. Received: {path}") from error
+        raise UserError(f"--model cannot be loaded: {reason_of(error)}. Received: {path}") from error
     if not {"serve", "serve_bytes"} <= set(loaded.signatures):
         raise UserError(f"--model has no signatures serve and serve_bytes, so no run made it. Received: {path}")
     return loaded

@@ -35,7 +35,7 @@ class NpmPackage(NamedTuple):
 
 
 def first_available(wanted: str, sources: Mapping[str, Callable[[], Fetched]], received: str) -> Fetched:
-    """Return what the first working source gives, telling on stderr what is tried and what failed.
+    """Return what the first working source gives, telling on stderr which failed and which it was.
 
     Args:
         wanted: what is looked for, for the messages, e.g. "CIFAR-10".
@@ -48,7 +48,9 @@ def first_available(wanted: str, sources: Mapping[str, Callable[[], Fetched]], r
     failures = []
     for name, source in sources.items():
         try:
-            return source()
+            fetched = source()
+            print(f"{wanted} from {name}", file=sys.stderr)
+            return fetched
         except SourceError as error:
             failures.append(f"{name}: {error}")
             print(f"{wanted} from {name}: {error}", file=sys.stderr)

@@ -38,7 +38,7 @@ def check_unused(workdir: str) -> Path:
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"--workdir cannot be made or written: {nearest} is no writable folder. Received: {workdir}")
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and (not os.access(path, os.R_OK) or any(path.iterdir())):
         raise UserError(f"--workdir has to be new or empty, so that no earlier run is lost. Received: {workdir}")
     return path
 
@@ -47,8 +47,9 @@ def make_workdir(path: Path) -> None:
     """Make the folder of a run.
 
     Raises:
-        UserError: the operating system refuses.
+        UserError: the operating system refuses, or another run has begun to fill it.
     """
+    check_unused(str(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.evaluation import Evaluation, evaluate
 from cifar_keras.reporting.tables import metrics_table
-from cifar_keras.training.devices import make_strategy, set_up_devices
+from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
 from cifar_keras.training.phases import Phase, PhaseName, fit_phase, set_phase
 from cifar_keras.training.run_log import KeepBest, LogPhase, RunLog
 
@@ -32,7 +32,7 @@ class Stopwatch:
     """Minutes by name."""
 
     def __init__(self) -> None:
-        self.minutes: dict[str, float] = {}
+        self.minutes = dict.fromkeys(("prepare", "head", "finetune", "evaluate"), 0.0)
         self._started = time.monotonic()
 
     @contextmanager
@@ -40,7 +40,7 @@ class Stopwatch:
         """Add what the block takes to `minutes[name]`."""
         started = time.monotonic()
         yield
-        self.minutes[name] = self.minutes.get(name, 0.0) + (time.monotonic() - started) / 60
+        self.minutes[name] += (time.monotonic() - started) / 60
 
     def total(self) -> float:
         """Minutes since the watch was made."""
@@ -76,6 +76,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         save_artifacts(prepared.classifier, prepared.splits, path)
         batch_size = config.data.global_batch_size
         test, validation = evaluate_artifact(prepared.classifier, prepared.splits, path, batch_size)
+        draw(test, prepared.splits, log, path)
     result = {
         "test": test.metrics,
         "validation": validation.metrics,
@@ -86,7 +87,8 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "commit": commit,
     }
-    report(result, test, prepared.splits, log, path)
+    print(metrics_table(test.metrics, f"test, {path / paths.SAVED_MODEL}"))
+    artifacts.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
     return result
 
 
@@ -95,9 +97,12 @@ def prepare(config: RunConfig) -> Prepared:
     set_up_devices(config.virtual_devices, deterministic=config.deterministic)
     keras.utils.set_random_seed(config.seed)
     strategy = make_strategy(config.data.global_batch_size)
+    print(f"devices: {', '.join(device_names())}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
     splits = load_splits(config)
     phases = plan_phases(config, len(splits.train.labels))
+    replicas = strategy.num_replicas_in_sync
+    check_no_empty_share(len(splits.validation.labels), config.data.global_batch_size, replicas)
     with strategy.scope():
         classifier = make_classifier(config, len(splits.class_names))
     return Prepared(splits, phases, strategy, classifier)
@@ -113,7 +118,7 @@ def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) 
         global_batch_size=config.data.global_batch_size,
     )
     keep_best = KeepBest()
-    speeds: dict[str, float | None] = {}
+    speeds: dict[str, float | None] = dict.fromkeys(("head", "finetune"))
     for phase in prepared.phases:
         with watch.time(phase.name):
             set_phase(prepared.classifier, phase, prepared.strategy)
@@ -176,9 +181,8 @@ def phase_batches(phase: Phase, config: RunConfig, splits: Splits) -> tf.data.Da
 def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> None:
     """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
     values = to_values(config)
-    devices = [device.name for device in tf.config.list_logical_devices()]
     artifacts.write_json(path / paths.CONFIG, values)
-    artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(devices))
+    artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
     batches = phase_batches(prepared.phases[0], config, prepared.splits)
@@ -211,19 +215,24 @@ def evaluate_artifact(
     Raises:
         RuntimeError: its test logits are not the classifier's.
     """
+    # TF32 would round the products of a newer GPU to 10 bits, each kernel in its own way; on a CPU it changes nothing.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     model = export.load_saved_model(path)
     test, validation = (
         evaluate(model, split, splits.class_names, batch_size, title)
         for title, split in (("test", splits.test), ("validation", splits.validation))
     )
-    trained = classifier.predict(splits.test.images, batch_size=batch_size, verbose=0)
+    count = len(splits.test.labels)
+    # Whole batches only, filled up with the first images again: no device may be left without an image.
+    filled = np.resize(splits.test.images, (-(-count // batch_size) * batch_size, *splits.test.images.shape[1:]))
+    trained = classifier.predict(filled, batch_size=batch_size, verbose=0)[:count]
     difference = export.check_same_logits(trained, test.logits, str(path / paths.SAVED_MODEL))
-    print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
+    print(f"the reloaded model is the trained one: logits within {difference:.1e} on {count:,} test images")
     return test, validation
 
 
-def report(result: dict[str, Any], test: Evaluation, splits: Splits, log: RunLog, path: Path) -> None:
-    """Draw the pictures, print the table, and write `result.json`, last of all."""
+def draw(test: Evaluation, splits: Splits, log: RunLog, path: Path) -> None:
+    """Draw what people look at into the workdir and into TensorBoard, and close the log."""
     drawn = {
         "confusion_matrix": pictures.confusion_matrix_picture(test.metrics["confusion_matrix"], splits.class_names),
         "predictions": pictures.predictions_picture(
@@ -235,5 +244,3 @@ def report(result: dict[str, Any], test: Evaluation, splits: Splits, log: RunLog
         artifacts.write_whole(path / f"{name}.png", picture)
         log.write_picture(name, picture)
     log.close()
-    print(metrics_table(test.metrics, f"test, {path / paths.SAVED_MODEL}"))
-    artifacts.write_json(path / paths.RESULT, result)

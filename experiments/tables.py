@@ -41,7 +41,6 @@ def result_row(recipe: str, results: list[Result]) -> str:
     """Return a line of the table: means over the runs, with their sample standard deviation where there are several."""
     accuracies = [100 * result["test"]["accuracy"] for result in results]
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(results) > 1 else ""
-    environment = results[0]["environment"]
     cells = [
         f"[`{recipe}`](experiments/{recipe}.flags)",
         f"{statistics.mean(accuracies):.2f} %{spread}",
@@ -49,8 +48,8 @@ def result_row(recipe: str, results: list[Result]) -> str:
         f"{statistics.mean(result['test']['loss'] for result in results):.4f}",
         f"{statistics.mean(result['minutes']['total'] for result in results):.1f}",
         _speeds(results),
-        f"{environment['cores']} cores, {environment['processor']}, {' '.join(environment['instruction_sets'])}",
-        ", ".join(sorted({f"`{result['commit'][:7]}`" for result in results})),
+        _hardware(results),
+        ", ".join(sorted({_commit(result) for result in results})),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -65,7 +64,7 @@ def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
         f"{100 * trial['validation']['accuracy']:.2f} %",
         f"{trial['minutes']['total']:.1f}",
         _speeds([trial]),
-        f"`{trial['commit'][:7]}`",
+        _commit(trial),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -102,9 +101,23 @@ def _differences(trial: Result, recipe: Result) -> list[str]:
         for flag, value in trial["config"].items()
         if flag not in ("workdir", "seed") and value != recipe["config"][flag]
     ]
-    variables = trial["environment"]["variables"]
-    changed = {name for name in variables if variables[name] != recipe["environment"]["variables"].get(name)}
-    return [f"{name}={variables[name]}" for name in sorted(changed)] + flags
+    own, usual = trial["environment"]["variables"], recipe["environment"]["variables"]
+    changed = sorted(name for name in own.keys() | usual.keys() if own.get(name) != usual.get(name))
+    return [f"{name}={own.get(name, '')}" for name in changed] + flags
+
+
+def _hardware(results: list[Result]) -> str:
+    machines = {
+        f"{environment['cores']} cores, {environment['processor']}, {' '.join(environment['instruction_sets'])}; "
+        + ", ".join(environment["devices"])
+        for environment in (result["environment"] for result in results)
+    }
+    return "; ".join(sorted(machines))
+
+
+def _commit(result: Result) -> str:
+    commit, changes, _ = result["commit"].partition("+changes")
+    return f"`{commit[:7]}{changes}`"
 
 
 def _speeds(results: list[Result]) -> str:

@@ -1,9 +1,12 @@
 """What several test files share: valid settings, and a CIFAR-10 of 24 images in the layout of the binary version, with its own digests."""
 
 # ruff: noqa: E402
+import os
+
 from cifar_keras import environment
 
 environment.set_tensorflow_variables()  # before anything imports TensorFlow
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the tests are for the processor, whatever the machine has
 
 import enum
 import hashlib

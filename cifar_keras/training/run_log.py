@@ -18,16 +18,17 @@ LOG_EVERY_STEPS = 10
 class RunLog:
     """The log of one run, kept open through its phases.
 
-    `metrics.jsonl` gets one JSON object a line: `{"phase", "epoch", "step", "loss", "accuracy", "learning_rate",
-    "images_per_second"}` every `LOG_EVERY_STEPS` steps, where loss and accuracy are means since the epoch began, and
-    with `validation_loss` and `validation_accuracy` at the end of an epoch. `tensorboard/train` and
-    `tensorboard/validation` get the same figures, so that TensorBoard draws both splits into one chart.
+    `metrics.jsonl` gets one JSON object a line: `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
+    "learning_rate", "images_per_second"}` every `LOG_EVERY_STEPS` steps, and with `validation_loss`,
+    `validation_accuracy` and `validation_cross_entropy` at the end of an epoch. The first three are means since the epoch
+    began; `loss` has the label smoothing of its phase in it, `cross_entropy` has none; the speed is the phase's so far.
+    `tensorboard/train` and `tensorboard/validation` get the same figures, so that TensorBoard draws both splits into one chart.
     """
 
     def __init__(self, workdir: Path) -> None:
         self.step = 0  # steps since the run began, over all phases
         self.records: list[dict[str, Any]] = []
-        self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._file = (workdir / "metrics.jsonl").open("x", encoding="utf-8")
         self._writers = {
             split: tf.summary.create_file_writer(str(workdir / "tensorboard" / split))
             for split in ("train", "validation")
@@ -133,14 +134,13 @@ class LogPhase(keras.callbacks.Callback):
 class KeepBest(keras.callbacks.Callback):
     """Early stopping that remembers the best epoch of the whole run, and goes back to it when a phase ends.
 
-    An epoch is better when its validation accuracy is higher, or equal with a lower validation loss. keras.callbacks.
+    An epoch is better when its validation accuracy is higher, or equal with a lower cross-entropy. keras.callbacks.
     EarlyStopping forgets its best value at each `fit`, so a finetune phase that only does harm would be kept.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.best: tuple[float, float] = (-1.0, -math.inf)  # (accuracy, -loss)
-        self.best_epoch = -1
+        self.best: tuple[float, float] = (-1.0, -math.inf)  # (accuracy, -cross-entropy)
         self.patience = 0  # epochs; 0 never stops
         self._best_weights: list[Any] = []
         self._waited = 0
@@ -152,9 +152,9 @@ class KeepBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the weights of a better epoch; stop when patience is over."""
         figures = logs or {}
-        value = (float(figures["val_accuracy"]), -float(figures["val_loss"]))
+        value = (float(figures["val_accuracy"]), -float(figures["val_cross_entropy"]))
         if value > self.best:
-            self.best, self.best_epoch, self._waited = value, epoch, 0
+            self.best, self._waited = value, 0
             self._best_weights = self.model.get_weights()
             return
         self._waited += 1
