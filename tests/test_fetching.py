@@ -131,7 +131,7 @@ def test_the_first_source_that_works_is_used(capsys: pytest.CaptureFixture[str])
     sources = {name: source(outcome, asked, name) for name, outcome in outcomes.items()}
     assert fetching.first_available("CIFAR-10", sources, "--data_source=auto") == "the images"
     assert asked == ["disk", "mirror"]
-    assert capsys.readouterr().err == "CIFAR-10 from disk: empty\n"
+    assert capsys.readouterr().err == "CIFAR-10 from disk: empty\nCIFAR-10 from mirror\n"
 
 
 def test_one_message_names_every_source_that_failed() -> None:
