@@ -38,8 +38,8 @@ GIT_TIMEOUT_SECONDS = 30
 def set_tensorflow_variables() -> None:
     """Set what TensorFlow reads from the environment when it is imported; what the user has set stays.
 
-    TensorFlow leaves oneDNN's kernels off on x86 processors without AVX-512 VNNI. On one such machine (2 cores of an AMD
-    EPYC with AVX2) a training step of a ResNet50 at 64 px was 3.2 times as fast with them: 44.7 against 13.9 images/s.
+    TensorFlow leaves oneDNN's kernels off on x86 processors without AVX-512 VNNI, although they are several times as fast
+    there: see the trials `quickstart-onednn_on` and `quickstart-onednn_off` in `experiments/README.md`.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only: the rest is about GPUs that are not there
