@@ -1,24 +1,21 @@
-"""Trains the small network and saves its weights; run by `test_devices.py`, since devices are set once a process.
+"""Trains the small network and saves its weights; run by `test_devices.py`, since devices are set once a process. TensorFlow's
+variables are inherited from there.
 
 `mirrored_program.py VIRTUAL_DEVICES TRAIN_BATCH_NORM DETERMINISTIC OUTPUT.npz`
 """
 
 import sys
 
-from cifar_keras import environment
+import keras
+import numpy as np
+from small_networks import small_backbone
 
-environment.set_tensorflow_variables()
-
-import keras  # noqa: E402  # TensorFlow reads the variables when it is imported
-import numpy as np  # noqa: E402
-from small_networks import small_backbone  # noqa: E402
-
-from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig  # noqa: E402
-from cifar_keras.data import synthetic  # noqa: E402
-from cifar_keras.data.pipeline import evaluation_batches, training_batches  # noqa: E402
-from cifar_keras.models.classifier import build_classifier  # noqa: E402
-from cifar_keras.training.devices import make_strategy, set_up_devices  # noqa: E402
-from cifar_keras.training.phases import Phase, fit_phase, set_phase  # noqa: E402
+from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig
+from cifar_keras.data import synthetic
+from cifar_keras.data.pipeline import evaluation_batches, training_batches
+from cifar_keras.models.classifier import build_classifier
+from cifar_keras.training.devices import make_strategy, set_up_devices
+from cifar_keras.training.phases import Phase, fit_phase, set_phase
 
 
 def main() -> None:
