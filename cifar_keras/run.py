@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from cifar_keras import artifacts, environment, export, paths
 from cifar_keras.config import PhaseConfig, RunConfig, to_values
-from cifar_keras.data.pipeline import evaluation_batches, training_batches, whole_steps
+from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.models.backbones import BACKBONES
@@ -50,7 +50,9 @@ class Stopwatch:
 class Prepared(NamedTuple):
     """What a run needs before it trains."""
 
-    splits: Splits
+    splits: Splits  # train and validation are NumPy's views of the examples below
+    train: Examples
+    validation: Examples
     phases: list[Phase]
     strategy: tf.distribute.Strategy
     classifier: keras.Model
@@ -100,23 +102,21 @@ def prepare(config: RunConfig) -> Prepared:
     print(f"devices: {', '.join(device_names())}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
     splits = load_splits(config)
+    class_count = len(splits.class_names)
+    train_examples, train_split = hold(splits.train, class_count)
+    validation_examples, validation_split = hold(splits.validation, class_count)
+    splits = splits._replace(train=train_split, validation=validation_split)
     phases = plan_phases(config, len(splits.train.labels))
     replicas = strategy.num_replicas_in_sync
     check_no_empty_share(len(splits.validation.labels), config.data.global_batch_size, replicas)
     with strategy.scope():
-        classifier = make_classifier(config, len(splits.class_names))
-    return Prepared(splits, phases, strategy, classifier)
+        classifier = make_classifier(config, class_count)
+    return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier)
 
 
 def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) -> dict[str, float | None]:
     """Go through the phases, leave the classifier at its best epoch, and return each phase's images/s."""
-    splits = prepared.splits
-    validation_batches = evaluation_batches(
-        splits.validation.images,
-        splits.validation.labels,
-        class_count=len(splits.class_names),
-        global_batch_size=config.data.global_batch_size,
-    )
+    validation_batches = evaluation_batches(prepared.validation, global_batch_size=config.data.global_batch_size)
     keep_best = KeepBest()
     speeds: dict[str, float | None] = dict.fromkeys(("head", "finetune"))
     for phase in prepared.phases:
@@ -124,7 +124,7 @@ def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) 
             set_phase(prepared.classifier, phase, prepared.strategy)
             keep_best.patience = phase.config.early_stopping_patience
             logger = LogPhase(log, phase, config.data.global_batch_size)
-            batches = phase_batches(phase, config, splits)
+            batches = phase_batches(phase, config, prepared.train)
             fit_phase(prepared.classifier, phase, batches, validation_batches, [logger, keep_best])
             speeds[phase.name] = logger.images_per_second
     return speeds
@@ -163,12 +163,10 @@ def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
     return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
 
 
-def phase_batches(phase: Phase, config: RunConfig, splits: Splits) -> tf.data.Dataset:
+def phase_batches(phase: Phase, config: RunConfig, examples: Examples) -> tf.data.Dataset:
     """Return the augmented training batches of a phase, all its epochs one after the other."""
     return training_batches(
-        splits.train.images,
-        splits.train.labels,
-        class_count=len(splits.class_names),
+        examples,
         global_batch_size=config.data.global_batch_size,
         steps_per_epoch=phase.steps_per_epoch,
         seed=config.seed,
@@ -185,7 +183,7 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    batches = phase_batches(prepared.phases[0], config, prepared.splits)
+    batches = phase_batches(prepared.phases[0], config, prepared.train)
     images, labels = next(iter(batches.unbatch().batch(SHOWN_IMAGES).take(1)))
     titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]
     picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)

@@ -12,7 +12,8 @@ from small_networks import small_backbone
 
 from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig
 from cifar_keras.data import synthetic
-from cifar_keras.data.pipeline import evaluation_batches, training_batches
+from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.training.devices import make_strategy, set_up_devices
 from cifar_keras.training.phases import Phase, fit_phase, set_phase
@@ -30,9 +31,7 @@ def main() -> None:
     for phase in (Phase("head", HeadConfig(), 10, 0), Phase("finetune", finetune, 10, 1)):
         set_phase(classifier, phase, strategy)
         batches = training_batches(
-            images,
-            labels,
-            class_count=10,
+            hold(LabelledImages(images, labels), class_count=10)[0],
             global_batch_size=40,
             steps_per_epoch=10,
             seed=0,
@@ -41,7 +40,8 @@ def main() -> None:
             augmentation=AugmentationConfig(),
         )
         # 90 images: the last batch of 10 is smaller than the others.
-        validation = evaluation_batches(images[:90], labels[:90], class_count=10, global_batch_size=40)
+        validation_split, _ = hold(LabelledImages(images[:90], labels[:90]), class_count=10)
+        validation = evaluation_batches(validation_split, global_batch_size=40)
         fit_phase(classifier, phase, batches, validation, [])
     logits = classifier.predict(images[:50], batch_size=40, verbose=0)
     values = {

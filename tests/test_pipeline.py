@@ -8,13 +8,18 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import AugmentationConfig
-from cifar_keras.data.pipeline import evaluation_batches, training_batches, whole_steps
+from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches, whole_steps
 from cifar_keras.errors import UserError
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
 # One change of each kind: Keras's layers, our own, the two of keras-cv.
 MANY = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.4, cutout=8, grid_mask=0.3)
 Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+def held(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:
+    return hold(LabelledImages(images, labels), class_count=10)[0]
 
 
 def numbered(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -42,9 +47,7 @@ def batches_of(
 ) -> list[Batch]:
     images, labels = numbered(count)
     dataset = training_batches(
-        images,
-        labels,
-        class_count=10,
+        held(images, labels),
         global_batch_size=batch,
         steps_per_epoch=steps,
         seed=seed,
@@ -111,9 +114,7 @@ def test_seed_epoch_and_batch_decide_the_changes() -> None:
     images, labels = np.repeat(numbered(1)[0], 32, axis=0), np.zeros(32, np.int64)
     made = [
         training_batches(
-            images,
-            labels,
-            class_count=10,
+            held(images, labels),
             global_batch_size=16,
             steps_per_epoch=2,
             seed=seed,
@@ -131,9 +132,7 @@ def test_seed_epoch_and_batch_decide_the_changes() -> None:
 def test_a_training_batch_has_its_whole_shape() -> None:
     images, labels = numbered(20)
     dataset = training_batches(
-        images,
-        labels,
-        class_count=10,
+        held(images, labels),
         global_batch_size=8,
         steps_per_epoch=2,
         seed=0,
@@ -147,12 +146,44 @@ def test_a_training_batch_has_its_whole_shape() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 100, 1000])
 def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
     images, labels = numbered(100)
-    dataset = evaluation_batches(images, labels, class_count=10, global_batch_size=batch_size)
+    dataset = evaluation_batches(held(images, labels), global_batch_size=batch_size)
     assert dataset.element_spec == (tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([None, 10], tf.float32))
     batches = list(dataset.as_numpy_iterator())
     assert len(batches) == dataset.cardinality().numpy() == -(-100 // batch_size)
     assert np.array_equal(np.concatenate([batch[0] for batch in batches]), images)
     assert np.array_equal(np.concatenate([batch[1] for batch in batches]), np.eye(10)[labels])
+
+
+MEMORY = """
+import gc, numpy as np, tensorflow as tf
+from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
+
+def resident():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+tf.zeros(1)
+before = resident()
+split = LabelledImages(np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), dtype=np.uint8), np.zeros(60_000, np.int64))
+examples, split = hold(split, class_count=10)
+datasets = [training_batches(examples, global_batch_size=64, steps_per_epoch=2, seed=0, first_epoch=0, epochs=1,
+                             augmentation=AugmentationConfig(flip=False, crop_padding=0)) for _ in range(3)]
+datasets.append(evaluation_batches(examples, global_batch_size=64).take(2))
+iterators = [iter(dataset) for dataset in datasets]
+for iterator in iterators:
+    next(iterator)
+print((resident() - before) / split.images.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from Linux")
+def test_four_pipelines_hold_the_images_once() -> None:
+    # 184 MB of images; TensorFlow's own growth is some tens. One more copy would give 2.
+    command = [sys.executable, "-c", MEMORY]
+    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert 1 <= float(result.stdout) < 1.6
 
 
 def test_whole_steps() -> None:
@@ -171,12 +202,12 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data.pipeline import evaluation_batches, training_batches
-from tests.test_pipeline import numbered, numbers_of
+from tests.test_pipeline import held, numbered, numbers_of
 
 images, labels = numbered(101)
-train = training_batches(images, labels, class_count=10, global_batch_size=16, steps_per_epoch=6, seed=0, first_epoch=0, epochs=2,
+train = training_batches(held(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, first_epoch=0, epochs=2,
                          augmentation=AugmentationConfig(color_jitter=0.2))
-test = evaluation_batches(images, labels, class_count=10, global_batch_size=16)
+test = evaluation_batches(held(images, labels), global_batch_size=16)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 
