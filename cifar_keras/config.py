@@ -171,7 +171,7 @@ class RunConfig:
         maximum=16,
     )
     source_timeout_seconds: float = setting(
-        120.0, "time limit of each source of data or weights, in seconds", above=0, maximum=86400
+        60.0, "seconds without progress after which a source of data or weights is given up", above=0, maximum=86400
     )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
@@ -280,6 +280,9 @@ def _check_combinations(config: RunConfig) -> None:
             f"--global_batch_size has to be at least --virtual_devices, so that each device gets an image. "
             f"Received: {config.data.global_batch_size} and {config.virtual_devices}"
         )
+    for name, phase in (("head", config.head), ("finetune", config.finetune)):
+        if phase.optimizer is OptimizerName.ADAMW and phase.momentum != PhaseConfig.momentum:
+            raise UserError(f"--{name}_momentum is for sgd; adamw does not use it. Received: {phase.momentum}")
     if config.model.weights == "none" and config.finetune.epochs == 0:
         raise UserError(
             "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"

@@ -1,6 +1,9 @@
 """Paths that a person names, and the names of what lies in a run's workdir. Standard library only."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_keras.errors import UserError
@@ -24,6 +27,26 @@ def expand(flag: str, value: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--{flag} is no path that can be used ({error}). Received: {value}") from error
     return path
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Give a hidden folder inside `parent`, so that what is made in it is moved to its place by a rename on one file system.
+
+    It goes in any case, and with it what was made to hold it and is still empty.
+
+    Raises:
+        OSError: `parent` cannot be made or written.
+    """
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".cifar_keras-") as scratch:
+            yield Path(scratch)
+    finally:
+        with contextlib.suppress(OSError):  # not empty, as it should be
+            for folder in made:
+                folder.rmdir()
 
 
 def check_unused(workdir: str) -> Path:

@@ -1,5 +1,6 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from cifar_keras.reporting import pictures
 from cifar_keras.reporting.evaluation import Evaluation, evaluate
 from cifar_keras.reporting.tables import metrics_table
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
+from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.phases import Phase, PhaseName, fit_phase, set_phase
-from cifar_keras.training.run_log import KeepBest, LogPhase, RunLog
+from cifar_keras.training.run_log import LogPhase, RunLog
 
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
 
@@ -223,7 +225,7 @@ def evaluate_artifact(
     count = len(splits.test.labels)
     # Whole batches only, filled up with the first images again: no device may be left without an image.
     filled = np.resize(splits.test.images, (-(-count // batch_size) * batch_size, *splits.test.images.shape[1:]))
-    trained = classifier.predict(filled, batch_size=batch_size, verbose=0)[:count]
+    trained = classifier.predict(filled, batch_size=batch_size, verbose=int(sys.stdout.isatty()))[:count]
     difference = export.check_same_logits(trained, test.logits, str(path / paths.SAVED_MODEL))
     print(f"the reloaded model is the trained one: logits within {difference:.1e} on {count:,} test images")
     return test, validation

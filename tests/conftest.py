@@ -91,6 +91,9 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
         values["archive"] = ""
     if values["finetune_epochs"] == 0 and (values["head_epochs"] == 0 or values["weights"] == "none"):
         values["finetune_epochs"] = 1
+    for phase in ("head", "finetune"):
+        if values[f"{phase}_optimizer"] == "adamw":
+            values[f"{phase}_momentum"] = config_lib.PhaseConfig.momentum
     return values
 
 

@@ -172,6 +172,7 @@ WORKING = {
     "head phase alone": {"finetune_epochs": 0},
     "finetune phase alone": {"head_epochs": 0},
     "from scratch": {"weights": "none"},
+    "momentum where sgd uses it": {"head_optimizer": "sgd", "head_momentum": 0.5, "finetune_momentum": 0.95},
     "from a stage up": {"finetune_unfreeze_from": "conv4"},
     "from a stage of another family up": {"backbone": "vgg16", "finetune_unfreeze_from": "block5"},
 }
@@ -180,6 +181,8 @@ REFUSED = {
     "global_batch_size": {"virtual_devices": 4, "global_batch_size": 3},
     "head_epochs": {"head_epochs": 0, "finetune_epochs": 0},
     "weights": {"weights": "none", "finetune_epochs": 0},
+    "head_momentum": {"head_momentum": 0.5},
+    "finetune_momentum": {"finetune_optimizer": "adamw", "finetune_momentum": 0.95},
     "workdir": {"workdir": ""},
     "finetune_unfreeze_from": {"finetune_unfreeze_from": "block5"},
     "finetune_unfreeze_from ": {"finetune_unfreeze_from": "conv"},

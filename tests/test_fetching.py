@@ -21,6 +21,7 @@ PACKAGE = fetching.NpmPackage("small-package", "1.2.3", len(CONTENT), hashlib.sh
 TARBALL = "small-package-1.2.3.tgz"
 DAMAGED = CONTENT[: len(CONTENT) // 2]
 SECONDS = 60.0
+STOOD_STILL = r"^it stood still for 2 s \(--source_timeout_seconds\)$"
 A_MOMENT = 2.0  # long enough for a child to start; those that hang would take 600 s
 
 # A child, a grandchild and its own child, each of which writes down its number and then waits for ten minutes.
@@ -51,13 +52,27 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-c", code]
 
 
-@pytest.mark.parametrize("with_bar", [True, False])
-def test_a_hanging_child_is_killed_with_its_whole_family(with_bar: bool, tmp_path: Path) -> None:
+def test_a_hanging_child_is_killed_with_its_whole_family(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    progress = ("family", tmp_path, None) if with_bar else None
-    with pytest.raises(SourceError, match=r"^not done after 2 s \(--source_timeout_seconds\)$"):
-        fetching.run_limited(["sh", "-c", FAMILY, "sh", str(pids)], A_MOMENT, progress=progress)
+    with pytest.raises(SourceError, match=STOOD_STILL):
+        fetching.run_limited(["sh", "-c", FAMILY, "sh", str(pids)], A_MOMENT, tmp_path, "family")
     wait_until_ended(family_of(pids))
+
+
+# Two megabytes at once where one is progress, every 0.2 seconds; or a thousandth of that.
+STEADY = 'for part in $(seq 20); do head -c {size} /dev/zero >> "$1/arrived"; sleep 0.2; done'
+
+
+def test_a_slow_child_has_all_the_time_it_needs_while_something_arrives(tmp_path: Path) -> None:
+    began = time.monotonic()
+    fetching.run_limited(["sh", "-c", STEADY.format(size=2_000_000), "sh", str(tmp_path)], A_MOMENT, tmp_path, "child")
+    assert (tmp_path / "arrived").stat().st_size == 40_000_000
+    assert time.monotonic() - began > 1.5 * A_MOMENT  # it slept longer than the limit: what is seen here is no fast end
+
+
+def test_a_trickle_is_a_standstill(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=STOOD_STILL):
+        fetching.run_limited(["sh", "-c", STEADY.format(size=2000), "sh", str(tmp_path)], A_MOMENT, tmp_path, "child")
 
 
 def test_an_interrupted_wait_leaves_no_child_behind(tmp_path: Path) -> None:
@@ -70,7 +85,7 @@ def test_an_interrupted_wait_leaves_no_child_behind(tmp_path: Path) -> None:
     signal.setitimer(signal.ITIMER_REAL, A_MOMENT)
     try:
         with pytest.raises(KeyboardInterrupt):
-            fetching.run_limited(["sh", "-c", FAMILY, "sh", str(pids)], SECONDS, progress=("family", tmp_path, None))
+            fetching.run_limited(["sh", "-c", FAMILY, "sh", str(pids)], SECONDS, tmp_path, "family")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -87,32 +102,27 @@ except ZeroDivisionError:
     raise LookupError("no such thing\\nin this world")
 """
     with pytest.raises(SourceError) as caught:
-        fetching.run_limited(python(code), SECONDS, progress=("child", tmp_path, None))
+        fetching.run_limited(python(code), SECONDS, tmp_path, "child")
     assert str(caught.value) == f"{Path(sys.executable).name} failed with status 1: LookupError: no such thing"
 
 
 def test_the_first_lines_of_other_programs_say_why(tmp_path: Path) -> None:
     child = ["sh", "-c", "printf '\\n  error code E404\\nerror 404 Not Found\\nsee the log\\n' >&2; exit 7"]
     with pytest.raises(SourceError) as caught:
-        fetching.run_limited(child, SECONDS, progress=("child", tmp_path, None))
+        fetching.run_limited(child, SECONDS, tmp_path, "child")
     assert str(caught.value) == "sh failed with status 7: error code E404: error 404 Not Found"
 
 
-def test_a_child_without_words_fails_with_its_status() -> None:
+def test_a_child_without_words_fails_with_its_status(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^sh failed with status 3$"):
-        fetching.run_limited(["sh", "-c", "exit 3"], SECONDS)
+        fetching.run_limited(["sh", "-c", "exit 3"], SECONDS, tmp_path, "child")
 
 
-def test_a_child_without_bar_of_ours_draws_its_own(capfd: pytest.CaptureFixture[str]) -> None:
-    fetching.run_limited(["sh", "-c", "echo for the log; echo its own bar >&2"], SECONDS)
-    assert capfd.readouterr() == ("", "its own bar\n")
-
-
-def test_a_child_has_our_environment_and_what_is_set_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_has_our_environment_and_what_is_set_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "a")
     monkeypatch.setenv("CHANGED", "b")
     child = ["sh", "-c", 'test "$OURS$CHANGED$NEW" = acd && test -z "$(cat)"']  # and nothing on its standard input
-    fetching.run_limited(child, SECONDS, environment={"CHANGED": "c", "NEW": "d"})
+    fetching.run_limited(child, SECONDS, tmp_path, "child", environment={"CHANGED": "c", "NEW": "d"})
 
 
 def source(outcome: str | Exception, asked: list[str], name: str) -> Callable[[], str]:
@@ -160,6 +170,13 @@ def test_npm_is_named_when_it_is_not_installed(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "downloads").exists()
 
 
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNpm(tmp_path / "programs", CONTENT, "failing", monkeypatch)
+    with pytest.raises(SourceError):
+        fetching.npm_tarball(PACKAGE, tmp_path / "not" / "there" / "yet", SECONDS)
+    assert [path.name for path in tmp_path.iterdir()] == ["programs"]
+
+
 @pytest.fixture
 def downloads(tmp_path: Path) -> Path:
     folder = tmp_path / "downloads"
@@ -204,7 +221,7 @@ def test_npm_that_does_not_deliver_changes_nothing(
 ) -> None:
     reasons = {
         "failing": r"^npm failed with status 1: npm error code E404: npm error 404 Not Found$",
-        "hanging": r"^not done after 2 s",
+        "hanging": STOOD_STILL,
     }
     npm = FakeNpm(downloads.parent / "programs", CONTENT, ending, monkeypatch)
     if before is not None:

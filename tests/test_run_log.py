@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifar_keras.config import FinetuneConfig, HeadConfig
 from cifar_keras.errors import UserError
 from cifar_keras.training.phases import Phase
-from cifar_keras.training.run_log import KeepBest, LogPhase, RunLog
+from cifar_keras.training.run_log import LogPhase, RunLog
 
 
 def linear_model(rate: float = 0.01) -> keras.Model:
@@ -88,42 +88,3 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rate(tmp_path: Pat
     phase = Phase("finetune", FinetuneConfig(learning_rate=7.5), 25, first_epoch=0)
     with pytest.raises(UserError, match=r"--finetune_learning_rate .* Received: 7.5$"):
         fit(model, log, phase, 25)
-
-
-def test_the_best_epoch_of_both_phases_comes_back() -> None:
-    model, keep = linear_model(), KeepBest()
-    keep.set_model(model)
-
-    def epoch(number: int, accuracy: float, loss: float) -> None:
-        model.layers[0].kernel.assign(np.full((4, 2), float(number)))
-        keep.on_epoch_end(number, {"val_accuracy": accuracy, "val_cross_entropy": loss})
-
-    keep.on_train_begin()
-    epoch(0, 0.5, 1.0)
-    epoch(1, 0.7, 1.0)
-    epoch(2, 0.6, 0.1)
-    keep.on_train_end()
-    assert float(model.layers[0].kernel[0, 0]) == 1
-    keep.on_train_begin()  # the next phase is never better, but for one equal accuracy at a lower loss
-    epoch(3, 0.6, 0.2)
-    epoch(4, 0.7, 0.9)
-    epoch(5, 0.7, 0.95)
-    keep.on_train_end()
-    assert float(model.layers[0].kernel[0, 0]) == 4
-    assert keep.best == (0.7, -0.9)
-
-
-def test_patience_ends_a_phase_and_starts_anew_in_the_next() -> None:
-    model, keep = linear_model(), KeepBest()
-    keep.set_model(model)
-    keep.patience = 2
-    for _ in range(2):
-        keep.on_train_begin()
-        model.stop_training = False
-        stopped = []
-        for number in range(4):
-            keep.on_epoch_end(number, {"val_accuracy": 0.5 if number == 0 else 0.4, "val_cross_entropy": 1.0})
-            stopped.append(bool(model.stop_training))
-        assert stopped[0] is False
-        assert stopped[-1] is True
-    assert keep.best == (0.5, -1.0)

@@ -1,11 +1,15 @@
 """What `load_dataset` and `prepare_dataset` do with each source, and with what is broken."""
 
+import functools
 import hashlib
 import io
 import json
 import shutil
 import socket
 import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +251,45 @@ def test_npm_tarball_stays_when_writing_fails(
         sources.prepare_dataset(DataSource.NPM, str(tmp_path), "", SECONDS, small_contents)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cifar10", "downloads"]
     assert small_npm_tarball.exists()
+
+
+@pytest.fixture
+def archive_server(small_batches: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A web server in place of CIFAR-10's home, and the archive that it serves."""
+    archive = pack_binary(tmp_path / "served" / "cifar-10-binary.tar.gz", small_batches)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=archive.parent)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(sources, "OFFICIAL_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        yield archive
+        server.shutdown()
+        thread.join()
+
+
+def test_tfds_downloads_the_archive(
+    archive_server: Path, small_contents: Contents, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    data_dir = tmp_path / "data"
+    dataset = sources.prepare_dataset(DataSource.TFDS, str(data_dir), "", SECONDS, small_contents)
+    assert_same(dataset, small_dataset)
+    assert [entry.name for entry in data_dir.iterdir()] == ["cifar10"]
+    assert len(tfds.load("cifar10", data_dir=data_dir, download=False, split="train")) == 20
+
+    archive_server.write_bytes(archive_server.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"tfds: .*cifar-10-binary\.tar\.gz is truncated"):
+        sources.prepare_dataset(DataSource.TFDS, str(tmp_path / "other"), "", SECONDS, small_contents)
+    assert not (tmp_path / "other").exists()
+
+
+def test_download_that_hangs_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts connections and never answers
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(UserError, match=r"tfds: it stood still for 1 s \(--source_timeout_seconds\)"):
+            sources.prepare_dataset(DataSource.TFDS, str(tmp_path / "data"), "", 1.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 REAL_DATA_DIR = "~/tensorflow_datasets"

