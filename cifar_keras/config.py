@@ -31,6 +31,23 @@ class OptimizerName(enum.StrEnum):
     ADAMW = "adamw"
 
 
+class ComputeDtype(enum.StrEnum):
+    """What activations are; AUTO chooses by what the processor has and a short measurement."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class KernelGradientChoice(enum.StrEnum):
+    """How the gradients of kernels are computed; AUTO takes for each shape what is measured to be faster."""
+
+    AUTO = "auto"
+    CONVOLUTION = "convolution"
+    MATMUL = "matmul"
+
+
 def setting(
     default: Any,
     help: str,
@@ -108,6 +125,34 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the network is computed. None of it changes what is computed, but for rounding."""
+
+    compute_dtype: ComputeDtype = setting(
+        ComputeDtype.AUTO,
+        "dtype of activations while training (weights stay float32, and so does what is exported); auto measures whether "
+        "bfloat16 is faster where the processor has it",
+    )
+    kernel_gradient: KernelGradientChoice = setting(
+        KernelGradientChoice.AUTO,
+        "how gradients of kernels are computed: by TensorFlow's convolution, by matrix products, or for each shape by what is "
+        "measured to be faster (with --deterministic always by convolution)",
+    )
+    cache_gib: float = setting(
+        4.0,
+        "most memory that cached features may take, in GiB; twice that while they are made",
+        minimum=0,
+        maximum=65536,
+    )
+
+
+_CACHED_FEATURES = (
+    "run the frozen layers once over the images and, with --flip, their mirror images, and learn from what they give, without "
+    "other augmentation; done where it saves work and fits --cache_gib"
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class PhaseConfig:
     """One phase of training: how long, and by which optimizer and schedule."""
 
@@ -125,6 +170,7 @@ class PhaseConfig:
         0.1, "share of the phase's steps over which the rate rises to its highest", minimum=0, maximum=1
     )
     label_smoothing: float = setting(0.0, "share of each label that is spread over all classes", minimum=0, below=1)
+    cached_features: bool = setting(False, _CACHED_FEATURES)
     early_stopping_patience: int = setting(
         0, "epochs without a better validation accuracy after which the phase stops; 0 never stops", minimum=0
     )
@@ -137,6 +183,7 @@ class HeadConfig(PhaseConfig):
     # Pooled features are far from unit scale (a ResNet50's have a norm near 30), which Adam does not mind.
     optimizer: OptimizerName = setting(OptimizerName.ADAMW, "optimizer of this phase")
     learning_rate: float = setting(0.001, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
+    cached_features: bool = setting(True, _CACHED_FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +223,7 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
@@ -231,6 +279,7 @@ def from_values(values: dict[str, Any]) -> RunConfig:
         data=DataConfig(**by_section["data"]),
         augmentation=AugmentationConfig(**by_section["augmentation"]),
         model=ModelConfig(**by_section["model"]),
+        compute=ComputeConfig(**by_section["compute"]),
         head=HeadConfig(**by_section["head"]),
         finetune=FinetuneConfig(**by_section["finetune"]),
     )

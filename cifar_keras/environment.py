@@ -58,18 +58,24 @@ def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
         installed) and `variables` (environment variables that are set and change speed or bits).
     """
     cpu = _cpu_description()
-    features = f"{cpu.get('flags', '')} {cpu.get('Features', '')}".split()  # x86 and ARM
     return {
         "python": platform.python_version(),
         "operating_system": platform.platform(),
         "processor": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": _memory_gib(),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if name in features],
+        "instruction_sets": instruction_sets(),
         "devices": list(devices),
         "versions": {"cifar_keras": cifar_keras.__version__, **{name: _version(name) for name in PACKAGES}},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def instruction_sets() -> list[str]:
+    """Return those of `INSTRUCTION_SETS` that the processor has; none where the system does not tell."""
+    cpu = _cpu_description()
+    features = f"{cpu.get('flags', '')} {cpu.get('Features', '')}".split()  # x86 and ARM
+    return [name for name in INSTRUCTION_SETS if name in features]
 
 
 def source_commit(package: Path = Path(__file__).parent) -> str:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cifar_keras.errors import UserError, reason_of
+from cifar_keras.models.classifier import assemble
+from cifar_keras.models.fused import fused_twin
 
 # Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
 # float32 network differs by about 1e-6 of it; another network by about 1.
@@ -30,7 +32,7 @@ def export_saved_model(classifier: keras.Model, class_names: Sequence[str], path
 
     `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
     PNG file of any size. Both give `logits` float32 `[n, classes]`, `probabilities` float32 `[n, classes]` and
-    `class_names` string `[classes]`. No augmentation is inside.
+    `class_names` string `[classes]`. No augmentation is inside, and normalizations are folded into the convolutions before them.
     """
 
     def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -40,9 +42,12 @@ def export_saved_model(classifier: keras.Model, class_names: Sequence[str], path
             "class_names": tf.constant(list(class_names)),
         }
 
-    resize = keras.Model(classifier.inputs, classifier.get_layer("resize").output)
-    size = classifier.get_layer("backbone").input_shape[1]
-    classify = keras.Model(classifier.get_layer("input_transform").input, classifier.output)
+    backbone = classifier.get_layer("backbone")
+    size = backbone.input_shape[1]
+    twin = fused_twin(backbone, compute_dtype="float32", folded=True)
+    whole = assemble(classifier, twin)
+    resize = assemble(classifier, None, last="resize")
+    classify = assemble(classifier, twin, first="input_transform")
 
     def decode(file: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(file, channels=3, expand_animations=False)
@@ -50,14 +55,14 @@ def export_saved_model(classifier: keras.Model, class_names: Sequence[str], path
         return tf.ensure_shape(resize(image[None], training=False)[0], (size, size, 3))
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return outputs(classifier(images, training=False))
+        return outputs(whole(images, training=False))
 
     def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32))
         return outputs(classify(pixels, training=False))
 
     archive = keras.export.ExportArchive()
-    archive.track(classifier)
+    archive.track(whole)
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
     archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
     beside = path.with_name(f".{path.name}")

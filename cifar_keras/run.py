@@ -12,21 +12,35 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_keras import artifacts, environment, export, paths
-from cifar_keras.config import PhaseConfig, RunConfig, to_values
-from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches, whole_steps
+from cifar_keras.config import KernelGradientChoice, PhaseConfig, RunConfig, to_values
+from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.data.pipeline import (
+    Change,
+    Examples,
+    evaluation_batches,
+    hold,
+    measure_speed,
+    training_batches,
+    whole_steps,
+)
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.models.backbones import BACKBONES
-from cifar_keras.models.classifier import build_backbone, build_classifier
+from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
+from cifar_keras.models.fused import fused_twin
+from cifar_keras.models.halves import Halves, halve
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.evaluation import Evaluation, evaluate
 from cifar_keras.reporting.tables import metrics_table
+from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
+from cifar_keras.training.features import choose_view, compute_features, features_gib, only_view, predict_all
 from cifar_keras.training.keep_best import KeepBest
-from cifar_keras.training.phases import Phase, PhaseName, fit_phase, set_phase
+from cifar_keras.training.phases import Phase, PhaseName, compile_phase, fit_phase, set_trainable
 from cifar_keras.training.run_log import LogPhase, RunLog
 
+PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
 
 
@@ -58,6 +72,7 @@ class Prepared(NamedTuple):
     phases: list[Phase]
     strategy: tf.distribute.Strategy
     classifier: keras.Model
+    compute_dtype: str
 
 
 def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
@@ -102,6 +117,8 @@ def prepare(config: RunConfig) -> Prepared:
     keras.utils.set_random_seed(config.seed)
     strategy = make_strategy(config.data.global_batch_size)
     print(f"devices: {', '.join(device_names())}", flush=True)
+    compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype)
+    print(f"activations in {compute_dtype}: {reason}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
     splits = load_splits(config)
     class_count = len(splits.class_names)
@@ -113,23 +130,92 @@ def prepare(config: RunConfig) -> Prepared:
     check_no_empty_share(len(splits.validation.labels), config.data.global_batch_size, replicas)
     with strategy.scope():
         classifier = make_classifier(config, class_count)
-    return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier)
+    return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype)
+
+
+class Lesson(NamedTuple):
+    """What a phase fits: the whole classifier and images, or its upper half and features that were computed once."""
+
+    model: keras.Model
+    train: Examples
+    validation: Examples
+    change: Change
+    cached: bool
 
 
 def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) -> dict[str, float | None]:
     """Go through the phases, leave the classifier at its best epoch, and return each phase's images/s."""
-    validation_batches = evaluation_batches(prepared.validation, global_batch_size=config.data.global_batch_size)
-    keep_best = KeepBest()
+    batch_size = config.data.global_batch_size
+    keep_best = KeepBest(prepared.classifier)
     speeds: dict[str, float | None] = dict.fromkeys(("head", "finetune"))
     for phase in prepared.phases:
+        started, first_step = time.monotonic(), log.step
         with watch.time(phase.name):
-            set_phase(prepared.classifier, phase, prepared.strategy)
+            lesson = make_lesson(config, prepared, phase)
+            compile_phase(lesson.model, phase, prepared.strategy)
+            batches = phase_batches(phase, config, lesson.train, lesson.change)
+            pipeline_speed = measure_speed(batches)
             keep_best.patience = phase.config.early_stopping_patience
-            logger = LogPhase(log, phase, config.data.global_batch_size)
-            batches = phase_batches(phase, config, prepared.train)
-            fit_phase(prepared.classifier, phase, batches, validation_batches, [logger, keep_best])
-            speeds[phase.name] = logger.images_per_second
+            logger = LogPhase(log, phase, batch_size)
+            validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
+            fit_phase(lesson.model, phase, batches, validation_batches, [logger, keep_best])
+        if not lesson.cached and (logger.images_per_second or 0) > PIPELINE_SHARE * pipeline_speed:
+            print(
+                f"warning: in the {phase.name} phase the model waited for data: the input pipeline alone gives "
+                f"{pipeline_speed:,.0f} images/s, and training ran at {logger.images_per_second:,.0f}",
+                file=sys.stderr,
+            )
+        # Features are learned from at once; what counts is how fast the phase went through its images, their making included.
+        whole_phase = (log.step - first_step) * batch_size / (time.monotonic() - started)
+        speeds[phase.name] = whole_phase if lesson.cached else logger.images_per_second
     return speeds
+
+
+def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
+    """Freeze what does not learn, and build what a phase fits."""
+    classifier, strategy, batch_size = prepared.classifier, prepared.strategy, config.data.global_batch_size
+    replicas = strategy.num_replicas_in_sync
+    set_trainable(classifier, phase.config, synchronize=replicas > 1)
+    backbone = classifier.get_layer("backbone")
+    wanted = config.compute.kernel_gradient
+    if config.deterministic and wanted is KernelGradientChoice.AUTO:
+        wanted = KernelGradientChoice.CONVOLUTION  # what is measured can come out differently in the next run
+    gradients = choose_kernel_gradients(backbone, wanted, prepared.compute_dtype, batch_size // replicas)
+    with strategy.scope():
+        halves = None
+        if phase.config.cached_features:
+            halves = halve(classifier, compute_dtype=prepared.compute_dtype, kernel_gradients=gradients)
+        if halves and caching_pays(config, prepared, phase, halves):
+            dtype = prepared.compute_dtype
+            train, validation = (
+                compute_features(
+                    halves.lower, split, mirrored=mirrored, dtype=dtype, batch_size=batch_size, title=title
+                )
+                for split, mirrored, title in (
+                    (prepared.train, config.augmentation.flip, f"{phase.name} phase: features of train"),
+                    (prepared.validation, False, f"{phase.name} phase: features of validation"),
+                )
+            )
+            return Lesson(halves.upper, train, only_view(validation), choose_view, cached=True)
+        twin = fused_twin(backbone, compute_dtype=prepared.compute_dtype, kernel_gradients=gradients)
+        model = assemble(classifier, twin)
+    return Lesson(model, prepared.train, prepared.validation, make_augmentation(config.augmentation), cached=False)
+
+
+def caching_pays(config: RunConfig, prepared: Prepared, phase: Phase, halves: Halves) -> bool:
+    """Say whether the features of a phase are computed once, and why not if they are not."""
+    views = prepared.train.total * (2 if config.augmentation.flip else 1)
+    seen = phase.steps * config.data.global_batch_size
+    gib = features_gib(halves.lower, views + prepared.validation.total, prepared.compute_dtype)
+    if seen <= views:
+        print(f"{phase.name} phase: no cached features: it sees {seen:,} images, fewer than the {views:,} to be cached")
+    elif gib > config.compute.cache_gib:
+        limit = config.compute.cache_gib
+        print(f"{phase.name} phase: no cached features: they take {gib:.1f} GiB, and --cache_gib={limit:g}")
+    else:
+        print(f"{phase.name} phase: {views:,} cached features, {gib:.1f} GiB", flush=True)
+        return True
+    return False
 
 
 def load_splits(config: RunConfig) -> Splits:
@@ -165,8 +251,8 @@ def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
     return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
 
 
-def phase_batches(phase: Phase, config: RunConfig, examples: Examples) -> tf.data.Dataset:
-    """Return the augmented training batches of a phase, all its epochs one after the other."""
+def phase_batches(phase: Phase, config: RunConfig, examples: Examples, change: Change) -> tf.data.Dataset:
+    """Return the training batches of a phase, all its epochs one after the other."""
     return training_batches(
         examples,
         global_batch_size=config.data.global_batch_size,
@@ -174,7 +260,7 @@ def phase_batches(phase: Phase, config: RunConfig, examples: Examples) -> tf.dat
         seed=config.seed,
         first_epoch=phase.first_epoch,
         epochs=phase.config.epochs,
-        augmentation=config.augmentation,
+        change=change,
     )
 
 
@@ -185,7 +271,7 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    batches = phase_batches(prepared.phases[0], config, prepared.train)
+    batches = phase_batches(prepared.phases[0], config, prepared.train, make_augmentation(config.augmentation))
     images, labels = next(iter(batches.unbatch().batch(SHOWN_IMAGES).take(1)))
     titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]
     picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)
@@ -222,12 +308,9 @@ def evaluate_artifact(
         evaluate(model, split, splits.class_names, batch_size, title)
         for title, split in (("test", splits.test), ("validation", splits.validation))
     )
-    count = len(splits.test.labels)
-    # Whole batches only, filled up with the first images again: no device may be left without an image.
-    filled = np.resize(splits.test.images, (-(-count // batch_size) * batch_size, *splits.test.images.shape[1:]))
-    trained = classifier.predict(filled, batch_size=batch_size, verbose=int(sys.stdout.isatty()))[:count]
+    trained = predict_all(classifier, splits.test.images, batch_size, "test, model.keras")
     difference = export.check_same_logits(trained, test.logits, str(path / paths.SAVED_MODEL))
-    print(f"the reloaded model is the trained one: logits within {difference:.1e} on {count:,} test images")
+    print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
     return test, validation
 
 

@@ -12,11 +12,13 @@ from small_networks import small_backbone
 
 from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig
 from cifar_keras.data import synthetic
+from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
-from cifar_keras.models.classifier import build_classifier
+from cifar_keras.models.classifier import assemble, build_classifier
+from cifar_keras.models.fused import fused_twin
 from cifar_keras.training.devices import make_strategy, set_up_devices
-from cifar_keras.training.phases import Phase, fit_phase, set_phase
+from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
 
 
 def main() -> None:
@@ -29,7 +31,10 @@ def main() -> None:
         classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=0.0, seed=0)
     finetune = FinetuneConfig(epochs=1, learning_rate=0.05, train_batch_norm=bool(train_batch_norm))
     for phase in (Phase("head", HeadConfig(), 10, 0), Phase("finetune", finetune, 10, 1)):
-        set_phase(classifier, phase, strategy)
+        set_trainable(classifier, phase.config, synchronize=strategy.num_replicas_in_sync > 1)
+        with strategy.scope():
+            model = assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32"))
+        compile_phase(model, phase, strategy)
         batches = training_batches(
             hold(LabelledImages(images, labels), class_count=10)[0],
             global_batch_size=40,
@@ -37,12 +42,12 @@ def main() -> None:
             seed=0,
             first_epoch=phase.first_epoch,
             epochs=1,
-            augmentation=AugmentationConfig(),
+            change=make_augmentation(AugmentationConfig()),
         )
         # 90 images: the last batch of 10 is smaller than the others.
         validation_split, _ = hold(LabelledImages(images[:90], labels[:90]), class_count=10)
         validation = evaluation_batches(validation_split, global_batch_size=40)
-        fit_phase(classifier, phase, batches, validation, [])
+        fit_phase(model, phase, batches, validation, [])
     logits = classifier.predict(images[:50], batch_size=40, verbose=0)
     values = {
         f"{number:03d} {variable.path}": np.asarray(variable) for number, variable in enumerate(classifier.variables)

@@ -9,7 +9,8 @@ def linear_model() -> keras.Model:
 
 
 def test_the_best_epoch_of_both_phases_comes_back() -> None:
-    model, keep = linear_model(), KeepBest()
+    model = linear_model()
+    keep = KeepBest(model)
     keep.set_model(model)
 
     def epoch(number: int, accuracy: float, loss: float) -> None:
@@ -32,7 +33,8 @@ def test_the_best_epoch_of_both_phases_comes_back() -> None:
 
 
 def test_patience_ends_a_phase_and_starts_anew_in_the_next() -> None:
-    model, keep = linear_model(), KeepBest()
+    model = linear_model()
+    keep = KeepBest(model)
     keep.set_model(model)
     keep.patience = 2
     for _ in range(2):
@@ -45,3 +47,14 @@ def test_patience_ends_a_phase_and_starts_anew_in_the_next() -> None:
         assert stopped[0] is False
         assert stopped[-1] is True
     assert keep.best == (0.5, -1.0)
+
+
+def test_what_a_phase_does_not_fit_comes_back_too() -> None:
+    classifier, part = linear_model(), linear_model()
+    keep = KeepBest(classifier)
+    keep.set_model(part)
+    classifier.layers[0].kernel.assign(np.ones((4, 2)))
+    keep.on_epoch_end(0, {"val_accuracy": 0.5, "val_cross_entropy": 1.0})
+    classifier.layers[0].kernel.assign(np.zeros((4, 2)))
+    keep.on_train_end()
+    assert np.array_equal(classifier.layers[0].kernel, np.ones((4, 2)))

@@ -9,8 +9,9 @@ from small_networks import small_backbone
 
 from cifar_keras.config import FinetuneConfig, HeadConfig, OptimizerName
 from cifar_keras.models.backbones import BACKBONES
-from cifar_keras.models.classifier import build_backbone, build_classifier
-from cifar_keras.training.phases import Phase, fit_phase, set_phase
+from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
+from cifar_keras.models.fused import fused_twin
+from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
 
 STEPS = 3
 HEAD = Phase("head", HeadConfig(), STEPS, first_epoch=0)
@@ -27,9 +28,16 @@ def batches(count: int = STEPS) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
 
 
+def set_up(classifier: keras.Model, phase: Phase) -> keras.Model:
+    """Give what a run would fit: the classifier with the fused twin of its backbone."""
+    set_trainable(classifier, phase.config, synchronize=False)
+    model = assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32"))
+    compile_phase(model, phase, tf.distribute.get_strategy())
+    return model
+
+
 def run_phase(classifier: keras.Model, phase: Phase) -> None:
-    set_phase(classifier, phase, tf.distribute.get_strategy())
-    fit_phase(classifier, phase, batches(), batches(1), [])
+    fit_phase(set_up(classifier, phase), phase, batches(), batches(1), [])
 
 
 def snapshot(classifier: keras.Model) -> dict[str, NDArray[np.float32]]:
@@ -81,7 +89,7 @@ def test_unfreezing_from_a_stage_leaves_what_lies_before_it(classifier: keras.Mo
 @pytest.mark.parametrize("stage", BACKBONES["resnet50"].stages)
 def test_a_stage_of_a_resnet_is_every_convolution_from_it_on(stage: str) -> None:
     classifier = build_classifier(build_backbone("resnet50", 32), "caffe", class_count=10, dropout=0.0, seed=0)
-    set_phase(classifier, finetune(unfreeze_from=stage), tf.distribute.get_strategy())
+    set_trainable(classifier, finetune(unfreeze_from=stage).config, synchronize=False)
     trained = {variable.path.split("/")[-2].split("_")[0] for variable in classifier.trainable_variables}
     assert trained == {f"conv{number}" for number in range(int(stage[-1]), 6)} | {"head"}
 
@@ -97,10 +105,10 @@ def test_phases_can_be_set_back_and_forth(classifier: keras.Model) -> None:
 def test_a_head_step_is_the_formula_of_logistic_regression(classifier: keras.Model) -> None:
     """One SGD step from zero: kernel = -rate * features^T (softmax(0) - y) / n, by hand in NumPy."""
     phase = Phase("head", HeadConfig(optimizer=OptimizerName.SGD, learning_rate=0.1, warmup_share=0.0), 1, 0)
-    set_phase(classifier, phase, tf.distribute.get_strategy())
+    model = set_up(classifier, phase)
     images, labels = next(iter(batches(1)))
     features = keras.Model(classifier.inputs, classifier.get_layer("head").input).predict(images, verbose=0)
-    classifier.train_on_batch(images, labels)
+    model.train_on_batch(images, labels)
     wanted = -0.1 * features.T @ (0.1 - labels.numpy()) / len(features)
     np.testing.assert_allclose(classifier.get_layer("head").kernel, wanted, rtol=1e-4, atol=1e-6)
 
@@ -108,9 +116,9 @@ def test_a_head_step_is_the_formula_of_logistic_regression(classifier: keras.Mod
 def test_label_smoothing_reaches_the_loss(classifier: keras.Model) -> None:
     head = classifier.get_layer("head")
     head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
-    set_phase(classifier, finetune(label_smoothing=0.2), tf.distribute.get_strategy())
+    model = set_up(classifier, finetune(label_smoothing=0.2))
     images, labels = next(iter(batches(1)))
     logits = np.asarray(classifier(images, training=False), np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     wanted = -((0.8 * labels.numpy() + 0.02) * log_probabilities).sum(axis=1).mean()
-    assert classifier.evaluate(images, labels, verbose=0)[0] == pytest.approx(wanted, rel=1e-4)
+    assert model.evaluate(images, labels, verbose=0)[0] == pytest.approx(wanted, rel=1e-4)

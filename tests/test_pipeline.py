@@ -8,6 +8,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches, whole_steps
 from cifar_keras.errors import UserError
@@ -53,7 +54,7 @@ def batches_of(
         seed=seed,
         first_epoch=first_epoch,
         epochs=epochs,
-        augmentation=augmentation,
+        change=make_augmentation(augmentation),
         parallel_calls=parallel_calls,
     )
     assert dataset.cardinality().numpy() == steps * epochs
@@ -120,7 +121,7 @@ def test_seed_epoch_and_batch_decide_the_changes() -> None:
             seed=seed,
             first_epoch=0,
             epochs=2,
-            augmentation=AugmentationConfig(),
+            change=make_augmentation(AugmentationConfig()),
         )
         for seed in (1, 1, 2)
     ]
@@ -138,7 +139,7 @@ def test_a_training_batch_has_its_whole_shape() -> None:
         seed=0,
         first_epoch=0,
         epochs=1,
-        augmentation=MANY,
+        change=make_augmentation(MANY),
     )
     assert dataset.element_spec == (tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8, 10], tf.float32))
 
@@ -156,7 +157,6 @@ def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
 
 MEMORY = """
 import gc, numpy as np, tensorflow as tf
-from cifar_keras.config import AugmentationConfig
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
 
@@ -169,7 +169,7 @@ before = resident()
 split = LabelledImages(np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), dtype=np.uint8), np.zeros(60_000, np.int64))
 examples, split = hold(split, class_count=10)
 datasets = [training_batches(examples, global_batch_size=64, steps_per_epoch=2, seed=0, first_epoch=0, epochs=1,
-                             augmentation=AugmentationConfig(flip=False, crop_padding=0)) for _ in range(3)]
+                             change=lambda images, key: images) for _ in range(3)]
 datasets.append(evaluation_batches(examples, global_batch_size=64).take(2))
 iterators = [iter(dataset) for dataset in datasets]
 for iterator in iterators:
@@ -201,12 +201,13 @@ import keras, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import evaluation_batches, training_batches
 from tests.test_pipeline import held, numbered, numbers_of
 
 images, labels = numbered(101)
 train = training_batches(held(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, first_epoch=0, epochs=2,
-                         augmentation=AugmentationConfig(color_jitter=0.2))
+                         change=make_augmentation(AugmentationConfig(color_jitter=0.2)))
 test = evaluation_batches(held(images, labels), global_batch_size=16)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2

@@ -1,17 +1,19 @@
 """Verified images to batches: `tf.data` datasets for training and for evaluation."""
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras.config import AugmentationConfig
-from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.errors import UserError
 
 # What a random draw is for, so that the order of an epoch and the changes to its images share no key.
 ORDER, AUGMENTATION = 0, 1
+
+TIMED_BATCHES = 30
 
 
 def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
@@ -40,15 +42,18 @@ def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, 
     return steps_per_epoch or whole_batches
 
 
+Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
 class Examples(NamedTuple):
     """A split in the host's memory, where `tf.data` gathers its batches. All batches of a run come out of the same one."""
 
-    images: tf.Tensor  # uint8 [n, height, width, 3]
+    inputs: tf.Tensor  # uint8 images [n, height, width, 3], or what a frozen network makes of them
     labels: tf.Tensor  # float32 [n, classes], one-hot
 
     @property
     def total(self) -> int:
-        """Number of images."""
+        """Number of examples."""
         return int(self.labels.shape[0])
 
 
@@ -74,12 +79,12 @@ def training_batches(
     seed: int,
     first_epoch: int,
     epochs: int,
-    augmentation: AugmentationConfig,
+    change: Change,
     parallel_calls: int = tf.data.AUTOTUNE,
 ) -> tf.data.Dataset:
-    """Shuffle and augment, `epochs * steps_per_epoch` whole batches after one another.
+    """Shuffle and change, `epochs * steps_per_epoch` whole batches after one another.
 
-    Batch n of epoch e depends on the images, `seed`, e and n alone: not on `first_epoch`, not on the parallelism, not on what else
+    Batch n of epoch e depends on the examples, `seed`, e and n alone: not on `first_epoch`, not on the parallelism, not on what else
     draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice in it.
 
     Args:
@@ -89,13 +94,12 @@ def training_batches(
         seed: the run's seed.
         first_epoch: number of the first epoch, from 0.
         epochs: how many epochs.
-        augmentation: the random changes.
+        change: takes inputs of a batch and a key, int64 `[2]`, and returns what the model gets; e.g. `make_augmentation`'s.
         parallel_calls: batches that are made at the same time.
 
     Returns:
-        Elements (images uint8 `[global_batch_size, height, width, 3]`, labels float32 one-hot `[global_batch_size, classes]`).
+        Elements (what `change` returns `[global_batch_size, ...]`, labels float32 one-hot `[global_batch_size, classes]`).
     """
-    augment = make_augmentation(augmentation)
 
     def places(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(tf.range(examples.total), _key(seed, ORDER, epoch))
@@ -105,7 +109,7 @@ def training_batches(
 
     def batch(epoch: tf.Tensor, number: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
-        return augment(tf.gather(examples.images, indices), key), tf.gather(examples.labels, indices)
+        return change(tf.gather(examples.inputs, indices), key), tf.gather(examples.labels, indices)
 
     numbers = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(places)
     batches = numbers.map(batch, num_parallel_calls=parallel_calls)
@@ -121,14 +125,24 @@ def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data
         global_batch_size: images per batch, over all devices together.
 
     Returns:
-        Elements (images uint8 `[batch, height, width, 3]`, labels float32 one-hot `[batch, classes]`).
+        Elements (inputs `[batch, ...]`, labels float32 one-hot `[batch, classes]`).
     """
 
     def batch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.gather(examples.images, indices), tf.gather(examples.labels, indices)
+        return tf.gather(examples.inputs, indices), tf.gather(examples.labels, indices)
 
     indices = tf.data.Dataset.range(examples.total).batch(global_batch_size)
     return indices.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+
+def measure_speed(batches: tf.data.Dataset) -> float:
+    """Return how many examples per second a pipeline gives when nothing else runs, over its first batches."""
+    sizes, times = [], []
+    for inputs, _ in batches.take(1 + TIMED_BATCHES):
+        sizes.append(inputs.shape[0])
+        times.append(time.perf_counter())
+    # From the first batch on, which waits for the pipeline to be built.
+    return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else float("inf")
 
 
 def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -62,6 +62,27 @@ def build_classifier(
     return keras.Model(images, logits, name="classifier")
 
 
+def assemble(
+    classifier: keras.Model, backbone: keras.Model | None, *, first: str = "to_float", last: str = "head"
+) -> keras.Model:
+    """Put a classifier's layers together again with another backbone, all of them or a part.
+
+    Args:
+        classifier: what `build_classifier` made; it is left as it is, and shares its layers.
+        backbone: takes the place of the classifier's; None where the part has none.
+        first: name of the part's first layer.
+        last: name of the part's last layer.
+    """
+    names = [layer.name for layer in classifier.layers]
+    layers = classifier.layers[names.index(first) : names.index(last) + 1]
+    if backbone is not None:
+        layers = [backbone if layer.name == "backbone" else layer for layer in layers]
+    outputs = inputs = keras.Input(layers[0].input.shape[1:], dtype=layers[0].input.dtype)
+    for layer in layers:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs, name="classifier")
+
+
 def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the 1x1 convolution that turns RGB pixels, 0..255, into what a network family was trained on.
 

@@ -13,8 +13,9 @@ class KeepBest(keras.callbacks.Callback):
     EarlyStopping forgets its best value at each `fit`, so a finetune phase that only does harm would be kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classifier: keras.Model) -> None:
         super().__init__()
+        self._classifier = classifier  # whole, although a phase may fit a part that shares its variables
         self.best: tuple[float, float] = (-1.0, -math.inf)  # (accuracy, -cross-entropy)
         self.patience = 0  # epochs; 0 never stops
         self._best_weights: list[Any] = []
@@ -30,7 +31,7 @@ class KeepBest(keras.callbacks.Callback):
         value = (float(figures["val_accuracy"]), -float(figures["val_cross_entropy"]))
         if value > self.best:
             self.best, self._waited = value, 0
-            self._best_weights = self.model.get_weights()
+            self._best_weights = self._classifier.get_weights()
             return
         self._waited += 1
         if self.patience and self._waited >= self.patience:
@@ -38,4 +39,4 @@ class KeepBest(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Go back to the best epoch."""
-        self.model.set_weights(self._best_weights)
+        self._classifier.set_weights(self._best_weights)

@@ -1,4 +1,7 @@
-"""A phase is data; one function sets it. Keras ignores a change of `trainable` after compile, so setting recompiles."""
+"""A phase is data: what learns, how, for how long.
+
+Keras ignores a change of `trainable` after compile, so each phase builds and compiles a model of its own.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -27,21 +30,31 @@ class Phase(NamedTuple):
         return self.config.epochs * self.steps_per_epoch
 
 
-def set_phase(classifier: keras.Model, phase: Phase, strategy: tf.distribute.Strategy) -> None:
-    """Freeze what does not learn in this phase, then compile inside the strategy's scope.
+def set_trainable(classifier: keras.Model, config: PhaseConfig, *, synchronize: bool) -> None:
+    """Freeze what does not learn in a phase.
 
     Args:
-        classifier: what `models.classifier.build_classifier` made, inside the same scope.
+        classifier: what `models.classifier.build_classifier` made. Models that share its layers have to be built afterwards.
+        config: of the phase.
+        synchronize: let BatchNormalization that learns share its statistics over devices.
+    """
+    backbone = classifier.get_layer("backbone")
+    if isinstance(config, FinetuneConfig):
+        _unfreeze(backbone, config, synchronize=synchronize)
+    else:
+        backbone.trainable = False
+
+
+def compile_phase(model: keras.Model, phase: Phase, strategy: tf.distribute.Strategy) -> None:
+    """Compile a model for a phase inside the strategy's scope.
+
+    Args:
+        model: the classifier, or what shares its variables, built since `set_trainable`.
         phase: the phase that comes next.
         strategy: the strategy of the run.
     """
-    backbone = classifier.get_layer("backbone")
-    if isinstance(phase.config, FinetuneConfig):
-        _unfreeze(backbone, phase.config, synchronize=strategy.num_replicas_in_sync > 1)
-    else:
-        backbone.trainable = False
     with strategy.scope():
-        classifier.compile(
+        model.compile(
             optimizer=make_optimizer(phase.config, phase.steps),
             loss=keras.losses.CategoricalCrossentropy(
                 from_logits=True, label_smoothing=phase.config.label_smoothing, name="loss"
@@ -56,23 +69,23 @@ def set_phase(classifier: keras.Model, phase: Phase, strategy: tf.distribute.Str
 
 
 def fit_phase(
-    classifier: keras.Model,
+    model: keras.Model,
     phase: Phase,
     batches: tf.data.Dataset,
     validation_batches: tf.data.Dataset,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Fit a phase that has been set.
+    """Fit a phase.
 
     Args:
-        classifier: the classifier, as `set_phase` left it.
+        model: what `compile_phase` compiled.
         phase: the same phase.
-        batches: uint8 images and one-hot labels, `phase.steps` batches.
+        batches: inputs of the model and one-hot labels, `phase.steps` batches.
         validation_batches: the validation split, gone through at the end of each epoch.
         callbacks: called by Keras.
     """
     print(f"{phase.name} phase: {phase.config.epochs} epochs of {phase.steps_per_epoch} steps", flush=True)
-    classifier.fit(
+    model.fit(
         batches,
         initial_epoch=phase.first_epoch,
         epochs=phase.first_epoch + phase.config.epochs,

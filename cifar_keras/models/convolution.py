@@ -1,0 +1,104 @@
+"""A convolution whose kernel's gradient is computed in one of two ways, and which of them is faster on this machine."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+# CONVOLUTION leaves it to TensorFlow. MATMUL sums x^T dy over all positions as one matrix product for each place of the kernel:
+# on processors with AMX oneDNN multiplies matrices several times as fast as it computes a backward-weights convolution.
+KernelGradient = Literal["convolution", "matmul"]
+
+
+class Geometry(NamedTuple):
+    """How a kernel moves over its input."""
+
+    strides: tuple[int, int]
+    padding: Literal["same", "valid"]
+    dilations: tuple[int, int]
+
+
+def convolve(
+    inputs: tf.Tensor, kernel: tf.Tensor, geometry: Geometry, *, depthwise: bool, kernel_gradient: KernelGradient
+) -> tf.Tensor:
+    """Convolve, with the gradient of the kernel computed as asked.
+
+    Args:
+        inputs: `[n, height, width, channels]`.
+        kernel: `[height, width, channels, filters]` of the same dtype; for a depthwise one the last is the multiplier.
+        geometry: strides, padding and dilations.
+        depthwise: convolve each channel with kernels of its own. Its gradient is TensorFlow's in any case.
+        kernel_gradient: "matmul" needs a kernel that reads all channels (no groups).
+    """
+    padding = geometry.padding.upper()
+    if depthwise:
+        strides = [1, *geometry.strides, 1]
+        return tf.nn.depthwise_conv2d(inputs, kernel, strides, padding, dilations=geometry.dilations)
+
+    def convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv2d(inputs, kernel, geometry.strides, padding, dilations=geometry.dilations)
+
+    def with_matmul_gradient(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            to_inputs = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(inputs),
+                filter=kernel,
+                out_backprop=upstream,
+                strides=[1, *geometry.strides, 1],
+                padding=padding,
+                dilations=[1, *geometry.dilations, 1],
+            )
+            return to_inputs, matmul_kernel_gradient(inputs, upstream, kernel.shape[:2], geometry)
+
+        return convolution(inputs, kernel), gradients
+
+    if kernel_gradient == "convolution":
+        return convolution(inputs, kernel)
+    return tf.custom_gradient(with_matmul_gradient)(inputs, kernel)
+
+
+def matmul_kernel_gradient(
+    inputs: tf.Tensor, upstream: tf.Tensor, kernel_size: Sequence[int], geometry: Geometry
+) -> tf.Tensor:
+    """Return the gradient of a kernel as matrix products.
+
+    For its place (i, j) it is the sum over images and positions (y, x) of
+    `inputs[n, stride * y + dilation * i - padding, stride * x + dilation * j - padding] * upstream[n, y, x]`.
+
+    Args:
+        inputs: `[n, height, width, channels]`, what was convolved.
+        upstream: `[n, output height, output width, filters]`, the gradient of what came out.
+        kernel_size: height and width of the kernel.
+        geometry: strides, padding and dilations.
+
+    Returns:
+        `[*kernel_size, channels, filters]`.
+    """
+    paddings = _paddings(inputs.shape[1:3], upstream.shape[1:3], kernel_size, geometry)
+    padded = tf.pad(inputs, [[0, 0], *paddings, [0, 0]]) if any(map(any, paddings)) else inputs
+    flat_upstream = tf.reshape(upstream, [-1, upstream.shape[-1]])
+    places = []
+    for row in range(kernel_size[0]):
+        for column in range(kernel_size[1]):
+            rows, columns = (
+                slice(place * dilation, place * dilation + (size - 1) * stride + 1, stride)
+                for place, size, stride, dilation in zip(
+                    (row, column), upstream.shape[1:3], geometry.strides, geometry.dilations, strict=True
+                )
+            )
+            seen = tf.reshape(padded[:, rows, columns], [-1, inputs.shape[-1]])
+            places.append(tf.matmul(seen, flat_upstream, transpose_a=True))
+    return tf.reshape(tf.stack(places), [*kernel_size, inputs.shape[-1], upstream.shape[-1]])
+
+
+def _paddings(
+    input_size: Sequence[int], output_size: Sequence[int], kernel_size: Sequence[int], geometry: Geometry
+) -> list[list[int]]:
+    """Pad as TensorFlow does: where the total is odd, the larger part comes after."""
+    paddings = []
+    for size, outputs, kernel, stride, dilation in zip(
+        input_size, output_size, kernel_size, geometry.strides, geometry.dilations, strict=True
+    ):
+        total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - size)
+        paddings.append([total // 2, total - total // 2])
+    return paddings

@@ -1,0 +1,191 @@
+"""The fused twin of a backbone: the same function, with the same variables, in fewer passes over memory.
+
+Keras 3 computes a frozen BatchNormalization as operations of their own, each of which reads and writes all activations. It
+is the function x * scale + shift, with constants per channel, so that
+
+    activation(BN(convolution(x, kernel))) = activation(convolution(x, kernel * scale) + shift),
+    scale = gamma / sqrt(variance + epsilon),    shift = beta + (bias - mean) * scale
+
+(arXiv:1712.05877, section 3.2). TensorFlow runs the right side as one kernel. The gradient of `kernel` is the left side's too,
+because the scale stays a factor of its own.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
+
+
+class Fusion(NamedTuple):
+    """A convolution and what follows it, if nothing else reads what lies in between."""
+
+    convolution: keras.layers.Layer
+    normalization: keras.layers.BatchNormalization | None  # frozen
+    activation: keras.layers.Layer | None
+
+
+class FusedConvolution(keras.layers.Layer):
+    """One fusion as one layer, which has no variables but those of the layers that it is made of.
+
+    Outputs are of the activation dtype. Kernel, scale and shift are computed in float32 and then rounded.
+    """
+
+    def __init__(self, fusion: Fusion, name: str, activation_dtype: str, kernel_gradient: KernelGradient) -> None:
+        # In a float32 layer, because Keras would round the variables of another one before they are multiplied.
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self._activation_dtype = activation_dtype
+        self.convolution, self.normalization, self.activation = fusion
+        self._kernel_gradient = kernel_gradient
+        self._depthwise = isinstance(self.convolution, keras.layers.DepthwiseConv2D)
+
+    def build(self, input_shape: Any) -> None:
+        """Do nothing: the layers that it is made of are built."""
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the shape of the convolution's outputs."""
+        return self.convolution.compute_output_shape(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Convolve, scale, shift, activate."""
+        kernel, shift = self._kernel_and_shift()
+        outputs = convolve(
+            tf.cast(inputs, self._activation_dtype),
+            tf.cast(kernel, self._activation_dtype),
+            Geometry(self.convolution.strides, self.convolution.padding, self.convolution.dilation_rate),
+            depthwise=self._depthwise,
+            kernel_gradient=self._kernel_gradient,
+        )
+        if shift is not None:
+            outputs = tf.nn.bias_add(outputs, tf.cast(shift, self._activation_dtype))
+        # The convolution's own activation comes before a normalization, and then nothing is fused.
+        outputs = self.convolution.activation(outputs)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _kernel_and_shift(self) -> tuple[tf.Tensor, tf.Tensor | None]:
+        kernel = tf.convert_to_tensor(self.convolution.kernel)
+        bias = tf.convert_to_tensor(self.convolution.bias) if self.convolution.use_bias else None
+        if self.normalization is None:
+            return kernel, bias
+        scale, shift = scale_and_shift(self.normalization)
+        per_channel = tf.reshape(scale, kernel.shape[2:]) if self._depthwise else scale
+        return kernel * per_channel, shift if bias is None else shift + bias * scale
+
+
+def scale_and_shift(normalization: keras.layers.BatchNormalization) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the two constants per channel, float32, that a frozen BatchNormalization is."""
+    scale = tf.math.rsqrt(tf.convert_to_tensor(normalization.moving_variance) + normalization.epsilon)
+    if normalization.scale:
+        scale *= tf.convert_to_tensor(normalization.gamma)
+    shift = -tf.convert_to_tensor(normalization.moving_mean) * scale
+    if normalization.center:
+        shift += tf.convert_to_tensor(normalization.beta)
+    return scale, shift
+
+
+def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str, Fusion]:
+    """Return what can be one layer, by the name of the convolution.
+
+    Every convolution is in it. A BatchNormalization that learns is in none, because its statistics need the activations
+    before it; for inference none learns.
+    """
+    readers = readers_of(backbone)
+
+    def follower(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        only = readers[layer.name]
+        return only[0] if len(only) == 1 else None
+
+    fusions = {}
+    for layer in backbone.layers:
+        if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            continue
+        end, normalization, activation = layer, None, None
+        following = follower(end)
+        if _is_normalization(following, inference=inference) and layer.activation is keras.activations.linear:
+            end = normalization = following
+            following = follower(end)
+        if _is_plain_activation(following) and (normalization or layer.activation is keras.activations.linear):
+            activation = following
+        fusions[layer.name] = Fusion(layer, normalization, activation)
+    return fusions
+
+
+def readers_of(model: keras.Model) -> dict[str, list[keras.layers.Layer]]:
+    """Return for each layer, by its name, the layers of the model that read what it gives; none for the last one."""
+    readers: dict[str, list[keras.layers.Layer]] = {layer.name: [] for layer in model.layers}
+    giver = {id(layer.output): layer.name for layer in model.layers}
+    for layer in model.layers:
+        for tensor in {id(tensor) for tensor in keras.tree.flatten(layer.input)} & giver.keys():
+            if giver[tensor] != layer.name:  # an input layer's input is its own output
+                readers[giver[tensor]].append(layer)
+    return readers
+
+
+def fused_twin(
+    backbone: keras.Model,
+    *,
+    compute_dtype: str,
+    folded: bool = False,
+    kernel_gradients: dict[str, KernelGradient] | None = None,
+) -> keras.Model:
+    """Build the twin of a backbone as it is now: what is frozen, and with `folded` what its variables are.
+
+    Args:
+        backbone: a functional model, each of whose layers is called once. It is left as it is, and shares its variables.
+        compute_dtype: of the activations: float32, bfloat16 or float16. Variables stay float32.
+        folded: multiply the scales into kernels of the twin's own, for inference; it does not follow the backbone any more.
+        kernel_gradients: how to compute the gradient of a kernel, by the name of the convolution; others by convolution.
+
+    Returns:
+        A model with the backbone's name, inputs and outputs; features are float32, whatever the compute dtype.
+    """
+    fusions = find_fusions(backbone, inference=folded)
+    readers = readers_of(backbone)
+    passed = {layer.name for fusion in fusions.values() for layer in (fusion.normalization, fusion.activation) if layer}
+    policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
+
+    def with_policy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "dtype": policy})
+
+    def twin_of(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if layer.name in fusions:
+            fusion = fusions[layer.name]
+            if fusion.activation is not None:
+                fusion = fusion._replace(activation=with_policy(fusion.activation))
+            gradient = (kernel_gradients or {}).get(layer.name, "convolution")
+            return FusedConvolution(_folded(fusion) if folded else fusion, layer.name, compute_dtype, gradient)
+        kept = layer.name in passed or layer.weights or not readers[layer.name]
+        return layer if kept else with_policy(layer)
+
+    def call(layer: keras.layers.Layer, *inputs: Any, **settings: Any) -> Any:
+        return inputs[0] if layer.name in passed else layer(*inputs, **settings)
+
+    return keras.models.clone_model(backbone, clone_function=twin_of, call_function=call)
+
+
+def _folded(fusion: Fusion) -> Fusion:
+    """Return a convolution of its own that computes the same without a normalization."""
+    convolution, normalization, activation = fusion
+    settings = convolution.get_config() | {"use_bias": True, "dtype": "float32", "trainable": False}
+    twin = type(convolution).from_config(settings)
+    twin.build(convolution.input.shape)
+    kernel = np.asarray(convolution.kernel, np.float64)
+    bias = np.asarray(convolution.bias, np.float64) if convolution.use_bias else np.zeros(twin.bias.shape)
+    if normalization is not None:
+        scale, shift = (np.asarray(values, np.float64) for values in scale_and_shift(normalization))
+        depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
+        kernel, bias = kernel * (scale.reshape(kernel.shape[2:]) if depthwise else scale), bias * scale + shift
+    twin.set_weights([kernel, bias])
+    return Fusion(twin, None, activation)
+
+
+def _is_normalization(layer: keras.layers.Layer | None, *, inference: bool) -> bool:
+    if not isinstance(layer, keras.layers.BatchNormalization) or layer.axis not in (-1, 3):
+        return False
+    return inference or not layer.trainable
+
+
+def _is_plain_activation(layer: keras.layers.Layer | None) -> bool:
+    return isinstance(layer, keras.layers.Activation | keras.layers.ReLU)

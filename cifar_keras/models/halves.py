@@ -1,0 +1,62 @@
+"""A classifier in two halves: what is frozen, whose outputs can be computed once for many epochs, and what learns."""
+
+from typing import Any, NamedTuple
+
+import keras
+
+from cifar_keras.models.classifier import assemble
+from cifar_keras.models.convolution import KernelGradient
+from cifar_keras.models.fused import fused_twin, readers_of
+
+
+class Halves(NamedTuple):
+    """Together they are the classifier, whose variables they share."""
+
+    lower: keras.Model  # uint8 images [n, height, width, 3] to float32 features [n, ...]; its kernels are its own
+    upper: keras.Model  # features to float32 logits [n, classes]
+
+
+def find_boundary(backbone: keras.Model) -> Any | None:
+    """Return the one tensor (of Keras's graph) that what learns reads from what does not: the features, if nothing learns.
+
+    None is returned where there are several, or where all layers learn.
+    """
+    readers = readers_of(backbone)
+    learning: set[str] = set()
+    for layer in backbone.layers:  # in the order of the graph
+        if layer.trainable_weights or layer.name in learning:
+            learning |= {layer.name} | {reader.name for reader in readers[layer.name]}
+    crossing = [
+        layer.output
+        for layer in backbone.layers
+        if layer.name not in learning and any(reader.name in learning for reader in readers[layer.name])
+    ]
+    if not learning:
+        return backbone.output
+    return crossing[0] if len(crossing) == 1 and crossing[0] is not backbone.input else None
+
+
+def halve(
+    classifier: keras.Model, *, compute_dtype: str, kernel_gradients: dict[str, KernelGradient] | None = None
+) -> Halves | None:
+    """Split a classifier at its boundary, if it has one, into fused twins.
+
+    Args:
+        classifier: what `build_classifier` made; what is trainable in its backbone says where to split.
+        compute_dtype: of the twins' activations.
+        kernel_gradients: for the upper half, as in `fused_twin`.
+    """
+    backbone = classifier.get_layer("backbone")
+    boundary = find_boundary(backbone)
+    if boundary is None:
+        return None
+    frozen = fused_twin(
+        keras.Model(backbone.input, boundary, name="backbone"), compute_dtype=compute_dtype, folded=True
+    )
+    lower = assemble(classifier, frozen, last="backbone")
+    if boundary is backbone.output:
+        after = classifier.layers[classifier.layers.index(backbone) + 1]
+        return Halves(lower, assemble(classifier, None, first=after.name))
+    learning = keras.Model(boundary, backbone.output, name="backbone")
+    twin = fused_twin(learning, compute_dtype=compute_dtype, kernel_gradients=kernel_gradients)
+    return Halves(lower, assemble(classifier, twin, first="backbone"))

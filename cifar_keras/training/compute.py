@@ -1,0 +1,133 @@
+"""How a model is computed on this machine: in which dtype, and by which gradients of its kernels. Decided by measurement."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifar_keras.config import ComputeDtype, KernelGradientChoice
+from cifar_keras.environment import instruction_sets
+from cifar_keras.errors import UserError
+from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
+from cifar_keras.models.fused import find_fusions
+
+# A dtype of half the accuracy has to give this much; on processors that have its instructions it gives about twice the speed.
+WORTHWHILE = 1.2
+TIMED_CALLS = 3
+MEASURED_IMAGES = 32
+
+
+def choose_compute_dtype(wanted: ComputeDtype) -> tuple[str, str]:
+    """Return the dtype of the activations, and why.
+
+    Raises:
+        UserError: float16 is asked for and there is no GPU: TensorFlow's processor kernels do not train in it.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    if wanted is ComputeDtype.FLOAT16 and not gpus:
+        raise UserError("--compute_dtype=float16 needs a GPU. Received: no GPU")
+    if wanted is not ComputeDtype.AUTO:
+        return str(wanted), "as asked"
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        able = all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
+    else:
+        able = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()))
+    if not able:
+        return "float32", f"the {'GPU' if gpus else 'processor'} has no bfloat16 instructions"
+    gain = _step_seconds("float32") / _step_seconds("bfloat16")
+    return (
+        "bfloat16" if gain >= WORTHWHILE else "float32",
+        f"bfloat16 makes a convolution's step {gain:.1f} times as fast",
+    )
+
+
+def choose_kernel_gradients(
+    backbone: keras.Model, wanted: KernelGradientChoice, compute_dtype: str, images: int
+) -> dict[str, KernelGradient]:
+    """Choose for each convolution that learns how the gradient of its kernel is computed.
+
+    Args:
+        backbone: its trainable layers are the ones that learn.
+        wanted: AUTO measures each distinct shape, some milliseconds each; on a GPU it leaves all to cuDNN.
+        compute_dtype: of the activations.
+        images: images of a step on one device.
+
+    Returns:
+        By the name of the convolution.
+    """
+    measured: dict[Any, KernelGradient] = {}
+    choices: dict[str, KernelGradient] = {}
+    on_gpu = bool(tf.config.get_visible_devices("GPU"))
+    for name, fusion in find_fusions(backbone).items():
+        convolution = fusion.convolution
+        if (
+            not convolution.trainable_weights
+            or not isinstance(convolution, keras.layers.Conv2D)
+            or convolution.groups > 1
+        ):
+            continue
+        if wanted is not KernelGradientChoice.AUTO:
+            choices[name] = "matmul" if wanted is KernelGradientChoice.MATMUL else "convolution"
+            continue
+        geometry = Geometry(convolution.strides, convolution.padding, convolution.dilation_rate)
+        shape = (tuple(convolution.input.shape[1:]), tuple(convolution.kernel.shape), geometry)
+        if shape not in measured:
+            measured[shape] = "convolution" if on_gpu else faster_kernel_gradient(*shape, compute_dtype, images)
+        choices[name] = measured[shape]
+    return choices
+
+
+def faster_kernel_gradient(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], geometry: Geometry, compute_dtype: str, images: int
+) -> KernelGradient:
+    """Time both gradients of one convolution; a matrix product has to be clearly faster to be taken."""
+    generator = tf.random.Generator.from_seed(0)
+    inputs = tf.cast(generator.normal([min(images, MEASURED_IMAGES), *input_shape]), compute_dtype)
+    kernel = tf.cast(generator.normal(kernel_shape), compute_dtype)
+    seconds: dict[KernelGradient, float] = {}
+    for way in ("convolution", "matmul"):
+
+        @tf.function
+        def gradient(way: KernelGradient = way) -> tf.Tensor:
+            with tf.GradientTape() as tape:
+                tape.watch(kernel)
+                outputs = convolve(inputs, kernel, geometry, depthwise=False, kernel_gradient=way)
+            return tape.gradient(outputs, kernel, output_gradients=outputs)
+
+        seconds[way] = _fastest(gradient)
+    return "matmul" if seconds["matmul"] < 0.9 * seconds["convolution"] else "convolution"
+
+
+def in_words(choices: Mapping[str, KernelGradient]) -> str:
+    """Say how many kernels' gradients are computed in which way."""
+    by_matmul = sum(choice == "matmul" for choice in choices.values())
+    return f"kernel gradients by matrix products in {by_matmul} of {len(choices)} convolutions that learn"
+
+
+def _step_seconds(dtype: str) -> float:
+    generator = tf.random.Generator.from_seed(0)
+    inputs = tf.cast(generator.normal([MEASURED_IMAGES, 16, 16, 256]), dtype)
+    kernel = tf.cast(generator.normal([3, 3, 256, 256]), dtype)
+
+    @tf.function
+    def step() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, kernel])
+            outputs = tf.nn.relu(tf.nn.conv2d(inputs, kernel, 1, "SAME"))
+        return tape.gradient(outputs, [inputs, kernel])
+
+    return _fastest(step)
+
+
+def _fastest(function: Callable[[], Any]) -> float:
+    """Return the seconds of the fastest of some calls, after one that traces."""
+    seconds = []
+    for _ in range(1 + TIMED_CALLS):
+        started = time.perf_counter()
+        for tensor in keras.tree.flatten(function()):
+            tensor.numpy()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
