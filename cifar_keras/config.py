@@ -160,6 +160,12 @@ class PhaseConfig:
     steps_per_epoch: int = setting(
         0, "steps in an epoch of this phase; 0 takes every whole batch of the train split", minimum=0
     )
+    image_size: int = setting(
+        0,
+        "side in pixels to which images are resized in this phase; 0 is --image_size, by which the model is evaluated",
+        minimum=0,
+        maximum=2048,
+    )
     optimizer: OptimizerName = setting(OptimizerName.SGD, "optimizer of this phase")
     learning_rate: float = setting(0.01, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
     momentum: float = setting(0.9, "momentum of SGD (adamw keeps its own betas)", minimum=0, below=1)
@@ -304,6 +310,12 @@ def validate(config: RunConfig) -> None:
             f"--image_size has to be at least {row.minimum_size} for --backbone={config.model.backbone}. "
             f"Received: {config.model.image_size}"
         )
+    for name, phase in (("head", config.head), ("finetune", config.finetune)):
+        if 0 < phase.image_size < row.minimum_size:
+            raise UserError(
+                f"--{name}_image_size has to be 0 or at least {row.minimum_size} for --backbone={config.model.backbone}. "
+                f"Received: {phase.image_size}"
+            )
     if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in row.stages:
         raise UserError(
             f"--finetune_unfreeze_from has to be a stage of {config.model.backbone} ({', '.join(row.stages)}) or empty. "

@@ -90,7 +90,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
     paths.make_workdir(path)
     log = RunLog(path)
     describe_run(config, prepared, path, log)
-    speeds = train(config, prepared, log, watch)
+    phases = train(config, prepared, log, watch)
     with watch.time("evaluate"):
         save_artifacts(prepared.classifier, prepared.splits, path)
         batch_size = config.data.global_batch_size
@@ -100,7 +100,11 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         "test": test.metrics,
         "validation": validation.metrics,
         "minutes": watch.minutes | {"total": watch.total()},
-        "images_per_second": speeds | {"evaluate": test.images_per_second},
+        "images_per_second": {"head": None, "finetune": None}
+        | {name: summary.images_per_second for name, summary in phases.items()}
+        | {"evaluate": test.images_per_second},
+        "compute_dtype": prepared.compute_dtype,
+        "phases": {name: summary._asdict() for name, summary in phases.items()},
         "config": to_values(config),
         "environment": artifacts.read_json(path / paths.ENVIRONMENT),
         "seed": config.seed,
@@ -141,13 +145,23 @@ class Lesson(NamedTuple):
     validation: Examples
     change: Change
     cached: bool
+    kernel_gradients_by_matmul: int
 
 
-def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) -> dict[str, float | None]:
-    """Go through the phases, leave the classifier at its best epoch, and return each phase's images/s."""
+class PhaseSummary(NamedTuple):
+    """How a phase was computed. `result.json` holds it."""
+
+    images_per_second: float | None  # of training steps; with cached features, of the whole phase
+    pipeline_images_per_second: float  # of the input pipeline alone
+    cached_features: bool
+    kernel_gradients_by_matmul: int  # convolutions
+
+
+def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) -> dict[str, PhaseSummary]:
+    """Go through the phases, leave the classifier at its best epoch, and return how each phase was computed, by its name."""
     batch_size = config.data.global_batch_size
     keep_best = KeepBest(prepared.classifier)
-    speeds: dict[str, float | None] = dict.fromkeys(("head", "finetune"))
+    summaries: dict[str, PhaseSummary] = {}
     for phase in prepared.phases:
         started, first_step = time.monotonic(), log.step
         with watch.time(phase.name):
@@ -159,16 +173,17 @@ def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) 
             logger = LogPhase(log, phase, batch_size)
             validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
             fit_phase(lesson.model, phase, batches, validation_batches, [logger, keep_best])
-        if not lesson.cached and (logger.images_per_second or 0) > PIPELINE_SHARE * pipeline_speed:
+        speed = logger.images_per_second
+        if lesson.cached:  # the features are learned from in no time; what counts is their making
+            speed = (log.step - first_step) * batch_size / (time.monotonic() - started)
+        elif speed and speed > PIPELINE_SHARE * pipeline_speed:
             print(
-                f"warning: in the {phase.name} phase the model waited for data: the input pipeline alone gives "
-                f"{pipeline_speed:,.0f} images/s, and training ran at {logger.images_per_second:,.0f}",
+                f"warning: the {phase.name} phase waited for data: the input pipeline alone gives {pipeline_speed:,.0f} images/s, "
+                f"and training went at {speed:,.0f}",
                 file=sys.stderr,
             )
-        # Features are learned from at once; what counts is how fast the phase went through its images, their making included.
-        whole_phase = (log.step - first_step) * batch_size / (time.monotonic() - started)
-        speeds[phase.name] = whole_phase if lesson.cached else logger.images_per_second
-    return speeds
+        summaries[phase.name] = PhaseSummary(speed, pipeline_speed, lesson.cached, lesson.kernel_gradients_by_matmul)
+    return summaries
 
 
 def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
@@ -180,13 +195,13 @@ def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
     wanted = config.compute.kernel_gradient
     if config.deterministic and wanted is KernelGradientChoice.AUTO:
         wanted = KernelGradientChoice.CONVOLUTION  # what is measured can come out differently in the next run
-    gradients = choose_kernel_gradients(backbone, wanted, prepared.compute_dtype, batch_size // replicas)
+    dtype, image_size = prepared.compute_dtype, phase.config.image_size or config.model.image_size
     with strategy.scope():
         halves = None
         if phase.config.cached_features:
-            halves = halve(classifier, compute_dtype=prepared.compute_dtype, kernel_gradients=gradients)
+            halves = halve(classifier, compute_dtype=dtype, image_size=image_size)
         if halves and caching_pays(config, prepared, phase, halves):
-            dtype = prepared.compute_dtype
+            by_matmul = choose_kernel_gradients(halves.upper, wanted, dtype, batch_size // replicas)
             train, validation = (
                 compute_features(
                     halves.lower, split, mirrored=mirrored, dtype=dtype, batch_size=batch_size, title=title
@@ -196,10 +211,12 @@ def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
                     (prepared.validation, False, f"{phase.name} phase: features of validation"),
                 )
             )
-            return Lesson(halves.upper, train, only_view(validation), choose_view, cached=True)
-        twin = fused_twin(backbone, compute_dtype=prepared.compute_dtype, kernel_gradients=gradients)
+            return Lesson(halves.upper, train, only_view(validation), choose_view, True, by_matmul)
+        twin = fused_twin(backbone, compute_dtype=dtype, input_shape=(image_size, image_size, 3))
         model = assemble(classifier, twin)
-    return Lesson(model, prepared.train, prepared.validation, make_augmentation(config.augmentation), cached=False)
+        by_matmul = choose_kernel_gradients(model, wanted, dtype, batch_size // replicas)
+    augment = make_augmentation(config.augmentation)
+    return Lesson(model, prepared.train, prepared.validation, augment, False, by_matmul)
 
 
 def caching_pays(config: RunConfig, prepared: Prepared, phase: Phase, halves: Halves) -> bool:

@@ -92,6 +92,7 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     if values["finetune_epochs"] == 0 and (values["head_epochs"] == 0 or values["weights"] == "none"):
         values["finetune_epochs"] = 1
     for phase in ("head", "finetune"):
+        values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))
         if values[f"{phase}_optimizer"] == "adamw":
             values[f"{phase}_momentum"] = config_lib.PhaseConfig.momentum
     return values

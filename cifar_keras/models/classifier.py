@@ -49,9 +49,7 @@ def build_classifier(
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     # Rescaling by 1 turns the pixels into floats first: Resizing would round its result back to uint8.
     pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(images)
-    pixels = keras.layers.Resizing(image_size, image_size, interpolation="bilinear", dtype="float32", name="resize")(
-        pixels
-    )
+    pixels = _resize(image_size)(pixels)
     transform = _input_transform()
     pixels = transform(pixels)
     transform.set_weights(list(input_transform_weights(convention)))
@@ -65,7 +63,7 @@ def build_classifier(
 def assemble(
     classifier: keras.Model, backbone: keras.Model | None, *, first: str = "to_float", last: str = "head"
 ) -> keras.Model:
-    """Put a classifier's layers together again with another backbone, all of them or a part.
+    """Put a classifier's layers together again with another backbone, all of them or a part; images get the size that it takes.
 
     Args:
         classifier: what `build_classifier` made; it is left as it is, and shares its layers.
@@ -76,7 +74,10 @@ def assemble(
     names = [layer.name for layer in classifier.layers]
     layers = classifier.layers[names.index(first) : names.index(last) + 1]
     if backbone is not None:
-        layers = [backbone if layer.name == "backbone" else layer for layer in layers]
+        others = {"backbone": backbone}
+        if first == "to_float":
+            others["resize"] = _resize(backbone.input.shape[1])
+        layers = [others.get(layer.name, layer) for layer in layers]
     outputs = inputs = keras.Input(layers[0].input.shape[1:], dtype=layers[0].input.dtype)
     for layer in layers:
         outputs = layer(outputs)
@@ -96,6 +97,10 @@ def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.flo
     else:
         kernel, bias = np.eye(3) / 127.5, -np.ones(3)
     return kernel.reshape(1, 1, 3, 3).astype(np.float32), bias.astype(np.float32)
+
+
+def _resize(image_size: int) -> keras.layers.Layer:
+    return keras.layers.Resizing(image_size, image_size, interpolation="bilinear", dtype="float32", name="resize")
 
 
 def _input_transform() -> keras.layers.Layer:

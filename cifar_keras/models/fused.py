@@ -33,13 +33,18 @@ class FusedConvolution(keras.layers.Layer):
     Outputs are of the activation dtype. Kernel, scale and shift are computed in float32 and then rounded.
     """
 
-    def __init__(self, fusion: Fusion, name: str, activation_dtype: str, kernel_gradient: KernelGradient) -> None:
+    def __init__(self, fusion: Fusion, name: str, activation_dtype: str) -> None:
         # In a float32 layer, because Keras would round the variables of another one before they are multiplied.
         super().__init__(name=name, dtype="float32", autocast=False)
         self._activation_dtype = activation_dtype
         self.convolution, self.normalization, self.activation = fusion
-        self._kernel_gradient = kernel_gradient
+        self.kernel_gradient: KernelGradient = "convolution"  # may be set until the layer is traced
         self._depthwise = isinstance(self.convolution, keras.layers.DepthwiseConv2D)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the kernel moves."""
+        return Geometry(self.convolution.strides, self.convolution.padding, self.convolution.dilation_rate)
 
     def build(self, input_shape: Any) -> None:
         """Do nothing: the layers that it is made of are built."""
@@ -54,9 +59,9 @@ class FusedConvolution(keras.layers.Layer):
         outputs = convolve(
             tf.cast(inputs, self._activation_dtype),
             tf.cast(kernel, self._activation_dtype),
-            Geometry(self.convolution.strides, self.convolution.padding, self.convolution.dilation_rate),
+            self.geometry,
             depthwise=self._depthwise,
-            kernel_gradient=self._kernel_gradient,
+            kernel_gradient=self.kernel_gradient,
         )
         if shift is not None:
             outputs = tf.nn.bias_add(outputs, tf.cast(shift, self._activation_dtype))
@@ -127,16 +132,16 @@ def fused_twin(
     backbone: keras.Model,
     *,
     compute_dtype: str,
+    input_shape: tuple[int, ...] | None = None,
     folded: bool = False,
-    kernel_gradients: dict[str, KernelGradient] | None = None,
 ) -> keras.Model:
     """Build the twin of a backbone as it is now: what is frozen, and with `folded` what its variables are.
 
     Args:
         backbone: a functional model, each of whose layers is called once. It is left as it is, and shares its variables.
         compute_dtype: of the activations: float32, bfloat16 or float16. Variables stay float32.
+        input_shape: height, width and channels of the inputs; None for the backbone's own. Convolutions take any size.
         folded: multiply the scales into kernels of the twin's own, for inference; it does not follow the backbone any more.
-        kernel_gradients: how to compute the gradient of a kernel, by the name of the convolution; others by convolution.
 
     Returns:
         A model with the backbone's name, inputs and outputs; features are float32, whatever the compute dtype.
@@ -154,15 +159,15 @@ def fused_twin(
             fusion = fusions[layer.name]
             if fusion.activation is not None:
                 fusion = fusion._replace(activation=with_policy(fusion.activation))
-            gradient = (kernel_gradients or {}).get(layer.name, "convolution")
-            return FusedConvolution(_folded(fusion) if folded else fusion, layer.name, compute_dtype, gradient)
+            return FusedConvolution(_folded(fusion) if folded else fusion, layer.name, compute_dtype)
         kept = layer.name in passed or layer.weights or not readers[layer.name]
         return layer if kept else with_policy(layer)
 
     def call(layer: keras.layers.Layer, *inputs: Any, **settings: Any) -> Any:
         return inputs[0] if layer.name in passed else layer(*inputs, **settings)
 
-    return keras.models.clone_model(backbone, clone_function=twin_of, call_function=call)
+    inputs = keras.Input(input_shape or backbone.input.shape[1:])
+    return keras.models.clone_model(backbone, inputs, clone_function=twin_of, call_function=call)
 
 
 def _folded(fusion: Fusion) -> Fusion:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import keras
 
 from cifar_keras.models.classifier import assemble
-from cifar_keras.models.convolution import KernelGradient
 from cifar_keras.models.fused import fused_twin, readers_of
 
 
@@ -36,27 +35,25 @@ def find_boundary(backbone: keras.Model) -> Any | None:
     return crossing[0] if len(crossing) == 1 and crossing[0] is not backbone.input else None
 
 
-def halve(
-    classifier: keras.Model, *, compute_dtype: str, kernel_gradients: dict[str, KernelGradient] | None = None
-) -> Halves | None:
+def halve(classifier: keras.Model, *, compute_dtype: str, image_size: int) -> Halves | None:
     """Split a classifier at its boundary, if it has one, into fused twins.
 
     Args:
         classifier: what `build_classifier` made; what is trainable in its backbone says where to split.
         compute_dtype: of the twins' activations.
-        kernel_gradients: for the upper half, as in `fused_twin`.
+        image_size: side in pixels to which the lower half resizes its images.
     """
     backbone = classifier.get_layer("backbone")
     boundary = find_boundary(backbone)
     if boundary is None:
         return None
-    frozen = fused_twin(
-        keras.Model(backbone.input, boundary, name="backbone"), compute_dtype=compute_dtype, folded=True
-    )
-    lower = assemble(classifier, frozen, last="backbone")
+    frozen = keras.Model(backbone.input, boundary, name="backbone")
+    size = (image_size, image_size, 3)
+    lower_twin = fused_twin(frozen, compute_dtype=compute_dtype, input_shape=size, folded=True)
+    lower = assemble(classifier, lower_twin, last="backbone")
     if boundary is backbone.output:
         after = classifier.layers[classifier.layers.index(backbone) + 1]
         return Halves(lower, assemble(classifier, None, first=after.name))
     learning = keras.Model(boundary, backbone.output, name="backbone")
-    twin = fused_twin(learning, compute_dtype=compute_dtype, kernel_gradients=kernel_gradients)
-    return Halves(lower, assemble(classifier, twin, first="backbone"))
+    upper_twin = fused_twin(learning, compute_dtype=compute_dtype, input_shape=lower.output_shape[1:])
+    return Halves(lower, assemble(classifier, upper_twin, first="backbone"))

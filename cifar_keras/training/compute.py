@@ -1,7 +1,7 @@
 """How a model is computed on this machine: in which dtype, and by which gradients of its kernels. Decided by measurement."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ from cifar_keras.config import ComputeDtype, KernelGradientChoice
 from cifar_keras.environment import instruction_sets
 from cifar_keras.errors import UserError
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
-from cifar_keras.models.fused import find_fusions
+from cifar_keras.models.fused import FusedConvolution
 
 # A dtype of half the accuracy has to give this much; on processors that have its instructions it gives about twice the speed.
 WORTHWHILE = 1.2
@@ -44,40 +44,45 @@ def choose_compute_dtype(wanted: ComputeDtype) -> tuple[str, str]:
     )
 
 
-def choose_kernel_gradients(
-    backbone: keras.Model, wanted: KernelGradientChoice, compute_dtype: str, images: int
-) -> dict[str, KernelGradient]:
-    """Choose for each convolution that learns how the gradient of its kernel is computed.
+def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, compute_dtype: str, images: int) -> int:
+    """Choose for each fused convolution that learns how the gradient of its kernel is computed.
 
     Args:
-        backbone: its trainable layers are the ones that learn.
+        model: what a phase fits, not traced yet.
         wanted: AUTO measures each distinct shape, some milliseconds each; on a GPU it leaves all to cuDNN.
         compute_dtype: of the activations.
         images: images of a step on one device.
 
     Returns:
-        By the name of the convolution.
+        How many of them it computes by matrix products.
     """
     measured: dict[Any, KernelGradient] = {}
-    choices: dict[str, KernelGradient] = {}
     on_gpu = bool(tf.config.get_visible_devices("GPU"))
-    for name, fusion in find_fusions(backbone).items():
-        convolution = fusion.convolution
-        if (
-            not convolution.trainable_weights
-            or not isinstance(convolution, keras.layers.Conv2D)
-            or convolution.groups > 1
-        ):
+    layers = _learning_convolutions(model)
+    for layer in layers:
+        shape = (tuple(layer.input.shape[1:]), tuple(layer.convolution.kernel.shape), layer.geometry)
+        if wanted is not KernelGradientChoice.AUTO or on_gpu:
+            layer.kernel_gradient = "matmul" if wanted is KernelGradientChoice.MATMUL else "convolution"
             continue
-        if wanted is not KernelGradientChoice.AUTO:
-            choices[name] = "matmul" if wanted is KernelGradientChoice.MATMUL else "convolution"
-            continue
-        geometry = Geometry(convolution.strides, convolution.padding, convolution.dilation_rate)
-        shape = (tuple(convolution.input.shape[1:]), tuple(convolution.kernel.shape), geometry)
         if shape not in measured:
-            measured[shape] = "convolution" if on_gpu else faster_kernel_gradient(*shape, compute_dtype, images)
-        choices[name] = measured[shape]
-    return choices
+            measured[shape] = faster_kernel_gradient(*shape, compute_dtype, images)
+        layer.kernel_gradient = measured[shape]
+    return sum(layer.kernel_gradient == "matmul" for layer in layers)
+
+
+def _learning_convolutions(model: keras.Model) -> list[FusedConvolution]:
+    try:
+        layers = model.get_layer("backbone").layers
+    except ValueError:  # a head alone
+        return []
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, FusedConvolution)
+        and layer.convolution.trainable_weights
+        and isinstance(layer.convolution, keras.layers.Conv2D)
+        and layer.convolution.groups == 1
+    ]
 
 
 def faster_kernel_gradient(
@@ -99,12 +104,6 @@ def faster_kernel_gradient(
 
         seconds[way] = _fastest(gradient)
     return "matmul" if seconds["matmul"] < 0.9 * seconds["convolution"] else "convolution"
-
-
-def in_words(choices: Mapping[str, KernelGradient]) -> str:
-    """Say how many kernels' gradients are computed in which way."""
-    by_matmul = sum(choice == "matmul" for choice in choices.values())
-    return f"kernel gradients by matrix products in {by_matmul} of {len(choices)} convolutions that learn"
 
 
 def _step_seconds(dtype: str) -> float:
