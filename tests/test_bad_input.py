@@ -63,8 +63,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def offline_environment(home: Path) -> dict[str, str]:
-    """A machine with an empty home folder, without npm, and without any network that Python would use."""
-    keep = {name: os.environ[name] for name in ("LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
+    """A machine with an empty home folder, without npm or GPU, and without any network that Python would use."""
+    names = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+    keep = {name: os.environ[name] for name in names if name in os.environ}
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     found = str(Path(cifar_keras.__file__).parents[1])
     return keep | nowhere | {"HOME": str(home), "PATH": str(home), "PYTHONPATH": found}
@@ -97,12 +98,21 @@ NUMBERS = {
     "finetune_steps_per_epoch": ["-1", "half"],
     "cutout": ["33"],
     "source_timeout_seconds": ["0"],
+    "head_image_size": ["-1", "16", "2049"],
+    "finetune_image_size": ["1", "31", "large"],
+    "cache_gib": ["-1", "nan", "inf", "half"],
+    "compute_dtype": ["float64", "Float32"],
+    "kernel_gradient": ["fast"],
+    "head_cached_features": ["maybe"],
+    "finetune_cached_features": ["2"],
 }
 FLAG_CASES = [
     *(Case(f"train --{flag}={value}", f"--{flag}") for flag, values in NUMBERS.items() for value in values),
     Case("train --backbone=resnet5", "--backbone"),
     Case("prepare --backbone=resnet5", "--backbone"),
     Case("train --backbone=inception_v3 --image_size=74", "--image_size"),
+    Case("train --backbone=inception_v3 --image_size=96 --finetune_image_size=74", "--finetune_image_size"),
+    Case("prepare --head_image_size=16", "--head_image_size"),
     Case("train --workdir=file/run", "--workdir", writes("file")),  # for root, too, no folder can be made in a file
     Case("train --workdir=file", "--workdir", writes("file")),
     Case("train --workdir=used", "--workdir", writes("used/result.json")),
@@ -297,6 +307,7 @@ TENSORFLOW_CASES = {
         f"{SYNTHETIC} --weights=none --global_batch_size=361", "--global_batch_size"
     ),
     "more steps than batches": Case(f"{SYNTHETIC} --weights=none --head_steps_per_epoch=99", "--head_steps_per_epoch"),
+    "float16 without a GPU": Case(f"{SYNTHETIC} --weights=none --compute_dtype=float16", "--compute_dtype=float16"),
     "a validation split without a class": Case(f"{SYNTHETIC} --validation_share=0.001", "--validation_share"),
     "text for an image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"text")),
     "truncated image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(png(64)[:2000])),

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_keras.config import (
+    ComputeDtype,
     DataSource,
+    KernelGradientChoice,
     OptimizerName,
     RunConfig,
     Setting,
@@ -88,6 +90,8 @@ def test_plain_values_are_of_the_types_of_json() -> None:
     config = from_values(values)
     assert config.data.data_source is DataSource.AUTO
     assert config.finetune.optimizer is OptimizerName.SGD
+    assert config.compute.compute_dtype is ComputeDtype.AUTO
+    assert config.compute.kernel_gradient is KernelGradientChoice.AUTO
 
 
 @pytest.mark.parametrize(("leaf", "bound"), BOUNDS)
@@ -155,6 +159,18 @@ def test_an_image_has_to_be_as_large_as_the_backbone_asks(backbone: str) -> None
     match = rf"^--image_size has to be at least {smallest} for --backbone={backbone}\. Received: {smallest - 1}$"
     with pytest.raises(UserError, match=match):
         validate(config_of(backbone=backbone, image_size=smallest - 1))
+    for flag in ("head_image_size", "finetune_image_size"):
+        validate(config_of(backbone=backbone, image_size=2048, **{flag: smallest}))
+        validate(config_of(backbone=backbone, image_size=smallest, **{flag: 0}))  # means --image_size
+        match = rf"^--{flag} has to be 0 or at least {smallest} for --backbone={backbone}\. Received: {smallest - 1}$"
+        with pytest.raises(UserError, match=match):
+            validate(config_of(backbone=backbone, image_size=2048, **{flag: smallest - 1}))
+
+
+def test_features_are_cached_in_the_head_phase_unless_said_otherwise() -> None:
+    assert (RunConfig().head.cached_features, RunConfig().finetune.cached_features) == (True, False)
+    config = config_of(head_cached_features=False, finetune_cached_features=True)
+    assert (config.head.cached_features, config.finetune.cached_features) == (False, True)
 
 
 WORKING = {
@@ -175,6 +191,14 @@ WORKING = {
     "momentum where sgd uses it": {"head_optimizer": "sgd", "head_momentum": 0.5, "finetune_momentum": 0.95},
     "from a stage up": {"finetune_unfreeze_from": "conv4"},
     "from a stage of another family up": {"backbone": "vgg16", "finetune_unfreeze_from": "block5"},
+    "small images first": {"head_image_size": 32, "finetune_image_size": 48, "image_size": 128},
+    "large images first": {"head_image_size": 128, "image_size": 32},
+    "cached features in both phases": {"finetune_cached_features": True, "finetune_unfreeze_from": "conv5"},
+    "cached features of a backbone that all learns": {"finetune_cached_features": True},
+    "no memory for cached features": {"cache_gib": 0.0},
+    "measured gradients in a deterministic run": {"deterministic": True, "kernel_gradient": "auto"},
+    "matrix products in a deterministic run": {"deterministic": True, "kernel_gradient": "matmul"},
+    "float16, whatever the machine": {"compute_dtype": "float16"},
 }
 REFUSED = {
     "archive": {"archive": "a.tar.gz", "data_source": "npm"},
@@ -188,6 +212,11 @@ REFUSED = {
     "finetune_unfreeze_from ": {"finetune_unfreeze_from": "conv"},
     "backbone": {"backbone": "resnet5"},
     "backbone ": {"backbone": "ResNet50"},
+    "head_image_size": {"head_image_size": 16},
+    "finetune_image_size": {"finetune_image_size": 31},
+    "compute_dtype": {"compute_dtype": "float64"},
+    "kernel_gradient": {"kernel_gradient": "winograd"},
+    "cache_gib": {"cache_gib": -0.5},
 }
 
 
@@ -204,7 +233,7 @@ def test_combinations_that_cannot_work(flag: str, values: dict[str, Any]) -> Non
 
 def test_a_config_is_frozen() -> None:
     config = RunConfig()
-    sections = [getattr(config, name) for name in ("data", "augmentation", "model", "head", "finetune")]
+    sections = [getattr(config, name) for name in ("data", "augmentation", "model", "compute", "head", "finetune")]
     for section in (config, *sections):
         name = dataclasses.fields(section)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -1,5 +1,7 @@
+import itertools
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,18 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import AugmentationConfig
+from cifar_keras.data import pipeline
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches, whole_steps
+from cifar_keras.data.pipeline import (
+    TIMED_BATCHES,
+    Examples,
+    evaluation_batches,
+    hold,
+    measure_speed,
+    training_batches,
+    whole_steps,
+)
 from cifar_keras.errors import UserError
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
@@ -194,6 +205,31 @@ def test_whole_steps() -> None:
         whole_steps(45_000, 64, 704, "finetune_steps_per_epoch")
     with pytest.raises(UserError, match=r"--global_batch_size .* 63.* Received: 64$"):
         whole_steps(63, 64, 0, "head_steps_per_epoch")
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the n-th look at the clock, from 0, say n(n + 1) / 2 seconds: 0, 1, 3, 6.."""
+    looks = itertools.accumulate(itertools.count())
+    monkeypatch.setattr(pipeline, "time", types.SimpleNamespace(perf_counter=lambda: float(next(looks))))
+
+
+def test_speed_is_what_comes_after_the_first_batch_in_the_time_since_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_clock(monkeypatch)
+    examples = held(*numbered(100))
+    # 16, 16.. and 4 images in seven batches, the last of them 21 seconds after the first.
+    assert measure_speed(evaluation_batches(examples, global_batch_size=16)) == 84 / 21
+
+
+def test_speed_is_measured_over_the_first_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_clock(monkeypatch)
+    batches = evaluation_batches(held(*numbered(100)), global_batch_size=2)  # 50 of them
+    assert measure_speed(batches) == 2 * TIMED_BATCHES / (TIMED_BATCHES * (TIMED_BATCHES + 1) / 2)
+    assert len(list(batches)) == 50  # none is lost for what comes after
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_a_single_batch_has_no_speed_that_could_be_too_low(count: int) -> None:
+    assert measure_speed(evaluation_batches(held(*numbered(count)), global_batch_size=16)) == float("inf")
 
 
 TWO_DEVICES = """

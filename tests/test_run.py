@@ -65,6 +65,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
 def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert set(result) == {
         *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
+        *("compute_dtype", "phases"),
     }
     assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
     assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}
@@ -72,6 +73,20 @@ def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert (result["test"]["n"], result["validation"]["n"]) == (100, 40)
     rates = [result["test"][name] for name in ("accuracy", "top5", "macro_precision", "macro_recall", "macro_f1")]
     assert all(0 <= rate <= 1 for rate in rates)
+
+
+def test_the_result_says_how_each_phase_was_computed(result: dict[str, Any]) -> None:
+    assert result["compute_dtype"] in ("float32", "bfloat16")
+    assert list(result["phases"]) == ["head", "finetune"]
+    learning = {"head": 0, "finetune": 10}  # convolutions in conv5 of a ResNet50
+    for name, summary in result["phases"].items():
+        assert set(summary) == {
+            *("images_per_second", "pipeline_images_per_second", "cached_features", "kernel_gradients_by_matmul")
+        }
+        assert summary["images_per_second"] == result["images_per_second"][name] > 0
+        assert summary["pipeline_images_per_second"] > 0
+        assert summary["cached_features"] is False  # too few images are seen for it to pay
+        assert 0 <= summary["kernel_gradients_by_matmul"] <= learning[name]
 
 
 def test_the_config_in_the_result_is_the_config_that_ran(workdir: Path, result: dict[str, Any]) -> None:

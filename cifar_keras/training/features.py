@@ -51,10 +51,12 @@ def compute_features(
         memory twice.
     """
     made = []
+    for part in _parts(np.asarray(examples.inputs), batch_size, title):
+        views = [part, part[:, :, ::-1]] if mirrored else [part]
+        features = np.stack([_predict(lower, view, batch_size) for view in views], axis=1)
+        with tf.device("CPU"):  # around them alone: a GPU's model that is called in here would be computed on the CPU
+            made.append(tf.cast(features, dtype))
     with tf.device("CPU"):
-        for part in _parts(np.asarray(examples.inputs), batch_size, title):
-            views = [part, part[:, :, ::-1]] if mirrored else [part]
-            made.append(tf.cast(np.stack([_predict(lower, view, batch_size) for view in views], axis=1), dtype))
         return examples._replace(inputs=tf.concat(made, axis=0))
 
 
