@@ -24,6 +24,18 @@ TRIAL_HEADER = (
     "| --- | --- | --- | --- | --- | --- |"
 )
 
+BENCHMARK_COLUMNS = {
+    "ours": "ours",
+    "keras_float32": "Keras float32",
+    "keras_float32_onednn": "the same, oneDNN on",
+    "keras_bfloat16": "Keras bfloat16",
+    "torch_float32": "PyTorch float32",
+    "torch_bfloat16": "PyTorch bfloat16",
+    "limit_float32": "matmul limit",
+}
+
+NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds")
+
 Result = dict[str, Any]
 
 
@@ -69,6 +81,21 @@ def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def benchmark_table(benchmarks: Result) -> str:
+    """Return the table of speeds: medians in images/s, with the lowest and the highest trial, and the batch size."""
+    rows: dict[tuple[str, int, int], dict[str, str]] = {}
+    for row in benchmarks["rows"]:
+        # Where systems chose their batch sizes themselves, they share a line.
+        own_batch = row["batch_size"] if row["work"] == "inference" else 0
+        cell = f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})"
+        rows.setdefault((row["work"], row["image_size"], own_batch), {})[row["system"]] = cell
+    header = ["work", "px", *BENCHMARK_COLUMNS.values()]
+    lines = [header, ["---"] * len(header)]
+    for (work, image_size, _), cells in rows.items():
+        lines.append([work, str(image_size), *(cells.get(system, "-") for system in BENCHMARK_COLUMNS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """Return a document with the table between its two marks replaced."""
     begin, end = f"<!-- {name}: begin, written by experiments/tables.py -->", f"<!-- {name}: end -->"
@@ -85,6 +112,8 @@ def main() -> None:
     readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
     wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
     text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
+    benchmarks = json.loads((RESULTS / "benchmarks.json").read_text(encoding="utf-8"))
+    text = with_table(text, "benchmarks", benchmark_table(benchmarks))
     wanted[lab_book] = with_table(text, "trials", trials)
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:
@@ -99,7 +128,7 @@ def _differences(trial: Result, recipe: Result) -> list[str]:
     flags = [
         f"--{flag}={value}"
         for flag, value in trial["config"].items()
-        if flag not in ("workdir", "seed") and value != recipe["config"][flag]
+        if flag not in NOT_COMPARED and value != recipe["config"].get(flag)
     ]
     own, usual = trial["environment"]["variables"], recipe["environment"]["variables"]
     changed = sorted(name for name in own.keys() | usual.keys() if own.get(name) != usual.get(name))

@@ -98,7 +98,7 @@ def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str,
     """
     readers = readers_of(backbone)
 
-    def follower(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+    def follower(layer: keras.layers.Layer) -> keras.Operation | None:
         only = readers[layer.name]
         return only[0] if len(only) == 1 else None
 
@@ -117,14 +117,17 @@ def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str,
     return fusions
 
 
-def readers_of(model: keras.Model) -> dict[str, list[keras.layers.Layer]]:
-    """Return for each layer, by its name, the layers of the model that read what it gives; none for the last one."""
-    readers: dict[str, list[keras.layers.Layer]] = {layer.name: [] for layer in model.layers}
-    giver = {id(layer.output): layer.name for layer in model.layers}
-    for layer in model.layers:
-        for tensor in {id(tensor) for tensor in keras.tree.flatten(layer.input)} & giver.keys():
-            if giver[tensor] != layer.name:  # an input layer's input is its own output
-                readers[giver[tensor]].append(layer)
+def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
+    """Return for each layer, by its name, what in the model reads what it gives; nothing for the last one.
+
+    Operators between tensors count as layers: `x + y` reads both.
+    """
+    readers: dict[str, list[keras.Operation]] = {operation.name: [] for operation in model.operations}
+    giver = {id(operation.output): operation.name for operation in model.operations}
+    for operation in model.operations:
+        for tensor in {id(tensor) for tensor in keras.tree.flatten(operation.input)} & giver.keys():
+            if giver[tensor] != operation.name:  # an input layer's input is its own output
+                readers[giver[tensor]].append(operation)
     return readers
 
 
@@ -149,25 +152,42 @@ def fused_twin(
     fusions = find_fusions(backbone, inference=folded)
     readers = readers_of(backbone)
     passed = {layer.name for fusion in fusions.values() for layer in (fusion.normalization, fusion.activation) if layer}
-    policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
 
-    def with_policy(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return type(layer).from_config({**layer.get_config(), "dtype": policy})
+    def fuse(fusion: Fusion) -> FusedConvolution:
+        end = fusion.activation or fusion.normalization or fusion.convolution
+        dtype = compute_dtype if readers[end.name] else "float32"
+        if fusion.activation is not None:
+            fusion = fusion._replace(activation=_with_dtype(fusion.activation, dtype))
+        return FusedConvolution(_folded(fusion) if folded else fusion, fusion.convolution.name, dtype)
 
-    def twin_of(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def twin_of(layer: keras.Operation) -> keras.Operation:
         if layer.name in fusions:
-            fusion = fusions[layer.name]
-            if fusion.activation is not None:
-                fusion = fusion._replace(activation=with_policy(fusion.activation))
-            return FusedConvolution(_folded(fusion) if folded else fusion, layer.name, compute_dtype)
-        kept = layer.name in passed or layer.weights or not readers[layer.name]
-        return layer if kept else with_policy(layer)
+            return fuse(fusions[layer.name])
+        if layer.name in passed or not isinstance(layer, keras.layers.Layer):
+            return layer
+        if layer.weights:
+            return _copied(layer) if folded else layer
+        return _with_dtype(layer, compute_dtype) if readers[layer.name] else layer
 
-    def call(layer: keras.layers.Layer, *inputs: Any, **settings: Any) -> Any:
+    def call(layer: keras.Operation, *inputs: Any, **settings: Any) -> Any:
         return inputs[0] if layer.name in passed else layer(*inputs, **settings)
 
     inputs = keras.Input(input_shape or backbone.input.shape[1:])
     return keras.models.clone_model(backbone, inputs, clone_function=twin_of, call_function=call)
+
+
+def _with_dtype(layer: keras.layers.Layer, compute_dtype: str) -> keras.layers.Layer:
+    """Return a layer without variables like another, that computes in a dtype."""
+    policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
+    return type(layer).from_config({**layer.get_config(), "dtype": policy})
+
+
+def _copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return a frozen layer that is the same, with variables of its own."""
+    copy = type(layer).from_config({**layer.get_config(), "trainable": False})
+    copy.build_from_config(layer.get_build_config())
+    copy.set_weights(layer.get_weights())
+    return copy
 
 
 def _folded(fusion: Fusion) -> Fusion:
@@ -186,11 +206,11 @@ def _folded(fusion: Fusion) -> Fusion:
     return Fusion(twin, None, activation)
 
 
-def _is_normalization(layer: keras.layers.Layer | None, *, inference: bool) -> bool:
+def _is_normalization(layer: keras.Operation | None, *, inference: bool) -> bool:
     if not isinstance(layer, keras.layers.BatchNormalization) or layer.axis not in (-1, 3):
         return False
     return inference or not layer.trainable
 
 
-def _is_plain_activation(layer: keras.layers.Layer | None) -> bool:
+def _is_plain_activation(layer: keras.Operation | None) -> bool:
     return isinstance(layer, keras.layers.Activation | keras.layers.ReLU)

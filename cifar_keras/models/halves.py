@@ -22,17 +22,19 @@ def find_boundary(backbone: keras.Model) -> Any | None:
     """
     readers = readers_of(backbone)
     learning: set[str] = set()
-    for layer in backbone.layers:  # in the order of the graph
-        if layer.trainable_weights or layer.name in learning:
-            learning |= {layer.name} | {reader.name for reader in readers[layer.name]}
-    crossing = [
-        layer.output
-        for layer in backbone.layers
-        if layer.name not in learning and any(reader.name in learning for reader in readers[layer.name])
-    ]
+    for operation in backbone.operations:  # in the order of the graph
+        if getattr(operation, "trainable_weights", ()) or operation.name in learning:
+            learning |= {operation.name} | {reader.name for reader in readers[operation.name]}
     if not learning:
         return backbone.output
-    return crossing[0] if len(crossing) == 1 and crossing[0] is not backbone.input else None
+    if not any(layer.weights for layer in backbone.layers if layer.name not in learning):
+        return None  # nothing but padding lies below
+    crossing = [
+        operation.output
+        for operation in backbone.operations
+        if operation.name not in learning and any(reader.name in learning for reader in readers[operation.name])
+    ]
+    return crossing[0] if len(crossing) == 1 else None
 
 
 def halve(classifier: keras.Model, *, compute_dtype: str, image_size: int) -> Halves | None:

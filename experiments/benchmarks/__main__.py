@@ -1,0 +1,160 @@
+"""`python -m experiments.benchmarks`: measure every system side by side and write `experiments/results/benchmarks.json`.
+
+All systems are alive at once, each in a process of its own, and take turns: trial 1 of each, then trial 2 of each, so that a
+machine that gets slower gets slower for all. Only one works at a time. A case gives each system's median and its lowest and
+highest trial. Works with several batch sizes are measured at each system's best one, found by a short trial of each.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cifar_keras import artifacts, environment
+from experiments.benchmarks.cases import BATCH_SIZES, FIXED, Case
+
+WORTHWHILE = 1.03  # what a larger batch has to gain
+RESULT = Path(__file__).parent.parent / "results" / "benchmarks.json"
+
+# What `worker` loads, and the variables that it gets. Plain Keras and PyTorch run as they come; TensorFlow as it comes leaves
+# oneDNN off on processors without AVX-512 VNNI, so that plain Keras is measured once more with it on.
+SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {
+    "ours": ("ours", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+    "keras_float32": ("plain_keras:float32", {}),
+    "keras_float32_onednn": ("plain_keras:float32", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+    "keras_bfloat16": ("plain_keras:bfloat16", {}),
+    "torch_float32": ("plain_torch:float32", {}),
+    "torch_bfloat16": ("plain_torch:bfloat16", {}),
+    "limit_float32": ("limit:float32", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+    "limit_bfloat16": ("limit:bfloat16", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+}
+
+
+class Worker:
+    """One system in its process."""
+
+    def __init__(self, name: str) -> None:
+        system, variables = SYSTEMS[name]
+        as_it_comes = {name: value for name, value in os.environ.items() if name not in environment.VARIABLES}
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.benchmarks.worker", system],
+            env={**as_it_comes, "TF_CPP_MIN_LOG_LEVEL": "2", **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer; a process that died says so for ever."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return {"not_measured": "its process ended"}
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or '{"not_measured": "its process ended"}')
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def main() -> None:
+    """Measure, show, and write."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="all by default")
+    parser.add_argument("--works", nargs="+", help="works to measure, such as train_step; all by default")
+    parser.add_argument("--trials", type=int, default=5, help="trials of each system and case")
+    parser.add_argument("--seconds", type=float, default=3.0, help="about how long a trial takes")
+    parser.add_argument("--output", type=Path, default=RESULT, help="the JSON file to write")
+    arguments = parser.parse_args()
+    workers = [Worker(name) for name in arguments.systems]
+    rows = []
+    for candidates in cases(arguments.works):
+        for row in measure(workers, candidates, arguments.trials, arguments.seconds):
+            rows.append(row)
+            print(in_words(row), flush=True)
+    for worker in workers:
+        worker.close()
+    machine = environment.describe_environment()
+    content = {"rows": rows, "environment": machine, "commit": environment.source_commit()}
+    artifacts.write_json(arguments.output, content)
+
+
+def cases(works: list[str] | None) -> Iterator[list[Case]]:
+    """Yield the cases, each with the batch sizes among which a system may choose."""
+    for (work, image_size), batch_sizes in BATCH_SIZES.items():
+        if works is None or work in works:
+            yield [Case(work, image_size, batch_size) for batch_size in batch_sizes]
+    for case in FIXED:
+        if works is None or case.work in works:
+            yield [case]
+
+
+def measure(workers: list[Worker], candidates: list[Case], trials: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for each system."""
+    chosen = {worker: set_up_best(worker, candidates) for worker in workers}
+    speeds: dict[Worker, list[float]] = {worker: [] for worker in workers}
+    answers: dict[Worker, dict[str, Any]] = {}
+    for _ in range(trials):
+        for worker in workers:
+            if chosen[worker] is not None:
+                answers[worker] = worker.ask(trial=seconds)
+                speeds[worker] += (
+                    [answers[worker]["images_per_second"]] if "images_per_second" in answers[worker] else []
+                )
+    for worker in workers:
+        case = chosen[worker]
+        if case is not None and speeds[worker]:
+            yield {
+                "work": case.work,
+                "image_size": case.image_size,
+                "batch_size": case.batch_size,
+                "system": worker.name,
+                "images_per_second": statistics.median(speeds[worker]),
+                "low": min(speeds[worker]),
+                "high": max(speeds[worker]),
+                "trials": len(speeds[worker]),
+                "peak_memory_gib": answers[worker]["peak_memory_gib"],
+            }
+
+
+def set_up_best(worker: Worker, candidates: list[Case]) -> Case | None:
+    """Set a worker up for the batch size at which it is fastest; None if it does not do this work.
+
+    Larger ones are tried as long as they gain something.
+    """
+    best, best_speed = None, 0.0
+    for case in candidates:
+        answer = worker.ask(case=case)
+        if "not_measured" in answer:
+            reason = answer["not_measured"]
+            print(f"{case.work} {case.image_size} px: not measured for {worker.name}: {reason}", flush=True)
+            return None
+        if answer["images_per_second"] < best_speed * WORTHWHILE:
+            worker.ask(case=best)
+            break
+        best, best_speed = case, answer["images_per_second"]
+    return best
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """Say a row in a line."""
+    return (
+        f"{row['work']:15}{row['image_size']:4} px  batch {row['batch_size']:3}  {row['system']:21}"
+        f"{row['images_per_second']:10,.1f} images/s  ({row['low']:,.1f} to {row['high']:,.1f})  "
+        f"{row['peak_memory_gib']:.1f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

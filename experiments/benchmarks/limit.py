@@ -1,0 +1,34 @@
+"""What the machine's own matrix products would allow: their rate over the model's floating-point operations."""
+
+import keras
+import tensorflow as tf
+
+from experiments.benchmarks.cases import Case, NotMeasuredError, Runnable
+
+SIDE = 3072  # of square matrices, large enough for the highest rate
+
+
+class System:
+    """TensorFlow's matmul in float32 or bfloat16."""
+
+    def __init__(self, variant: str) -> None:
+        self._matrix = tf.cast(tf.random.normal([SIDE, SIDE]), variant)
+        self._multiply = tf.function(lambda: tf.matmul(self._matrix, self._matrix)[0, 0])
+
+    def set_up(self, case: Case) -> Runnable:
+        """Count a training step as three forward passes: both its gradients cost as much as the forward convolution."""
+        if case.work not in ("frozen_forward", "train_step"):
+            raise NotMeasuredError("not made of matrix products alone")
+        operations = forward_operations(case.image_size) * (3 if case.work == "train_step" else 1)
+        return Runnable(lambda count: [self._multiply().numpy() for _ in range(count)], 2 * SIDE**3 / operations)
+
+
+def forward_operations(image_size: int) -> float:
+    """Count the multiplications and additions of ResNet50's convolutions for one image."""
+    base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(image_size, image_size, 3))
+    total = 0
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            _, height, width, _ = layer.output.shape
+            total += 2 * height * width * layer.kernel.shape.num_elements()
+    return total

@@ -1,0 +1,113 @@
+"""This package, as a run uses it."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifar_keras import export
+from cifar_keras.config import AugmentationConfig, ComputeDtype, FinetuneConfig, HeadConfig, KernelGradientChoice
+from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
+from cifar_keras.data.pipeline import Examples, hold, training_batches
+from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
+from cifar_keras.models.fused import fused_twin
+from cifar_keras.models.halves import halve
+from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
+from cifar_keras.training.features import choose_view, compute_features
+from cifar_keras.training.phases import Phase, compile_phase, set_trainable
+from experiments.benchmarks.cases import CLASSES, HEAD_EPOCHS, Case, Runnable
+from experiments.benchmarks.plain_keras import forward_of, repeated, some_examples
+
+JITTER = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.2)
+
+
+class System:
+    """The fused twin, in the compute dtype that `--compute_dtype=auto` chooses."""
+
+    def __init__(self, _variant: str) -> None:
+        self._dtype, _ = choose_compute_dtype(ComputeDtype.AUTO)
+
+    def set_up(self, case: Case) -> Runnable:
+        """Build a case."""
+        if case.work == "pipeline":
+            return _pipeline(case)
+        classifier = build_classifier(build_backbone("resnet50", case.image_size), "caffe", CLASSES, 0.0, 0)
+        images, labels = some_examples(case.batch_size)
+        if case.work == "inference":
+            return _inference(classifier, images)
+        if case.work == "head_phase":
+            return self._head_phase(classifier, case)
+        backbone = classifier.get_layer("backbone")
+        set_trainable(classifier, FinetuneConfig(), synchronize=False)
+        if case.work == "frozen_forward":
+            twin = fused_twin(backbone, compute_dtype=self._dtype, folded=True)
+            return forward_of(assemble(classifier, twin, last="backbone"), images)
+        model = assemble(classifier, fused_twin(backbone, compute_dtype=self._dtype))
+        choose_kernel_gradients(model, KernelGradientChoice.AUTO, self._dtype, case.batch_size)
+        compile_phase(model, Phase("finetune", FinetuneConfig(), 1000, 0), tf.distribute.get_strategy())
+        batches = repeated(images, labels)
+        return Runnable(lambda count: model.fit(batches, steps_per_epoch=count, verbose=0), case.batch_size)
+
+    def _head_phase(self, classifier: keras.Model, case: Case) -> Runnable:
+        """A whole head phase on as many images as `count` batches hold: features of both views, then ten epochs of them."""
+        set_trainable(classifier, HeadConfig(), synchronize=False)
+        halves = halve(classifier, compute_dtype=self._dtype, image_size=case.image_size)
+        assert halves is not None
+
+        def run(count: int) -> None:
+            train = _examples(count * case.batch_size)
+            settings: dict[str, Any] = {"dtype": self._dtype, "batch_size": case.batch_size, "title": "features"}
+            features = compute_features(halves.lower, train, mirrored=True, **settings)
+            compile_phase(halves.upper, Phase("head", HeadConfig(), count, 0), tf.distribute.get_strategy())
+            batches = training_batches(
+                features,
+                global_batch_size=case.batch_size,
+                steps_per_epoch=count,
+                seed=0,
+                first_epoch=0,
+                epochs=HEAD_EPOCHS,
+                change=choose_view,
+            )
+            halves.upper.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=count, verbose=0)
+
+        return Runnable(run, HEAD_EPOCHS * case.batch_size)
+
+
+def _examples(count: int) -> Examples:
+    images, _ = some_examples(count)
+    return hold(LabelledImages(images, np.arange(count) % CLASSES), CLASSES)[0]
+
+
+def _pipeline(case: Case) -> Runnable:
+    examples = _examples(8192)
+
+    def run(count: int) -> None:
+        steps = len(examples.inputs) // case.batch_size
+        batches = training_batches(
+            examples,
+            global_batch_size=case.batch_size,
+            steps_per_epoch=steps,
+            seed=0,
+            first_epoch=0,
+            epochs=-(-count // steps),
+            change=make_augmentation(JITTER),
+        )
+        for _ in batches.take(count):
+            pass
+
+    return Runnable(run, case.batch_size)
+
+
+def _inference(classifier: keras.Model, images: Any) -> Runnable:
+    folder = Path(tempfile.mkdtemp()) / "saved_model"
+    export.export_saved_model(classifier, CLASS_NAMES, folder)
+    loaded = export.load_saved_model(folder)
+
+    def run(count: int) -> None:
+        export.served_logits(loaded, np.tile(images, (count, 1, 1, 1)), len(images), "inference")
+
+    return Runnable(run, len(images))

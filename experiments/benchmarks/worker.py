@@ -1,0 +1,56 @@
+"""`python -m experiments.benchmarks.worker SYSTEM`: a process in which one system works, on requests from standard input.
+
+A system has to have a process of its own: its variables, its threads and its global dtype would be the others' too.
+Requests and answers are JSON, a line each. `{"case": [work, image_size, batch_size]}` sets a case up and warms it up;
+`{"trial": seconds}` repeats it for about so long. The answer holds `images_per_second` or `not_measured`.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+from experiments.benchmarks.cases import Case, NotMeasuredError, Runnable
+
+PATIENCE_SECONDS = 40  # with the tracing; a processor without bfloat16 instructions can take minutes
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    module, _, variant = sys.argv[1].partition(":")
+    system = importlib.import_module(f"experiments.benchmarks.{module}").System(variant)
+    runnable, seconds_per_batch = None, 0.0
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if "case" in request:
+                runnable = None  # frees the memory of the one before
+                runnable = system.set_up(Case(*request["case"]))
+                if _seconds(runnable, 1) > PATIENCE_SECONDS:
+                    raise NotMeasuredError(f"its first batch took more than {PATIENCE_SECONDS} s")
+                seconds_per_batch = _seconds(runnable, 1)
+                answer: dict[str, Any] = {"images_per_second": runnable.images_per_batch / seconds_per_batch}
+            else:
+                assert runnable is not None
+                batches = max(1, round(request["trial"] / seconds_per_batch))
+                answer = {"images_per_second": batches * runnable.images_per_batch / _seconds(runnable, batches)}
+        except NotMeasuredError as error:
+            answer = {"not_measured": str(error)}
+        # Kilobytes on Linux.
+        answer["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _seconds(runnable: Runnable, batches: int) -> float:
+    started = time.perf_counter()
+    runnable.run(batches)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
