@@ -112,8 +112,9 @@ def main() -> None:
     readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
     wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
     text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
-    benchmarks = json.loads((RESULTS / "benchmarks.json").read_text(encoding="utf-8"))
-    text = with_table(text, "benchmarks", benchmark_table(benchmarks))
+    if (RESULTS / "benchmarks.json").exists():
+        benchmarks = json.loads((RESULTS / "benchmarks.json").read_text(encoding="utf-8"))
+        text = with_table(text, "benchmarks", benchmark_table(benchmarks))
     wanted[lab_book] = with_table(text, "trials", trials)
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:

@@ -1,11 +1,13 @@
 """Verified images to batches: `tf.data` datasets for training and for evaluation."""
 
+import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.errors import UserError
@@ -14,6 +16,7 @@ from cifar_keras.errors import UserError
 ORDER, AUGMENTATION = 0, 1
 
 TIMED_BATCHES = 30
+PREFETCHED_BATCHES = 4
 
 
 def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
@@ -80,7 +83,7 @@ def training_batches(
     first_epoch: int,
     epochs: int,
     change: Change,
-    parallel_calls: int = tf.data.AUTOTUNE,
+    parallel_calls: int = os.cpu_count() or 1,
 ) -> tf.data.Dataset:
     """Shuffle and change, `epochs * steps_per_epoch` whole batches after one another.
 
@@ -114,7 +117,7 @@ def training_batches(
     numbers = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(places)
     batches = numbers.map(batch, num_parallel_calls=parallel_calls)
     counted = batches.apply(tf.data.experimental.assert_cardinality(epochs * steps_per_epoch))
-    return counted.prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return counted.prefetch(PREFETCHED_BATCHES).with_options(_options())
 
 
 def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data.Dataset:
@@ -132,7 +135,12 @@ def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data
         return tf.gather(examples.inputs, indices), tf.gather(examples.labels, indices)
 
     indices = tf.data.Dataset.range(examples.total).batch(global_batch_size)
-    return indices.map(batch).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return indices.map(batch).prefetch(PREFETCHED_BATCHES).with_options(_options())
+
+
+def input_batches(inputs: NDArray[Any], batch_size: int) -> tf.data.Dataset:
+    """Give arrays `[n, ...]` batch by batch, without labels; the last batch holds what is left."""
+    return tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size).with_options(_options())
 
 
 def measure_speed(batches: tf.data.Dataset) -> float:
@@ -152,8 +160,10 @@ def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True  # elements in order, however many are made at a time
-    # With oneDNN its rewriting of the graph makes another copy of all images (measured: 2.3 times their size held, not 1.2). What
-    # it would add, parallel calls and prefetching, is asked for above.
+    # The thread that tunes a pipeline sleeps 10 ms, then 20, 40 ..., up to a minute, and whoever ends an iterator waits until it
+    # wakes up: a `fit` of 4.3 s took 5.1 s. What it would find, parallel calls and prefetching, is given above.
+    options.autotune.enabled = False
+    # With oneDNN its rewriting of the graph makes another copy of all images (measured: 2.3 times their size held, not 1.2).
     options.experimental_optimization.apply_default_optimizations = False
     # One process feeds all devices: each gets its share of every batch, which is all there is to share out.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

@@ -8,7 +8,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_keras.data.pipeline import Examples
+from cifar_keras.data.pipeline import Examples, input_batches
 
 BATCHES_AT_A_TIME = 16
 
@@ -87,4 +87,4 @@ def _parts(images: NDArray[np.uint8], batch_size: int, title: str) -> Iterator[N
 def _predict(model: keras.Model, part: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
     # Whole batches only, filled up with the first images again: no device may be left without an image.
     filled = np.resize(part, (-(-len(part) // batch_size) * batch_size, *part.shape[1:]))
-    return np.asarray(model.predict(filled, batch_size=batch_size, verbose=0))[: len(part)]
+    return np.asarray(model.predict(input_batches(filled, batch_size), verbose=0))[: len(part)]

@@ -21,7 +21,9 @@ class Case(NamedTuple):
 class Runnable(NamedTuple):
     """A case that a system has set up."""
 
-    run: Callable[[int], object]  # does the work for so many batches
+    run: Callable[
+        [int], float | None
+    ]  # does the work for so many batches; returns its seconds if it measured them itself
     images_per_batch: float
 
 

@@ -20,7 +20,7 @@ from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gra
 from cifar_keras.training.features import choose_view, compute_features
 from cifar_keras.training.phases import Phase, compile_phase, set_trainable
 from experiments.benchmarks.cases import CLASSES, HEAD_EPOCHS, Case, Runnable
-from experiments.benchmarks.plain_keras import forward_of, repeated, some_examples
+from experiments.benchmarks.plain_keras import forward_of, pipeline_of, seconds_of_fit, some_examples
 
 JITTER = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.2)
 
@@ -34,9 +34,9 @@ class System:
     def set_up(self, case: Case) -> Runnable:
         """Build a case."""
         if case.work == "pipeline":
-            return _pipeline(case)
+            return pipeline_of(_augmented(case.batch_size), case.batch_size)
         classifier = build_classifier(build_backbone("resnet50", case.image_size), "caffe", CLASSES, 0.0, 0)
-        images, labels = some_examples(case.batch_size)
+        images, _ = some_examples(case.batch_size)
         if case.work == "inference":
             return _inference(classifier, images)
         if case.work == "head_phase":
@@ -49,8 +49,8 @@ class System:
         model = assemble(classifier, fused_twin(backbone, compute_dtype=self._dtype))
         choose_kernel_gradients(model, KernelGradientChoice.AUTO, self._dtype, case.batch_size)
         compile_phase(model, Phase("finetune", FinetuneConfig(), 1000, 0), tf.distribute.get_strategy())
-        batches = repeated(images, labels)
-        return Runnable(lambda count: model.fit(batches, steps_per_epoch=count, verbose=0), case.batch_size)
+        batches = _augmented(case.batch_size)
+        return Runnable(lambda count: seconds_of_fit(model, batches, count), case.batch_size)
 
     def _head_phase(self, classifier: keras.Model, case: Case) -> Runnable:
         """A whole head phase on as many images as `count` batches hold: features of both views, then ten epochs of them."""
@@ -82,24 +82,18 @@ def _examples(count: int) -> Examples:
     return hold(LabelledImages(images, np.arange(count) % CLASSES), CLASSES)[0]
 
 
-def _pipeline(case: Case) -> Runnable:
+def _augmented(batch_size: int) -> tf.data.Dataset:
+    """Give augmented batches for longer than anybody waits."""
     examples = _examples(8192)
-
-    def run(count: int) -> None:
-        steps = len(examples.inputs) // case.batch_size
-        batches = training_batches(
-            examples,
-            global_batch_size=case.batch_size,
-            steps_per_epoch=steps,
-            seed=0,
-            first_epoch=0,
-            epochs=-(-count // steps),
-            change=make_augmentation(JITTER),
-        )
-        for _ in batches.take(count):
-            pass
-
-    return Runnable(run, case.batch_size)
+    return training_batches(
+        examples,
+        global_batch_size=batch_size,
+        steps_per_epoch=examples.total // batch_size,
+        seed=0,
+        first_epoch=0,
+        epochs=10_000,
+        change=make_augmentation(JITTER),
+    )
 
 
 def _inference(classifier: keras.Model, images: Any) -> Runnable:
