@@ -3,9 +3,8 @@
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from small_networks import small_backbone
+from small_networks import settle_normalizations, small_backbone
 
 from cifar_keras.config import RunConfig, from_values
 from cifar_keras.data import synthetic
@@ -42,7 +41,7 @@ def small_config(**flags: Any) -> RunConfig:
 def prepare_small(
     config: RunConfig, strategy: tf.distribute.Strategy | None = None, compute_dtype: str = "float32"
 ) -> Prepared:
-    """The same weights and images each time, with normalizations that are not the identity."""
+    """The same weights and images each time, with normalizations like trained ones."""
     dataset = synthetic.make_dataset(0)
     train, validation, test = (
         LabelledImages(split.images[start : start + count], split.labels[start : start + count])
@@ -56,10 +55,7 @@ def prepare_small(
     keras.utils.set_random_seed(1)
     with strategy.scope():
         classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=0.0, seed=0)
-    generator = np.random.default_rng(2)
-    for layer in classifier.get_layer("backbone").layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([generator.uniform(0.5, 1.5, variable.shape) for variable in layer.weights])
+    settle_normalizations(classifier.get_layer("backbone"))
     return Prepared(
         Splits(train, validation, test, CLASS_NAMES),
         hold(train, 10)[0],
