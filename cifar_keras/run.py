@@ -166,7 +166,7 @@ def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) 
         started, first_step = time.monotonic(), log.step
         with watch.time(phase.name):
             lesson = make_lesson(config, prepared, phase)
-            compile_phase(lesson.model, phase, prepared.strategy)
+            compile_phase(lesson.model, phase, prepared.strategy, compute_dtype=prepared.compute_dtype)
             batches = phase_batches(phase, config, lesson.train, lesson.change)
             pipeline_speed = measure_speed(batches)
             keep_best.patience = phase.config.early_stopping_patience
@@ -225,7 +225,9 @@ def caching_pays(config: RunConfig, prepared: Prepared, phase: Phase, halves: Ha
     seen = phase.steps * config.data.global_batch_size
     gib = features_gib(halves.lower, views + prepared.validation.total, prepared.compute_dtype)
     if seen <= views:
-        print(f"{phase.name} phase: no cached features: it sees {seen:,} images, fewer than the {views:,} to be cached")
+        print(
+            f"{phase.name} phase: no cached features: it sees {seen:,} images, no more than the {views:,} to be cached"
+        )
     elif gib > config.compute.cache_gib:
         limit = config.compute.cache_gib
         print(f"{phase.name} phase: no cached features: they take {gib:.1f} GiB, and --cache_gib={limit:g}")

@@ -113,6 +113,20 @@ def test_a_head_step_is_the_formula_of_logistic_regression(classifier: keras.Mod
     np.testing.assert_allclose(classifier.get_layer("head").kernel, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_the_loss_is_scaled_in_float16_and_the_rate_can_be_read(classifier: keras.Model) -> None:
+    """Here with float32 activations, since no processor trains in float16: the steps have to be those without scaling."""
+    other = keras.models.clone_model(classifier)
+    other.set_weights(classifier.get_weights())
+    for model, compute_dtype in ((classifier, "float16"), (other, "float32")):
+        set_trainable(model, finetune().config, synchronize=False)
+        compile_phase(model, finetune(), tf.distribute.get_strategy(), compute_dtype=compute_dtype)
+        assert float(model.optimizer.learning_rate) > 0
+        fit_phase(model, finetune(), batches(), batches(1), [])
+    assert isinstance(classifier.optimizer, keras.optimizers.LossScaleOptimizer)
+    for scaled, plain in zip(classifier.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(scaled, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_label_smoothing_reaches_the_loss(classifier: keras.Model) -> None:
     head = classifier.get_layer("head")
     head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))

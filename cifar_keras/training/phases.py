@@ -45,17 +45,23 @@ def set_trainable(classifier: keras.Model, config: PhaseConfig, *, synchronize: 
         backbone.trainable = False
 
 
-def compile_phase(model: keras.Model, phase: Phase, strategy: tf.distribute.Strategy) -> None:
+def compile_phase(
+    model: keras.Model, phase: Phase, strategy: tf.distribute.Strategy, *, compute_dtype: str = "float32"
+) -> None:
     """Compile a model for a phase inside the strategy's scope.
 
     Args:
         model: the classifier, or what shares its variables, built since `set_trainable`.
         phase: the phase that comes next.
         strategy: the strategy of the run.
+        compute_dtype: of the activations; in float16 small gradients would vanish if the loss were not scaled.
     """
     with strategy.scope():
+        optimizer = make_optimizer(phase.config, phase.steps)
+        if compute_dtype == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model.compile(
-            optimizer=make_optimizer(phase.config, phase.steps),
+            optimizer=optimizer,
             loss=keras.losses.CategoricalCrossentropy(
                 from_logits=True, label_smoothing=phase.config.label_smoothing, name="loss"
             ),
