@@ -187,6 +187,7 @@ def test_training_the_upper_half_moves_the_classifiers_own_variables(
         id(variable) for variable in classifier.trainable_variables
     }
     assert not lower.trainable_variables
+    assert not own & {id(variable) for variable in lower.get_layer("backbone").variables}, "its kernels are folded"
     images = some_images(16)
     labels = np.eye(10, dtype=np.float32)[np.arange(16) % 10]
     features = np.asarray(lower(images, training=False))
