@@ -353,7 +353,7 @@ def _check_combinations(config: RunConfig) -> None:
 def _check_bounds(leaf: Setting, value: Any) -> None:
     bounds = leaf.field.metadata
     if bounds["choices"] and value not in bounds["choices"]:
-        raise UserError(f"--{leaf.flag} has to be one of {', '.join(bounds['choices'])}. Received: {value}")
+        raise UserError(f"--{leaf.flag} has to be one of {', '.join(bounds['choices'])}. Received: {value!r}")
     limits: list[tuple[str, typing.Callable[[float, float], bool]]] = [
         ("minimum", lambda number, limit: number >= limit),
         ("maximum", lambda number, limit: number <= limit),
@@ -373,7 +373,7 @@ def _check_bounds(leaf: Setting, value: Any) -> None:
 def _typed(leaf: Setting, value: Any) -> Any:
     if issubclass(leaf.type, enum.StrEnum):
         if value not in tuple(leaf.type):
-            raise UserError(f"--{leaf.flag} has to be one of {', '.join(leaf.type)}. Received: {value}")
+            raise UserError(f"--{leaf.flag} has to be one of {', '.join(leaf.type)}. Received: {value!r}")
         return leaf.type(value)
     if leaf.type is float and type(value) is int:
         value = float(value)

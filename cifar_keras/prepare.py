@@ -9,9 +9,12 @@ def main(argv: Sequence[str]) -> None:
     """Make the data folder and the weights of the flags' run exist on this machine, verified."""
     config = flags.parse_config(argv)
     environment.set_tensorflow_variables()
-    from cifar_keras.run import prepare
+    from cifar_keras.models.weights import check_weights
+    from cifar_keras.run import load_splits, make_classifier
 
-    train, validation, test, _ = prepare(config).splits
+    check_weights(config.model.weights)  # before the data, which can take minutes
+    train, validation, test, class_names = load_splits(config)
+    make_classifier(config, len(class_names))
     print(f"images: {len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test")
     print(f"weights: {config.model.weights} for {config.model.backbone}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_keras import artifacts, environment, export, paths
-from cifar_keras.config import KernelGradientChoice, PhaseConfig, RunConfig, to_values
+from cifar_keras.config import PhaseConfig, RunConfig, to_values
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import (
     Change,
@@ -26,18 +26,17 @@ from cifar_keras.data.pipeline import (
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.models.backbones import BACKBONES
-from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
-from cifar_keras.models.fused import fused_twin
-from cifar_keras.models.halves import Halves, halve
+from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.evaluation import Evaluation, evaluate
 from cifar_keras.reporting.tables import metrics_table
-from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
+from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
-from cifar_keras.training.features import choose_view, compute_features, features_gib, only_view, predict_all
+from cifar_keras.training.features import predict_all
 from cifar_keras.training.keep_best import KeepBest
-from cifar_keras.training.phases import Phase, PhaseName, compile_phase, fit_phase, set_trainable
+from cifar_keras.training.lessons import Prepared, make_lesson
+from cifar_keras.training.phases import Phase, PhaseName, compile_phase, fit_phase
 from cifar_keras.training.run_log import LogPhase, RunLog
 
 PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
@@ -61,18 +60,6 @@ class Stopwatch:
     def total(self) -> float:
         """Minutes since the watch was made."""
         return (time.monotonic() - self._started) / 60
-
-
-class Prepared(NamedTuple):
-    """What a run needs before it trains."""
-
-    splits: Splits  # train and validation are NumPy's views of the examples below
-    train: Examples
-    validation: Examples
-    phases: list[Phase]
-    strategy: tf.distribute.Strategy
-    classifier: keras.Model
-    compute_dtype: str
 
 
 def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
@@ -137,17 +124,6 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype)
 
 
-class Lesson(NamedTuple):
-    """What a phase fits: the whole classifier and images, or its upper half and features that were computed once."""
-
-    model: keras.Model
-    train: Examples
-    validation: Examples
-    change: Change
-    cached: bool
-    kernel_gradients_by_matmul: int
-
-
 class PhaseSummary(NamedTuple):
     """How a phase was computed. `result.json` holds it."""
 
@@ -184,57 +160,6 @@ def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) 
             )
         summaries[phase.name] = PhaseSummary(speed, pipeline_speed, lesson.cached, lesson.kernel_gradients_by_matmul)
     return summaries
-
-
-def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
-    """Freeze what does not learn, and build what a phase fits."""
-    classifier, strategy, batch_size = prepared.classifier, prepared.strategy, config.data.global_batch_size
-    replicas = strategy.num_replicas_in_sync
-    set_trainable(classifier, phase.config, synchronize=replicas > 1)
-    backbone = classifier.get_layer("backbone")
-    wanted = config.compute.kernel_gradient
-    if config.deterministic and wanted is KernelGradientChoice.AUTO:
-        wanted = KernelGradientChoice.CONVOLUTION  # what is measured can come out differently in the next run
-    dtype, image_size = prepared.compute_dtype, phase.config.image_size or config.model.image_size
-    with strategy.scope():
-        halves = None
-        if phase.config.cached_features:
-            halves = halve(classifier, compute_dtype=dtype, image_size=image_size)
-        if halves and caching_pays(config, prepared, phase, halves):
-            by_matmul = choose_kernel_gradients(halves.upper, wanted, dtype, batch_size // replicas)
-            train, validation = (
-                compute_features(
-                    halves.lower, split, mirrored=mirrored, dtype=dtype, batch_size=batch_size, title=title
-                )
-                for split, mirrored, title in (
-                    (prepared.train, config.augmentation.flip, f"{phase.name} phase: features of train"),
-                    (prepared.validation, False, f"{phase.name} phase: features of validation"),
-                )
-            )
-            return Lesson(halves.upper, train, only_view(validation), choose_view, True, by_matmul)
-        twin = fused_twin(backbone, compute_dtype=dtype, input_shape=(image_size, image_size, 3))
-        model = assemble(classifier, twin)
-        by_matmul = choose_kernel_gradients(model, wanted, dtype, batch_size // replicas)
-    augment = make_augmentation(config.augmentation)
-    return Lesson(model, prepared.train, prepared.validation, augment, False, by_matmul)
-
-
-def caching_pays(config: RunConfig, prepared: Prepared, phase: Phase, halves: Halves) -> bool:
-    """Say whether the features of a phase are computed once, and why not if they are not."""
-    views = prepared.train.total * (2 if config.augmentation.flip else 1)
-    seen = phase.steps * config.data.global_batch_size
-    gib = features_gib(halves.lower, views + prepared.validation.total, prepared.compute_dtype)
-    if seen <= views:
-        print(
-            f"{phase.name} phase: no cached features: it sees {seen:,} images, no more than the {views:,} to be cached"
-        )
-    elif gib > config.compute.cache_gib:
-        limit = config.compute.cache_gib
-        print(f"{phase.name} phase: no cached features: they take {gib:.1f} GiB, and --cache_gib={limit:g}")
-    else:
-        print(f"{phase.name} phase: {views:,} cached features, {gib:.1f} GiB", flush=True)
-        return True
-    return False
 
 
 def load_splits(config: RunConfig) -> Splits:

@@ -12,7 +12,8 @@ from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
 from cifar_keras.data.pipeline import hold
 from cifar_keras.data.splits import Splits
 from cifar_keras.models.classifier import build_classifier
-from cifar_keras.run import Prepared, plan_phases
+from cifar_keras.run import plan_phases
+from cifar_keras.training.lessons import Prepared
 
 TRAIN, VALIDATION, TEST = 96, 30, 20  # images
 BATCH = 24  # so that the last batch of validation is smaller, and an epoch has 4 steps

@@ -1,4 +1,3 @@
-import colorsys
 import itertools
 from typing import Any
 
@@ -90,6 +89,18 @@ def test_half_of_the_images_are_flipped() -> None:
     assert abs(int(flipped.sum()) - 2000) < 5 * np.sqrt(4000 / 4)
 
 
+def test_mirror_images_are_cropped_like_the_others() -> None:
+    image = noise(1)[0]
+    crops = {}
+    for flipped, shown in enumerate((image, image[:, ::-1])):
+        padded = np.pad(shown, ((1, 1), (1, 1), (0, 0)), mode="reflect")
+        for row, column in itertools.product(range(3), repeat=2):
+            crops[padded[row : row + 32, column : column + 32].tobytes()] = (flipped, row, column)
+    results = augmented(np.repeat(image[None], 400, axis=0), flip=True, crop_padding=1)
+    assert {crops[result.tobytes()] for result in results} == set(crops.values())
+    assert len(set(crops.values())) == 18
+
+
 @pytest.mark.parametrize("padding", [1, 2, 16])
 def test_crops_equal_numpys_reflected_padding_and_reach_every_place_alike(padding: int) -> None:
     image = noise(1)[0]
@@ -142,27 +153,21 @@ def test_zoom_stays_within_its_share_and_goes_both_ways() -> None:
 
 def jitter_draws(count: int, strength: float, key: tuple[int, int]) -> tuple[NDArray[np.float32], ...]:
     """Draw what the three parts of the jitter draw, in their order, from TensorFlow alone."""
-    number = 4  # its place among the changes
+    number = 3  # its place among the changes
     seeds = KeyedSeeds(
         tf.random.experimental.stateless_fold_in(tf.constant(key, tf.int64), tf.constant(number, tf.int64))
     )
-    low, high = 1 - strength, 1 + strength
-    brightness = seeds.uniform([count], -strength / 2, strength / 2).numpy() * 255
-    contrast = seeds.uniform([count], low, high).numpy()
-    share = seeds.uniform([count], low / (1 + low), high / (1 + high)).numpy()
-    return brightness, contrast, share / (1 - share)
+    return tuple(1 + seeds.uniform([count], -strength, strength).numpy() for _ in range(3))
 
 
 def test_color_jitter_equals_its_formula() -> None:
     images = noise(6)
-    brightness, contrast, saturation = jitter_draws(6, 0.6, (1, 2))
-    expected = np.clip(images + brightness[:, None, None, None], 0, 255)
+    brightness, contrast, saturation = (part[:, None, None, None] for part in jitter_draws(6, 0.6, (1, 2)))
+    expected = images + (brightness - 1) * 127.5
     mean = expected.mean(axis=(1, 2), keepdims=True)
-    expected = np.clip((expected - mean) * contrast[:, None, None, None] + mean, 0, 255)
-    for image, factor in zip(expected, saturation, strict=True):
-        for pixel in image.reshape(-1, 3):
-            hue, share, value = colorsys.rgb_to_hsv(*(pixel / 255))
-            pixel[:] = np.multiply(colorsys.hsv_to_rgb(hue, min(share * factor, 1), value), 255)
+    expected = mean + (expected - mean) * contrast
+    grey = (expected @ [0.299, 0.587, 0.114])[..., None]
+    expected = np.clip(grey + (expected - grey) * saturation, 0, 255)
     result = augmented(images, (1, 2), color_jitter=0.6)
     assert np.abs(result - np.round(expected)).max() <= 1
     # Rounded, not cut off, which would lie half a level below on average.
@@ -172,7 +177,7 @@ def test_color_jitter_equals_its_formula() -> None:
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_the_parts_of_color_jitter_are_equally_strong_in_both_directions(strength: float) -> None:
     brightness, contrast, saturation = jitter_draws(5000, strength, (0, 0))
-    for relative in (1 + brightness / 127.5, contrast, saturation):
+    for relative in (brightness, contrast, saturation):
         assert 1 - strength <= relative.min() < 1 - 0.97 * strength
         assert 1 + 0.97 * strength < relative.max() <= 1 + strength * (1 + 1e-5)
 

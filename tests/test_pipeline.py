@@ -25,8 +25,8 @@ from cifar_keras.data.pipeline import (
 from cifar_keras.errors import UserError
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
-# One change of each kind: Keras's layers, our own, the two of keras-cv.
-MANY = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.4, cutout=8, grid_mask=0.3)
+# One change of each kind: our own, Keras's layers, the two of keras-cv.
+MANY = AugmentationConfig(flip=True, crop_padding=4, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
 Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
@@ -118,6 +118,33 @@ def test_an_order_is_uniform() -> None:
     batches = batches_of(count=32, epochs=400, steps=4, batch=8)
     quarters = [index % 4 for index, batch in enumerate(batches) if 0 in numbers_of(batch[0])]
     assert (np.abs(np.bincount(quarters) - 100) < 5 * np.sqrt(400 * 3 / 16)).all()
+
+
+def test_the_orders_of_a_whole_train_split_show_no_pattern() -> None:
+    # As many as CIFAR-10 has; of images that are a single pixel, whose red, green and blue say which it is.
+    numbers = np.arange(45_000)
+    images = np.stack([numbers // 65536, numbers // 256 % 256, numbers % 256], axis=-1).astype(np.uint8)
+    batches = training_batches(
+        held(images[:, None, None], numbers % 10),
+        global_batch_size=4500,
+        steps_per_epoch=10,
+        seed=5,
+        first_epoch=0,
+        epochs=8,
+        change=make_augmentation(NONE),
+    )
+    seen = np.concatenate([batch.reshape(-1, 3) @ [65536, 256, 1] for batch, _ in batches.as_numpy_iterator()])
+    orders = seen.reshape(8, 45_000)
+    for order in orders:
+        assert np.array_equal(np.sort(order), numbers)
+    # Correlations of independent orders have a standard deviation of 1 / sqrt(45,000).
+    limit = 5 / np.sqrt(45_000)
+    between = np.corrcoef([*orders, numbers]) - np.eye(9)
+    neighbours = [np.corrcoef(order[:-1], order[1:])[0, 1] for order in orders]
+    assert np.abs(between).max() < limit
+    assert np.abs(neighbours).max() < limit
+    # The distance from one place to the next, of 45,000 possible ones: the most common of random orders comes about ten times.
+    assert max(np.bincount(np.diff(order) % 45_000).max() for order in orders) < 20
 
 
 def test_seed_epoch_and_batch_decide_the_changes() -> None:

@@ -15,6 +15,7 @@ from cifar_keras.config import AugmentationConfig
 
 # What cutout and the grid mask paint: mid-grey, which the models' input transforms take near 0, as arXiv:1708.04552 does.
 BLANK = 128
+MID_GREY = 127.5
 
 
 class KeyedSeeds(keras.random.SeedGenerator):
@@ -58,17 +59,22 @@ def make_augmentation(config: AugmentationConfig) -> Callable[[tf.Tensor, tf.Ten
         A function of images, uint8 `[batch, height, width, 3]`, and a key, int64 `[2]`, that returns images of the same shape and
         dtype. The same images and key give the same result. It is the identity where every change is off.
     """
+    move = _flip_and_crop(config.flip, config.crop_padding) if config.flip or config.crop_padding else None
     changes = _changes(config)
-    if not any(changes):
-        return lambda images, key: images
+
+    def seeds_of(key: tf.Tensor, number: int) -> KeyedSeeds:
+        return KeyedSeeds(tf.random.experimental.stateless_fold_in(key, tf.constant(number, tf.int64)))
 
     def augment(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        if move is not None:
+            images = move(images, seeds_of(key, 0))
+        if not any(changes):
+            return images
         changed = tf.cast(images, tf.float32)
         # The number of a change is its place among all, so that turning one on leaves the draws of the others as they were.
-        for number, change in enumerate(changes):
+        for number, change in enumerate(changes, start=1):
             if change is not None:
-                fold = tf.random.experimental.stateless_fold_in(key, tf.constant(number, tf.int64))
-                changed = change(changed, KeyedSeeds(fold))
+                changed = change(changed, seeds_of(key, number))
         return tf.cast(tf.round(tf.clip_by_value(changed, 0.0, 255.0)), tf.uint8)
 
     return augment
@@ -77,8 +83,6 @@ def make_augmentation(config: AugmentationConfig) -> Callable[[tf.Tensor, tf.Ten
 def _changes(config: AugmentationConfig) -> list[Change | None]:
     # float32 also where the model's policy is mixed: bfloat16 has 8 bits, too few for a pixel's fractions.
     return [
-        _keras_change(keras.layers.RandomFlip("horizontal", dtype="float32")) if config.flip else None,
-        _crop(config.crop_padding) if config.crop_padding else None,
         _keras_change(keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32"))
         if config.rotation_degrees
         else None,
@@ -97,19 +101,25 @@ def _keras_change(layer: keras.layers.Layer) -> Change:
     return change
 
 
-def _crop(padding: int) -> Change:
-    """Shift by whole pixels, and fill what comes into view with the image's reflection (`numpy.pad`, mode "reflect").
+def _flip_and_crop(flip: bool, padding: int) -> Change:
+    """Mirror half of the images, then shift by up to `padding` pixels and fill what comes into view with the image's reflection.
 
-    Keras's RandomCrop draws one place for the whole batch and RandomTranslation interpolates between pixels.
+    The reflection is that of `numpy.pad` with mode "reflect". Pixels only move, so it works on bytes, and takes 15 us an image
+    where Keras's RandomFlip alone takes 45 (`tf.reverse`). Keras's RandomCrop draws one place for the whole batch, and its
+    RandomTranslation interpolates between pixels.
     """
 
     def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
         batch, height, width = tf.unstack(tf.shape(images)[:3])
-        shifts = tf.random.stateless_uniform([batch, 2], seeds.next(), -padding, padding + 1, tf.int32)
+        flip_seed, shift_seed = seeds.next(), seeds.next()
+        shifts = tf.random.stateless_uniform([batch, 2], shift_seed, -padding, padding + 1, tf.int32)
         rows = _reflected(tf.range(height) + shifts[:, :1], height)
         columns = _reflected(tf.range(width) + shifts[:, 1:], width)
-        shifted = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-        return tf.ensure_shape(shifted, images.shape)
+        if flip:
+            mirrored = tf.random.stateless_uniform([batch, 1], flip_seed, 0, 2, tf.int32)
+            columns += mirrored * (width - 1 - 2 * columns)
+        moved = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+        return tf.ensure_shape(moved, images.shape)
 
     return change
 
@@ -120,25 +130,24 @@ def _reflected(indices: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
 
 def _color_jitter(strength: float) -> Change:
-    """Change brightness, contrast and saturation by a share of up to `strength` each.
+    """Change brightness, contrast and saturation by a share of up to `strength` each, in this order.
 
-    Keras's RandomColorJitter draws inside its transform step, from generators of its own. The factors of its three parts mean
-    three different things: brightness adds a share of the whole range, so half of `strength` moves mid-grey by `strength` of
-    itself; contrast given as one number only ever rises; saturation multiplies by factor / (1 - factor).
+    Brightness adds up to `strength` of mid-grey; contrast multiplies the distance from the image's mean colour, saturation the
+    distance from each pixel's own grey (ITU-R BT.601). All three together are one affine function of a pixel's colour, which
+    takes 20 us an image; Keras's three layers take 65, a third of it in going by way of hue, saturation and value.
     """
-    low, high = 1 - strength, 1 + strength
-    parts = [
-        keras.layers.RandomBrightness(strength / 2, value_range=(0, 255), dtype="float32"),
-        keras.layers.RandomContrast((strength, strength), value_range=(0, 255), dtype="float32"),
-        # The range is that of the saturation itself, which is 0..1 whatever the range of the pixels.
-        keras.layers.RandomSaturation((low / (1 + low), high / (1 + high)), value_range=(0, 1), dtype="float32"),
-    ]
-    changes = [_keras_change(part) for part in parts]
 
     def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
-        for part in changes:
-            images = part(images, seeds)
-        return images
+        shape = tf.shape(images)
+        brightness, contrast, saturation = (1 + seeds.uniform([shape[0], 1, 1], -strength, strength) for _ in range(3))
+        # A plane a channel: over the last of three short axes TensorFlow's products and sums are three times as slow.
+        planes = tf.transpose(tf.reshape(images, [shape[0], -1, 3]), [0, 2, 1])
+        mean = tf.reduce_mean(planes, axis=2, keepdims=True)
+        to_grey = tf.tile(tf.constant([[0.299, 0.587, 0.114]]), [3, 1])
+        saturate = saturation * tf.eye(3) + (1 - saturation) * to_grey
+        offset = (1 - contrast) * mean + (brightness - 1) * MID_GREY
+        changed = (contrast * saturate) @ planes + saturate @ offset
+        return tf.reshape(tf.transpose(changed, [0, 2, 1]), shape)
 
     return change
 

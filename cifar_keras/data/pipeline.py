@@ -17,6 +17,7 @@ ORDER, AUGMENTATION = 0, 1
 
 TIMED_BATCHES = 30
 PREFETCHED_BATCHES = 4
+SHUFFLE_ROUNDS = 16  # twice as many as it takes
 
 
 def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
@@ -104,20 +105,16 @@ def training_batches(
         Elements (what `change` returns `[global_batch_size, ...]`, labels float32 one-hot `[global_batch_size, classes]`).
     """
 
-    def places(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(tf.range(examples.total), _key(seed, ORDER, epoch))
-        taken = tf.reshape(order[: steps_per_epoch * global_batch_size], [steps_per_epoch, global_batch_size])
-        numbered = tf.data.Dataset.from_tensor_slices(taken).enumerate()
-        return numbered.map(lambda number, indices: (epoch, number, indices))
-
-    def batch(epoch: tf.Tensor, number: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epoch, number = step // steps_per_epoch, step % steps_per_epoch
+        places = number * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
+        indices = _shuffled(places, _key(seed, ORDER, epoch), examples.total)
         key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
         return change(tf.gather(examples.inputs, indices), key), tf.gather(examples.labels, indices)
 
-    numbers = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(places)
-    batches = numbers.map(batch, num_parallel_calls=parallel_calls)
-    counted = batches.apply(tf.data.experimental.assert_cardinality(epochs * steps_per_epoch))
-    return counted.prefetch(PREFETCHED_BATCHES).with_options(_options())
+    steps = tf.data.Dataset.range(first_epoch * steps_per_epoch, (first_epoch + epochs) * steps_per_epoch)
+    batches = steps.map(batch, num_parallel_calls=parallel_calls)
+    return batches.prefetch(PREFETCHED_BATCHES).with_options(_options())
 
 
 def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data.Dataset:
@@ -155,6 +152,17 @@ def measure_speed(batches: tf.data.Dataset) -> float:
 
 def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(tf.constant([seed, purpose], tf.int64), epoch)
+
+
+def _shuffled(places: tf.Tensor, key: tf.Tensor, total: int) -> tf.Tensor:
+    """Return what stands at some places of a permutation of 0..total - 1, without making all of it.
+
+    `tf.random.experimental.index_shuffle` does the same in 4 rounds. Its orders of 45,000 places correlate by up to 0.68 from
+    epoch to epoch, and neighbours in one order by -0.1; with 8 rounds neither is told from chance.
+    """
+    key = tf.concat([key, tf.zeros([1], key.dtype)], axis=0)
+    last = tf.constant(total - 1, places.dtype)
+    return tf.raw_ops.RandomIndexShuffle(index=places, seed=key, max_index=last, rounds=SHUFFLE_ROUNDS)
 
 
 def _options() -> tf.data.Options:
