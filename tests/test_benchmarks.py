@@ -95,6 +95,12 @@ def test_systems_work_on_the_same_number_of_images() -> None:
     runnable.run(2)
     assert runnable.images_per_batch == 80  # ten epochs of eight
     assert plain_keras.System("float32").set_up(case).images_per_batch == 8
+    for system in (ours.System(""), plain_keras.System("float32")):
+        runnable = system.set_up(Case("train_step", 32, 8))
+        seconds = runnable.run(2)
+        assert seconds
+        assert seconds > 0
+        assert runnable.images_per_batch == 8
     images, labels = plain_keras.some_examples(8)
     assert images.shape == (8, 32, 32, 3)
     assert np.array_equal(labels.sum(axis=1), np.ones(8))

@@ -68,7 +68,7 @@ def seconds_of_fit(model: keras.Model, batches: tf.data.Dataset, steps: int) -> 
     After a short one it is much, because the thread that tunes the input pipeline sleeps for up to half of the time.
     """
     ends: list[float] = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _batch, _logs: ends.append(time.perf_counter()))
+    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
     model.fit(batches, steps_per_epoch=1 + steps, callbacks=[clock], verbose=0)
     return ends[-1] - ends[0]
 

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from cifar_keras.errors import reason_of
 from experiments.benchmarks.cases import Case, NotMeasuredError, Runnable
 
 PATIENCE_SECONDS = 40  # with the tracing; a processor without bfloat16 instructions can take minutes
@@ -41,6 +42,8 @@ def main() -> None:
                 answer = {"images_per_second": batches * runnable.images_per_batch / _seconds(runnable, batches)}
         except NotMeasuredError as error:
             answer = {"not_measured": str(error)}
+        except Exception as error:
+            answer = {"not_measured": f"it failed: {reason_of(error)}"}
         # Kilobytes on Linux.
         answer["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(json.dumps(answer), file=answers, flush=True)
