@@ -48,6 +48,21 @@ class KernelGradientChoice(enum.StrEnum):
     MATMUL = "matmul"
 
 
+class Resume(enum.StrEnum):
+    """Whether a run goes on from where another process of it stopped; AUTO where there is something to go on from."""
+
+    NO = "no"
+    YES = "yes"
+    AUTO = "auto"
+
+
+class Divergence(enum.StrEnum):
+    """What a loss that is not finite leads to: the end of the run, or the last good state at half the rate."""
+
+    STOP = "stop"
+    ROLLBACK = "rollback"
+
+
 def setting(
     default: Any,
     help: str,
@@ -209,10 +224,32 @@ class FinetuneConfig(PhaseConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How a run survives: none of it changes what a run gives."""
+
+    resume: Resume = setting(
+        Resume.NO,
+        "go on in WORKDIR at the exact step where the run stopped: --resume where it has to be there, --resume=auto where it is",
+    )
+    checkpoint_every_steps: int = setting(
+        200,
+        "steps of an epoch after which the state of the run is saved; 0 saves at the ends of epochs only",
+        minimum=0,
+    )
+    keep_checkpoints: int = setting(2, "newest states that are kept", minimum=1, maximum=1000)
+    divergence: Divergence = setting(
+        Divergence.STOP,
+        "what a loss that is not finite leads to: stop, or rollback to the last state at half the learning rate, three times at most",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that a run depends on, but for the machine and the versions of what it uses."""
 
-    workdir: str = setting("runs/latest", "folder that receives everything the run makes; has to be new or empty")
+    workdir: str = setting(
+        "runs/latest", "folder that receives everything the run makes; has to be new or empty, but for --resume"
+    )
     seed: int = setting(
         0, "seed of the split, the batches, the augmentation and the dropout", minimum=0, maximum=2**31 - 1
     )
@@ -232,6 +269,14 @@ class RunConfig:
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+
+# A run that goes on may have others of these. They do not change what it gives, as long as its images are verified.
+FREE_WHEN_RESUMED = (
+    *("workdir", "data_dir", "archive", "source_timeout_seconds"),
+    *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),
+)
 
 
 class Setting(NamedTuple):
@@ -288,6 +333,7 @@ def from_values(values: dict[str, Any]) -> RunConfig:
         compute=ComputeConfig(**by_section["compute"]),
         head=HeadConfig(**by_section["head"]),
         finetune=FinetuneConfig(**by_section["finetune"]),
+        checkpoint=CheckpointConfig(**by_section["checkpoint"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two ways in which the outside world can fail a run."""
+"""The ways in which a run can fail that are not mistakes of the program."""
 
 
 class UserError(Exception):
@@ -11,6 +11,14 @@ class UserError(Exception):
 
 class SourceError(Exception):
     """One source of data or weights does not have them, or not intact. The next source may; `fetching` decides."""
+
+
+class DivergedError(Exception):
+    """A loss or a weight is not a finite number any more. The message names the step."""
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to end, by SIGINT or SIGTERM. The message says how to go on."""
 
 
 def reason_of(error: Exception) -> str:

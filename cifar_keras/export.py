@@ -68,6 +68,8 @@ def export_saved_model(classifier: keras.Model, class_names: Sequence[str], path
     beside = path.with_name(f".{path.name}")
     shutil.rmtree(beside, ignore_errors=True)
     archive.write_out(beside, verbose=False)
+    if path.exists():  # of a process of this run that ended after it
+        shutil.rmtree(path)
     beside.replace(path)
 
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 from absl import flags
 
 from cifar_keras import config as config_lib
-from cifar_keras.errors import UserError
+from cifar_keras.errors import InterruptedRunError, UserError
 
 BAD_INPUT_STATUS = 2
+INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 _DEFINERS: dict[type, Callable[..., object]] = {
     bool: flags.DEFINE_bool,
@@ -24,12 +25,15 @@ _DEFINERS: dict[type, Callable[..., object]] = {
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Run `command(sys.argv)`. A UserError becomes one message on stderr and exit status 2."""
+    """Run `command(sys.argv)`. A UserError becomes one message on stderr and exit status 2; a run that was asked to end, 75."""
     try:
         command(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT_STATUS)
+    except InterruptedRunError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
 
 
 def parse_config(argv: Sequence[str]) -> config_lib.RunConfig:
@@ -139,7 +143,25 @@ def _model_of(values: flags.FlagValues) -> Path:
     raise UserError(f"--model has to name the workdir of a run. Received: {name!r}")
 
 
+class _ResumeParser(flags.ArgumentParser):
+    """`--resume` and `--noresume` say yes and no, as of a flag that is true or false."""
+
+    def parse(self, argument: str) -> str:
+        return {"true": "yes", "false": "no"}.get(argument, argument)
+
+
 def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:
+    if leaf.type is config_lib.Resume:
+        flag = flags.Flag(
+            _ResumeParser(),
+            flags.ArgumentSerializer(),
+            leaf.flag,
+            str(leaf.field.default),
+            _help_of(leaf),
+            boolean=True,
+        )
+        flags.DEFINE_flag(flag, values, module_name=leaf.section)
+        return
     define = _DEFINERS.get(leaf.type, flags.DEFINE_string)
     default = str(leaf.field.default) if issubclass(leaf.type, enum.StrEnum) else leaf.field.default
     define(leaf.flag, default, _help_of(leaf), flag_values=values, module_name=leaf.section or "run")

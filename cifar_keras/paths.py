@@ -1,7 +1,6 @@
 """Paths that a person names, and the names of what lies in a run's workdir. Standard library only."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 MODEL = "model.keras"
 SAVED_MODEL = "saved_model"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 
 def expand(flag: str, value: str) -> Path:
@@ -38,42 +39,19 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     Raises:
         OSError: `parent` cannot be made or written.
     """
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    try:
+    with kept_if_filled(parent):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".cifar_keras-") as scratch:
             yield Path(scratch)
+
+
+@contextlib.contextmanager
+def kept_if_filled(folder: Path) -> Iterator[None]:
+    """Remove a folder and those above it after the block, as far as they were not there before and are empty."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
     finally:
         with contextlib.suppress(OSError):  # not empty, as it should be
-            for folder in made:
-                folder.rmdir()
-
-
-def check_unused(workdir: str) -> Path:
-    """Return the path of a workdir that a run may fill; nothing is made yet.
-
-    Raises:
-        UserError: it has something in it, is not a folder, or cannot be made.
-    """
-    path = expand("workdir", workdir)
-    nearest = path
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir cannot be made or written: {nearest} is no writable folder. Received: {workdir}")
-    if path.exists() and (not os.access(path, os.R_OK) or any(path.iterdir())):
-        raise UserError(f"--workdir has to be new or empty, so that no earlier run is lost. Received: {workdir}")
-    return path
-
-
-def make_workdir(path: Path) -> None:
-    """Make the folder of a run.
-
-    Raises:
-        UserError: the operating system refuses, or another run has begun to fill it.
-    """
-    check_unused(str(path))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir cannot be made: {error.strerror}. Received: {path}") from error
+            for each in made:
+                each.rmdir()

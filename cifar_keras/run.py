@@ -1,97 +1,108 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras import artifacts, environment, export, paths
-from cifar_keras.config import PhaseConfig, RunConfig, to_values
+from cifar_keras import artifacts, environment, export, paths, workdir
+from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, to_values
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.pipeline import (
-    Change,
-    Examples,
-    evaluation_batches,
-    hold,
-    measure_speed,
-    training_batches,
-    whole_steps,
-)
+from cifar_keras.data.pipeline import hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
+from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.evaluation import Evaluation, evaluate
 from cifar_keras.reporting.tables import metrics_table
+from cifar_keras.stopwatch import Stopwatch
+from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
 from cifar_keras.training.features import predict_all
-from cifar_keras.training.keep_best import KeepBest
-from cifar_keras.training.lessons import Prepared, make_lesson
-from cifar_keras.training.phases import Phase, PhaseName, compile_phase, fit_phase
-from cifar_keras.training.run_log import LogPhase, RunLog
+from cifar_keras.training.interruption import Interruption
+from cifar_keras.training.lessons import Prepared
+from cifar_keras.training.phases import Phase, PhaseName
+from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.trainer import Trainer
 
-PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
 
 
-class Stopwatch:
-    """Minutes by name."""
-
-    def __init__(self) -> None:
-        self.minutes = dict.fromkeys(("prepare", "head", "finetune", "evaluate"), 0.0)
-        self._started = time.monotonic()
-
-    @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Add what the block takes to `minutes[name]`."""
-        started = time.monotonic()
-        yield
-        self.minutes[name] += (time.monotonic() - started) / 60
-
-    def total(self) -> float:
-        """Minutes since the watch was made."""
-        return (time.monotonic() - self._started) / 60
-
-
 def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
-    """Run a whole config and return what `result.json` says.
+    """Run a whole config, or what is left of it, and return what `result.json` says.
 
     Raises:
         UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
+        InterruptedRunError: the run was asked to end.
         RuntimeError: a reloaded artifact is not the model that was trained.
     """
+    path = workdir.check_workdir(config.workdir, config.checkpoint.resume)
+    interruption = Interruption()
+    with workdir.claimed(path), interruption.listening():
+        if workdir.holds_run(path):
+            check_same_settings(config, path)
+        if (path / paths.RESULT).is_file():
+            print(f"the run is whole: nothing is left to do in {path}")
+            result: dict[str, Any] = artifacts.read_json(path / paths.RESULT)
+        else:
+            result = _train_and_evaluate(config, path, interruption)
+        Checkpoints(path / paths.CHECKPOINTS, 0).remove()
+        return result
+
+
+def check_same_settings(config: RunConfig, path: Path) -> None:
+    """Check that a run goes on with the settings that it began with, but for those that do not change what it gives.
+
+    Raises:
+        UserError: others differ; the message names them.
+    """
+    began, now = artifacts.read_json(path / paths.CONFIG), to_values(config)
+    differ = [
+        f"--{flag}={now.get(flag)} (was {began.get(flag)})"
+        for flag in sorted(began.keys() | now.keys())
+        if flag not in FREE_WHEN_RESUMED and began.get(flag) != now.get(flag)
+    ]
+    if differ:
+        raise UserError(
+            f"--resume goes on with the settings that the run began with; others are: {', '.join(differ)}. Received: {path}"
+        )
+
+
+def _train_and_evaluate(config: RunConfig, path: Path, interruption: Interruption) -> dict[str, Any]:
     watch = Stopwatch()
     commit = environment.source_commit()  # now, since the files may be others when the run ends
-    path = paths.check_unused(config.workdir)
+    checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
+    state = checkpoints.newest()
     with watch.time("prepare"):
         prepared = prepare(config)
-    paths.make_workdir(path)
+    if state is not None:  # a measurement can come out differently
+        prepared = prepared._replace(compute_dtype=state.values["compute_dtype"])
     log = RunLog(path)
     describe_run(config, prepared, path, log)
-    phases = train(config, prepared, log, watch)
+    trainer = Trainer(config, prepared, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption)
+    trainer.train(state)
     with watch.time("evaluate"):
         save_artifacts(prepared.classifier, prepared.splits, path)
         batch_size = config.data.global_batch_size
         test, validation = evaluate_artifact(prepared.classifier, prepared.splits, path, batch_size)
         draw(test, prepared.splits, log, path)
+    summaries = trainer.summaries
     result = {
         "test": test.metrics,
         "validation": validation.metrics,
-        "minutes": watch.minutes | {"total": watch.total()},
+        "minutes": watch.minutes(),
         "images_per_second": {"head": None, "finetune": None}
-        | {name: summary.images_per_second for name, summary in phases.items()}
+        | {name: summary.images_per_second for name, summary in summaries.items()}
         | {"evaluate": test.images_per_second},
         "compute_dtype": prepared.compute_dtype,
-        "phases": {name: summary._asdict() for name, summary in phases.items()},
+        "phases": {name: summary._asdict() for name, summary in summaries.items()},
+        "rollbacks": trainer.rollbacks,
         "config": to_values(config),
         "environment": artifacts.read_json(path / paths.ENVIRONMENT),
         "seed": config.seed,
@@ -122,44 +133,6 @@ def prepare(config: RunConfig) -> Prepared:
     with strategy.scope():
         classifier = make_classifier(config, class_count)
     return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype)
-
-
-class PhaseSummary(NamedTuple):
-    """How a phase was computed. `result.json` holds it."""
-
-    images_per_second: float | None  # of training steps; with cached features, of the whole phase
-    pipeline_images_per_second: float  # of the input pipeline alone
-    cached_features: bool
-    kernel_gradients_by_matmul: int  # convolutions
-
-
-def train(config: RunConfig, prepared: Prepared, log: RunLog, watch: Stopwatch) -> dict[str, PhaseSummary]:
-    """Go through the phases, leave the classifier at its best epoch, and return how each phase was computed, by its name."""
-    batch_size = config.data.global_batch_size
-    keep_best = KeepBest(prepared.classifier)
-    summaries: dict[str, PhaseSummary] = {}
-    for phase in prepared.phases:
-        started, first_step = time.monotonic(), log.step
-        with watch.time(phase.name):
-            lesson = make_lesson(config, prepared, phase)
-            compile_phase(lesson.model, phase, prepared.strategy, compute_dtype=prepared.compute_dtype)
-            batches = phase_batches(phase, config, lesson.train, lesson.change)
-            pipeline_speed = measure_speed(batches)
-            keep_best.patience = phase.config.early_stopping_patience
-            logger = LogPhase(log, phase, batch_size)
-            validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
-            fit_phase(lesson.model, phase, batches, validation_batches, [logger, keep_best])
-        speed = logger.images_per_second
-        if lesson.cached:  # the features are learned from in no time; what counts is their making
-            speed = (log.step - first_step) * batch_size / (time.monotonic() - started)
-        elif speed and speed > PIPELINE_SHARE * pipeline_speed:
-            print(
-                f"warning: the {phase.name} phase waited for data: the input pipeline alone gives {pipeline_speed:,.0f} images/s, "
-                f"and training went at {speed:,.0f}",
-                file=sys.stderr,
-            )
-        summaries[phase.name] = PhaseSummary(speed, pipeline_speed, lesson.cached, lesson.kernel_gradients_by_matmul)
-    return summaries
 
 
 def load_splits(config: RunConfig) -> Splits:
@@ -195,19 +168,6 @@ def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
     return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
 
 
-def phase_batches(phase: Phase, config: RunConfig, examples: Examples, change: Change) -> tf.data.Dataset:
-    """Return the training batches of a phase, all its epochs one after the other."""
-    return training_batches(
-        examples,
-        global_batch_size=config.data.global_batch_size,
-        steps_per_epoch=phase.steps_per_epoch,
-        seed=config.seed,
-        first_epoch=phase.first_epoch,
-        epochs=phase.config.epochs,
-        change=change,
-    )
-
-
 def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> None:
     """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
     values = to_values(config)
@@ -215,8 +175,16 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    batches = phase_batches(prepared.phases[0], config, prepared.train, make_augmentation(config.augmentation))
-    images, labels = next(iter(batches.unbatch().batch(SHOWN_IMAGES).take(1)))
+    batches = training_batches(
+        prepared.train,
+        global_batch_size=min(SHOWN_IMAGES, prepared.train.total),
+        steps_per_epoch=1,
+        seed=config.seed,
+        first_epoch=0,
+        epochs=1,
+        change=make_augmentation(config.augmentation),
+    )
+    images, labels = next(iter(batches))
     titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]
     picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)
     artifacts.write_whole(path / "augmented_images.png", picture)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from cifar_keras import environment, flags, paths
+from cifar_keras import environment, flags, workdir
 
 
 def main(argv: Sequence[str]) -> None:
     """Train, evaluate, export and report as the flags say."""
     config = flags.parse_config(argv)
-    paths.check_unused(config.workdir)
+    workdir.check_workdir(config.workdir, config.checkpoint.resume)
     environment.set_tensorflow_variables()
     from cifar_keras.run import train_and_evaluate  # TensorFlow reads the variables when it is imported
 

@@ -11,9 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from small_runs import BATCH, SHORT, prepare_small, small_config
+from small_runs import BATCH, SHORT, prepare_small, small_config, train_small
 
-from cifar_keras import run
 from cifar_keras.training.devices import make_strategy, set_up_devices
 from cifar_keras.training.features import compute_features
 from cifar_keras.training.run_log import RunLog
@@ -42,7 +41,7 @@ def main() -> None:
     strategy = make_strategy(BATCH)
     config = small_config(**SHORT)
     prepared = prepare_small(config, strategy)
-    summaries = run.train(config, prepared, RunLog(folder), run.Stopwatch())
+    summaries = train_small(config, prepared, RunLog(folder), folder).summaries
     classifier = prepared.classifier
     copies = [
         np.stack([np.asarray(copy) for copy in strategy.experimental_local_results(variable.value)])

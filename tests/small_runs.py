@@ -1,5 +1,6 @@
 """A small run that is ready to train, as `run.prepare` gives one of a whole network of keras.applications."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,8 +13,14 @@ from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
 from cifar_keras.data.pipeline import hold
 from cifar_keras.data.splits import Splits
 from cifar_keras.models.classifier import build_classifier
+from cifar_keras.paths import CHECKPOINTS
 from cifar_keras.run import plan_phases
+from cifar_keras.stopwatch import Stopwatch
+from cifar_keras.training.checkpoints import Checkpoints
+from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.lessons import Prepared
+from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.trainer import Trainer
 
 TRAIN, VALIDATION, TEST = 96, 30, 20  # images
 BATCH = 24  # so that the last batch of validation is smaller, and an epoch has 4 steps
@@ -40,7 +47,10 @@ def small_config(**flags: Any) -> RunConfig:
 
 
 def prepare_small(
-    config: RunConfig, strategy: tf.distribute.Strategy | None = None, compute_dtype: str = "float32"
+    config: RunConfig,
+    strategy: tf.distribute.Strategy | None = None,
+    compute_dtype: str = "float32",
+    dropout: float = 0.0,
 ) -> Prepared:
     """The same weights and images each time, with normalizations like trained ones."""
     dataset = synthetic.make_dataset(0)
@@ -55,7 +65,7 @@ def prepare_small(
     strategy = strategy or tf.distribute.get_strategy()
     keras.utils.set_random_seed(1)
     with strategy.scope():
-        classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=0.0, seed=0)
+        classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=dropout, seed=0)
     settle_normalizations(classifier.get_layer("backbone"))
     return Prepared(
         Splits(train, validation, test, CLASS_NAMES),
@@ -66,3 +76,13 @@ def prepare_small(
         classifier,
         compute_dtype,
     )
+
+
+def train_small(config: RunConfig, prepared: Prepared, log: RunLog, folder: Path) -> Trainer:
+    """Train from the newest state in the folder, or from the beginning."""
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep_checkpoints)
+    interruption = Interruption()
+    trainer = Trainer(config, prepared, log=log, watch=Stopwatch(), checkpoints=checkpoints, interruption=interruption)
+    with interruption.listening():
+        trainer.train(checkpoints.newest())
+    return trainer

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cifar_keras import tarballs
 from cifar_keras.data import archives
 from cifar_keras.data.cifar10 import Contents, Dataset
 from cifar_keras.errors import SourceError
@@ -227,7 +228,7 @@ def test_batch_that_comes_twice_is_refused(
 def test_archive_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "UNPACKED_BYTES_LIMIT", 2**20)
+    monkeypatch.setattr(tarballs, "UNPACKED_BYTES_LIMIT", 2**20)
     path = pack(tmp_path / "a.tar.gz", {"zeros": bytes(2**20), **binary_files(small_batches)})
     with pytest.raises(SourceError, match="unpacks to more than 1048576 bytes"):
         archives.read_official_archive(path, small_contents)

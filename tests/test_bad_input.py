@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import tensorflow as tf
 import cifar_keras
 from cifar_keras.config import RunConfig, to_values
 from cifar_keras.export import export_saved_model
+from cifar_keras.flags import parse_config
 from cifar_keras.models.classifier import build_classifier
 
 PROCESS_SECONDS = 300  # ends a test that hangs
@@ -104,6 +106,10 @@ NUMBERS = {
     "compute_dtype": ["float64", "Float32"],
     "kernel_gradient": ["fast"],
     "head_cached_features": ["maybe"],
+    "resume": ["maybe", ""],
+    "checkpoint_every_steps": ["-1", "often"],
+    "keep_checkpoints": ["0"],
+    "divergence": ["hope"],
     "finetune_cached_features": ["2"],
 }
 FLAG_CASES = [
@@ -116,6 +122,10 @@ FLAG_CASES = [
     Case("train --workdir=file/run", "--workdir", writes("file")),  # for root, too, no folder can be made in a file
     Case("train --workdir=file", "--workdir", writes("file")),
     Case("train --workdir=used", "--workdir", writes("used/result.json")),
+    Case("train --workdir=new --resume", "--resume"),
+    Case("train --workdir=used --resume", "--resume", writes("used/result.json")),
+    Case("train --workdir=used --resume=auto", "--workdir", writes("used/result.json")),
+    Case("train --workdir=used", "--resume goes on", writes("used/config.json", b"{}")),
     Case("train --flagfile=missing.flags", "missing.flags"),
     Case("prepare --flagfile=missing.flags", "missing.flags"),
     Case("train --flagfile=", "--flagfile"),
@@ -259,6 +269,28 @@ def image_and_foreign_model(folder: Path) -> None:
     writes("good.png", png())(folder)
 
 
+def huge_png(side: int) -> bytes:
+    """A few bytes that say they are a very large picture."""
+    content = bytearray(png())
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def begun_run(folder: Path) -> None:
+    """A run of the same flags, which stopped before it saved anything."""
+    values = to_values(parse_config(shlex.split(SYNTHETIC)))
+    writes("run/config.json", json.dumps(values).encode())(folder)
+
+
+def run_of_damaged_states(folder: Path) -> None:
+    values = to_values(parse_config([*shlex.split(SYNTHETIC), "--weights=none"]))
+    writes("run/config.json", json.dumps(values).encode())(folder)
+    for number in ("000001", "000002"):
+        for name in ("arrays.npz", "values.json", "manifest.json"):
+            writes(f"run/checkpoints/{number}/{name}", b"{}")(folder)
+
+
 def run_without_its_model(folder: Path) -> None:
     result = {"config": to_values(RunConfig()), "test": {"loss": 1.0}, "validation": {"loss": 1.0}}
     writes("result.json", json.dumps(result).encode())(folder)
@@ -311,6 +343,19 @@ TENSORFLOW_CASES = {
     "a validation split without a class": Case(f"{SYNTHETIC} --validation_share=0.001", "--validation_share"),
     "text for an image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"text")),
     "truncated image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(png(64)[:2000])),
+    "another picture format": Case(
+        "predict --model=. good.png bad.png", "bad.png", model_and_images(b"GIF89a" + bytes(50))
+    ),
+    "an image that unpacks to 30 GB": Case(
+        "predict --model=. good.png bad.png", "100000 x 100000", model_and_images(huge_png(100_000))
+    ),
+    "half a header": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(png()[:20])),
+    "a jpeg without an end": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"\xff\xd8\xff")),
+    "a run of other settings": Case(f"{SYNTHETIC} --seed=3 --resume", "--seed=3 (was 0)", begun_run),
+    "a run whose config is cut off": Case(
+        f"{SYNTHETIC} --resume", "config.json", writes("run/config.json", b'{"seed": ')
+    ),
+    "a run of which no state is whole": Case(f"{SYNTHETIC} --weights=none --resume", "--resume", run_of_damaged_states),
     "empty image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"")),
     "no model in the folder": Case("predict --model=. good.png", "--model", writes("good.png", png())),
     "a broken model": Case("predict --model=. good.png", "--model", image_and_broken_model),

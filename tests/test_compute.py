@@ -16,7 +16,13 @@ from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.halves import halve
 from cifar_keras.training import compute
-from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients, faster_kernel_gradient
+from cifar_keras.training.compute import (
+    choose_compute_dtype,
+    choose_kernel_gradients,
+    faster_kernel_gradient,
+    kernel_gradients,
+    set_kernel_gradients,
+)
 from cifar_keras.training.phases import set_trainable
 
 AUTO = KernelGradientChoice.AUTO
@@ -33,6 +39,12 @@ def give_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -
 
 def time_steps(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     monkeypatch.setattr(compute, "_step_seconds", lambda dtype: seconds[dtype])
+
+
+def count_chosen(model: keras.Model, *arguments: Any) -> int:
+    """How many gradients are matrix products after a choice."""
+    choose_kernel_gradients(model, *arguments)
+    return list(kernel_gradients(model).values()).count("matmul")
 
 
 def never(*arguments: Any) -> Any:
@@ -149,24 +161,24 @@ def measuring(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Shape], KernelG
 def test_what_is_asked_for_is_set_in_all_that_learn_and_in_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "faster_kernel_gradient", never)
     model = model_of(small_backbone(), unfreeze_from="conv2")
-    assert choose_kernel_gradients(model, KernelGradientChoice.MATMUL, "float32", 8) == 1
+    assert count_chosen(model, KernelGradientChoice.MATMUL, "float32", 8) == 1
     assert chosen(model) == {"conv1_conv": "convolution", "conv2_conv": "matmul"}
-    assert choose_kernel_gradients(model, KernelGradientChoice.CONVOLUTION, "float32", 8) == 0
+    assert count_chosen(model, KernelGradientChoice.CONVOLUTION, "float32", 8) == 0
     assert set(chosen(model).values()) == {"convolution"}
     whole = model_of(small_backbone())
-    assert choose_kernel_gradients(whole, KernelGradientChoice.MATMUL, "float32", 8) == 2
+    assert count_chosen(whole, KernelGradientChoice.MATMUL, "float32", 8) == 2
 
 
 def test_groups_and_single_channels_are_never_matrix_products() -> None:
     model = model_of(many_shapes())
-    assert choose_kernel_gradients(model, KernelGradientChoice.MATMUL, "float32", 8) == 5
+    assert count_chosen(model, KernelGradientChoice.MATMUL, "float32", 8) == 5
     assert [name for name, way in chosen(model).items() if way == "convolution"] == ["conv4_conv", "conv5_conv"]
 
 
 def test_each_shape_is_measured_once_and_decides_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = measuring(monkeypatch, lambda shape: "matmul" if shape[2].strides == (1, 1) else "convolution")
     model = model_of(many_shapes())
-    assert choose_kernel_gradients(model, AUTO, "bfloat16", 8) == 4
+    assert count_chosen(model, AUTO, "bfloat16", 8) == 4
     every, second = Geometry((1, 1), "same", (1, 1)), Geometry((2, 2), "same", (1, 1))
     assert asked == [
         ((12, 12, 3), (3, 3, 3, 8), every, "bfloat16", 8),
@@ -178,10 +190,20 @@ def test_each_shape_is_measured_once_and_decides_for_all_of_it(monkeypatch: pyte
     ]
 
 
+def test_choices_can_be_made_again_in_another_model() -> None:
+    first, second = model_of(many_shapes()), model_of(many_shapes())
+    ways: dict[str, KernelGradient] = {
+        name: "matmul" if "block2" in name else "convolution" for name in kernel_gradients(first)
+    }
+    set_kernel_gradients(first, ways)
+    set_kernel_gradients(second, kernel_gradients(first))
+    assert [name for name, way in chosen(second).items() if way == "matmul"] == ["conv2_block2_conv"]
+
+
 def test_what_does_not_learn_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = measuring(monkeypatch, lambda shape: "matmul")
     model = model_of(small_backbone(), unfreeze_from="conv2")
-    assert choose_kernel_gradients(model, AUTO, "float32", 8) == 1
+    assert count_chosen(model, AUTO, "float32", 8) == 1
     assert asked == [((7, 7, 8), (3, 3, 8, 16), Geometry((2, 2), "valid", (1, 1)), "float32", 8)]
     assert chosen(model) == {"conv1_conv": "convolution", "conv2_conv": "matmul"}
 
@@ -193,15 +215,15 @@ def test_the_upper_half_is_measured_and_a_head_alone_has_nothing_to_measure(monk
         set_trainable(classifier, config, synchronize=False)
         halves = halve(classifier, compute_dtype="float32", image_size=16)
         assert halves is not None
-        assert choose_kernel_gradients(halves.upper, AUTO, "float32", 8) == len(asked) == count
+        assert count_chosen(halves.upper, AUTO, "float32", 8) == len(asked) == count
 
 
 def test_a_gpu_leaves_it_to_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "faster_kernel_gradient", never)
     give_gpus(monkeypatch, (9, 0))
     model = model_of(small_backbone())
-    assert choose_kernel_gradients(model, AUTO, "float32", 8) == 0
-    assert choose_kernel_gradients(model, KernelGradientChoice.MATMUL, "float32", 8) == 2
+    assert count_chosen(model, AUTO, "float32", 8) == 0
+    assert count_chosen(model, KernelGradientChoice.MATMUL, "float32", 8) == 2
 
 
 SHAPES = [

@@ -17,17 +17,17 @@ def test_the_best_epoch_of_both_phases_comes_back() -> None:
         model.layers[0].kernel.assign(np.full((4, 2), float(number)))
         keep.on_epoch_end(number, {"val_accuracy": accuracy, "val_cross_entropy": loss})
 
-    keep.on_train_begin()
+    keep.begin_phase(0)
     epoch(0, 0.5, 1.0)
     epoch(1, 0.7, 1.0)
     epoch(2, 0.6, 0.1)
-    keep.on_train_end()
+    keep.go_back()
     assert float(model.layers[0].kernel[0, 0]) == 1
-    keep.on_train_begin()  # the next phase is never better, but for one equal accuracy at a lower loss
+    keep.begin_phase(0)  # the next phase is never better, but for one equal accuracy at a lower loss
     epoch(3, 0.6, 0.2)
     epoch(4, 0.7, 0.9)
     epoch(5, 0.7, 0.95)
-    keep.on_train_end()
+    keep.go_back()
     assert float(model.layers[0].kernel[0, 0]) == 4
     assert keep.best == (0.7, -0.9)
 
@@ -36,9 +36,8 @@ def test_patience_ends_a_phase_and_starts_anew_in_the_next() -> None:
     model = linear_model()
     keep = KeepBest(model)
     keep.set_model(model)
-    keep.patience = 2
     for _ in range(2):
-        keep.on_train_begin()
+        keep.begin_phase(2)
         model.stop_training = False
         stopped = []
         for number in range(4):
@@ -56,5 +55,5 @@ def test_what_a_phase_does_not_fit_comes_back_too() -> None:
     classifier.layers[0].kernel.assign(np.ones((4, 2)))
     keep.on_epoch_end(0, {"val_accuracy": 0.5, "val_cross_entropy": 1.0})
     classifier.layers[0].kernel.assign(np.zeros((4, 2)))
-    keep.on_train_end()
+    keep.go_back()
     assert np.array_equal(classifier.layers[0].kernel, np.ones((4, 2)))

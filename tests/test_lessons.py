@@ -1,4 +1,4 @@
-"""What each phase of a run fits, and `run.train` on top of it."""
+"""What each phase of a run fits, and the `Trainer` on top of it."""
 
 import contextlib
 import functools
@@ -15,20 +15,19 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_backbone
-from small_runs import BATCH, SHORT, TRAIN, VALIDATION, prepare_small, small_config
+from small_runs import BATCH, SHORT, TRAIN, VALIDATION, prepare_small, small_config, train_small
 
-from cifar_keras import run
 from cifar_keras.config import RunConfig
-from cifar_keras.data.pipeline import evaluation_batches
+from cifar_keras.data.pipeline import evaluation_batches, training_batches
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.models.convolution import KernelGradient
 from cifar_keras.models.halves import Halves, halve
-from cifar_keras.run import PhaseSummary
-from cifar_keras.training import compute
+from cifar_keras.training import compute, trainer
 from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.lessons import Lesson, Prepared, caching_pays, make_lesson
 from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
 from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.trainer import PhaseSummary
 
 PLAIN: dict[str, Any] = SHORT | {"crop_padding": 0}
 HEAD, FINETUNE = 0, 1  # places in the list of phases
@@ -45,9 +44,21 @@ def fit(
     config: RunConfig, prepared: Prepared, phase: Phase, lesson: Lesson, *callbacks: keras.callbacks.Callback
 ) -> None:
     compile_phase(lesson.model, phase, prepared.strategy)
-    batches = run.phase_batches(phase, config, lesson.train, lesson.change)
+    batches = training_batches(
+        lesson.train,
+        global_batch_size=BATCH,
+        steps_per_epoch=phase.steps_per_epoch,
+        seed=config.seed,
+        first_epoch=phase.first_epoch,
+        epochs=phase.config.epochs,
+        change=lesson.change,
+    )
     validation_batches = evaluation_batches(lesson.validation, global_batch_size=BATCH)
     fit_phase(lesson.model, phase, batches, validation_batches, callbacks)
+
+
+def by_matmul(lesson: Lesson) -> int:
+    return list(compute.kernel_gradients(lesson.model).values()).count("matmul")
 
 
 def logits_of(classifier: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,7 +76,7 @@ def plainly_fitted(number: int) -> tuple[list[NDArray[np.float32]], list[NDArray
     phase, classifier = prepared.phases[number], prepared.classifier
     before = classifier.get_weights()
     set_trainable(classifier, phase.config, synchronize=False)
-    images = Lesson(classifier, prepared.train, prepared.validation, lambda images, key: images, False, 0)
+    images = Lesson(classifier, prepared.train, prepared.validation, lambda images, key: images, False)
     fit(config, prepared, phase, images)
     return before, classifier.get_weights()
 
@@ -235,9 +246,9 @@ def test_a_deterministic_run_measures_nothing(monkeypatch: pytest.MonkeyPatch) -
         return "matmul"
 
     monkeypatch.setattr(compute, "faster_kernel_gradient", measure)
-    assert lesson_of(FINETUNE, deterministic=True, kernel_gradient="auto")[3].kernel_gradients_by_matmul == 0
+    assert by_matmul(lesson_of(FINETUNE, deterministic=True, kernel_gradient="auto")[3]) == 0
     assert asked == []
-    assert lesson_of(FINETUNE, kernel_gradient="auto")[3].kernel_gradients_by_matmul == 1
+    assert by_matmul(lesson_of(FINETUNE, kernel_gradient="auto")[3]) == 1
     assert [shape[-1] for shape in asked] == [BATCH]  # images of a step on the one device
 
 
@@ -246,7 +257,7 @@ def test_matrix_products_are_counted_where_convolutions_learn(cached: bool) -> N
     flags: dict[str, Any] = {"kernel_gradient": "matmul", "deterministic": True}
     for number, count in ((HEAD, 0), (FINETUNE, 1)):
         lesson = lesson_of(number, head_cached_features=cached, finetune_cached_features=cached, **flags)[3]
-        assert (lesson.cached, lesson.kernel_gradients_by_matmul) == (cached, count)
+        assert (lesson.cached, by_matmul(lesson)) == (cached, count)
 
 
 # Whole trainings.
@@ -258,9 +269,11 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
     classifier = prepared.classifier
     keep_best = KeepBest(classifier)
     fit(config, prepared, phase, lesson, keep_best)
+    keep_best.go_back()
     best = classifier.get_weights()
     images, labels = prepared.splits.validation
     accuracy = (logits_of(classifier, images).argmax(axis=1) == labels).mean()
+    assert keep_best.best is not None
     assert keep_best.best[0] == pytest.approx(accuracy, abs=1e-6)
     assert accuracy > 0.15
 
@@ -272,12 +285,13 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
     later = phase._replace(first_epoch=3)
     again = make_lesson(config, prepared, later)._replace(train=wrong)
     fit(config, prepared, later, again, keep_best, record)
+    keep_best.go_back()
     assert np.abs(last[-1] - np.asarray(classifier.get_layer("head").kernel)).max() > 0.01
     assert all(np.array_equal(left, right) for left, right in zip(best, classifier.get_weights(), strict=True))
 
 
 class Training(NamedTuple):
-    """What `run.train` made, and what it said."""
+    """What a trainer made, and what it said."""
 
     prepared: Prepared
     records: list[dict[str, Any]]
@@ -290,8 +304,8 @@ def train(folder: Path, **flags: Any) -> Training:
     config = small_config(**SHORT | flags)
     prepared, log, stderr = prepare_small(config), RunLog(folder), io.StringIO()
     with contextlib.redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "measure_speed", lambda batches: 1.0)
-        summaries = run.train(config, prepared, log, run.Stopwatch())
+        patch.setattr(trainer, "measure_speed", lambda batches: 1.0)
+        summaries = train_small(config, prepared, log, folder).summaries
     return Training(prepared, log.records, summaries, stderr.getvalue())
 
 

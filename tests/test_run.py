@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,9 @@ from cifar_keras import evaluate, export, predict, run, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
+from cifar_keras.workdir import claimed
+
+ROOT = Path(__file__).parent.parent
 
 # A whole ResNet50, since the table has no smaller network; at its smallest size and on the synthetic set.
 FLAGS = {
@@ -65,7 +71,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
 def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert set(result) == {
         *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
-        *("compute_dtype", "phases"),
+        *("compute_dtype", "phases", "rollbacks"),
     }
     assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
     assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}
@@ -173,6 +179,46 @@ def test_a_second_run_into_the_same_workdir_is_refused_and_loses_nothing(workdir
     with pytest.raises(UserError, match=r"--workdir has to be new or empty.* Received: "):
         train.main(command_line(workdir, FLAGS))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_a_run_that_is_whole_is_left_as_it_is(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    train.main(command_line(workdir, FLAGS | {"resume": "auto", "keep_checkpoints": 5}))
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match=r"others are: --image_size=33 \(was 32\), --seed=1 \(was 0\)\. Received: "):
+        train.main(command_line(workdir, FLAGS | {"resume": "yes", "seed": 1, "image_size": 33}))
+
+
+def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run"):
+        with pytest.raises(UserError, match=r"--workdir is in use by another process\. Received: "):
+            train.main(command_line(tmp_path / "run", FLAGS))
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_whole_run_that_is_terminated_ends_like_one_that_is_not(tmp_path: Path) -> None:
+    """A process that gets SIGTERM after its first step, and one that goes on."""
+    flags = FLAGS | {"deterministic": True, "head_steps_per_epoch": 5, "finetune_steps_per_epoch": 5}
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    command = [sys.executable, "-m", "cifar_keras.train"]
+    subprocess.run([*command, *command_line(whole, flags)[1:]], check=True, cwd=ROOT)
+    process = subprocess.Popen([*command, *command_line(ended, flags)[1:]], cwd=ROOT)
+    while not (ended / "checkpoints").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(3)
+    process.terminate()
+    assert process.wait() == 75
+    subprocess.run([*command, *command_line(ended, flags | {"resume": "yes"})[1:]], check=True, cwd=ROOT)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, ended)]
+    for key in ("test", "validation", "compute_dtype", "rollbacks"):
+        assert results[0][key] == results[1][key]
+    weights = [keras.models.load_model(folder / "model.keras").get_weights() for folder in (whole, ended)]
+    assert all(np.array_equal(left, right) for left, right in zip(*weights, strict=True))
+    assert {path.name for path in ended.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_phases_without_epochs_are_left_out() -> None:

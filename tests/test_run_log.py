@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras.config import FinetuneConfig, HeadConfig
-from cifar_keras.errors import UserError
+from cifar_keras.errors import DivergedError
 from cifar_keras.training.phases import Phase
 from cifar_keras.training.run_log import LogPhase, RunLog
 
@@ -86,5 +86,5 @@ def test_speed_counts_neither_first_steps_nor_validation(tmp_path: Path) -> None
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rate(tmp_path: Path) -> None:
     model, log = linear_model(rate=1e38), RunLog(tmp_path)
     phase = Phase("finetune", FinetuneConfig(learning_rate=7.5), 25, first_epoch=0)
-    with pytest.raises(UserError, match=r"--finetune_learning_rate .* Received: 7.5$"):
+    with pytest.raises(DivergedError, match=r"not finite at step \d+$"):
         fit(model, log, phase, 25)

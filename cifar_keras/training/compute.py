@@ -1,7 +1,7 @@
 """How a model is computed on this machine: in which dtype, and by which gradients of its kernels. Decided by measurement."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -44,7 +44,7 @@ def choose_compute_dtype(wanted: ComputeDtype) -> tuple[str, str]:
     )
 
 
-def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, compute_dtype: str, images: int) -> int:
+def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, compute_dtype: str, images: int) -> None:
     """Choose for each fused convolution that learns how the gradient of its kernel is computed.
 
     Args:
@@ -52,14 +52,10 @@ def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, co
         wanted: AUTO measures each distinct shape, some milliseconds each; on a GPU it leaves all to cuDNN.
         compute_dtype: of the activations.
         images: images of a step on one device.
-
-    Returns:
-        How many of them it computes by matrix products.
     """
     measured: dict[Any, KernelGradient] = {}
     on_gpu = bool(tf.config.get_visible_devices("GPU"))
-    layers = _learning_convolutions(model)
-    for layer in layers:
+    for layer in _learning_convolutions(model):
         shape = (tuple(layer.input.shape[1:]), tuple(layer.convolution.kernel.shape), layer.geometry)
         if wanted is not KernelGradientChoice.AUTO or on_gpu:
             layer.kernel_gradient = "matmul" if wanted is KernelGradientChoice.MATMUL else "convolution"
@@ -67,7 +63,17 @@ def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, co
         if shape not in measured:
             measured[shape] = faster_kernel_gradient(*shape, compute_dtype, images)
         layer.kernel_gradient = measured[shape]
-    return sum(layer.kernel_gradient == "matmul" for layer in layers)
+
+
+def kernel_gradients(model: keras.Model) -> dict[str, KernelGradient]:
+    """Return how each fused convolution that learns computes the gradient of its kernel, by its name."""
+    return {layer.name: layer.kernel_gradient for layer in _learning_convolutions(model)}
+
+
+def set_kernel_gradients(model: keras.Model, ways: Mapping[str, KernelGradient]) -> None:
+    """Let each fused convolution that learns compute it as `kernel_gradients` said, before the model is traced."""
+    for layer in _learning_convolutions(model):
+        layer.kernel_gradient = ways[layer.name]
 
 
 def _learning_convolutions(model: keras.Model) -> list[FusedConvolution]:

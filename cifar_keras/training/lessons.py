@@ -37,7 +37,6 @@ class Lesson(NamedTuple):
     validation: Examples
     change: Change
     cached: bool
-    kernel_gradients_by_matmul: int
 
 
 def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
@@ -51,13 +50,12 @@ def make_lesson(config: RunConfig, prepared: Prepared, phase: Phase) -> Lesson:
             return _from_features(config, prepared, phase, halves)
         twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(size, size, 3))
         model = assemble(classifier, twin)
-        by_matmul = _gradients_by_matmul(config, prepared, model)
-    augment = make_augmentation(config.augmentation)
-    return Lesson(model, prepared.train, prepared.validation, augment, False, by_matmul)
+        _choose_kernel_gradients(config, prepared, model)
+    return Lesson(model, prepared.train, prepared.validation, make_augmentation(config.augmentation), False)
 
 
 def _from_features(config: RunConfig, prepared: Prepared, phase: Phase, halves: Halves) -> Lesson:
-    by_matmul = _gradients_by_matmul(config, prepared, halves.upper)
+    _choose_kernel_gradients(config, prepared, halves.upper)
     train, validation = (
         compute_features(
             halves.lower,
@@ -72,15 +70,15 @@ def _from_features(config: RunConfig, prepared: Prepared, phase: Phase, halves: 
             ("validation", prepared.validation, False),
         )
     )
-    return Lesson(halves.upper, train, only_view(validation), choose_view, True, by_matmul)
+    return Lesson(halves.upper, train, only_view(validation), choose_view, True)
 
 
-def _gradients_by_matmul(config: RunConfig, prepared: Prepared, model: keras.Model) -> int:
+def _choose_kernel_gradients(config: RunConfig, prepared: Prepared, model: keras.Model) -> None:
     wanted = config.compute.kernel_gradient
     if config.deterministic and wanted is KernelGradientChoice.AUTO:
         wanted = KernelGradientChoice.CONVOLUTION  # what is measured can come out differently in the next run
     images = config.data.global_batch_size // prepared.strategy.num_replicas_in_sync
-    return choose_kernel_gradients(model, wanted, prepared.compute_dtype, images)
+    choose_kernel_gradients(model, wanted, prepared.compute_dtype, images)
 
 
 def caching_pays(config: RunConfig, prepared: Prepared, phase: Phase, halves: Halves) -> bool:

@@ -80,27 +80,46 @@ def fit_phase(
     batches: tf.data.Dataset,
     validation_batches: tf.data.Dataset,
     callbacks: Sequence[keras.callbacks.Callback],
+    *,
+    first_epoch: int | None = None,
+    first_step: int = 0,
 ) -> None:
-    """Fit a phase.
+    """Fit a phase, or what is left of it.
 
     Args:
         model: what `compile_phase` compiled.
         phase: the same phase.
-        batches: inputs of the model and one-hot labels, `phase.steps` batches.
+        batches: inputs of the model and one-hot labels, for all steps that are to be done.
         validation_batches: the validation split, gone through at the end of each epoch.
         callbacks: called by Keras.
+        first_epoch: the epoch to begin with; None is the phase's first.
+        first_step: steps of that epoch that have been done.
     """
-    print(f"{phase.name} phase: {phase.config.epochs} epochs of {phase.steps_per_epoch} steps", flush=True)
-    model.fit(
-        batches,
-        initial_epoch=phase.first_epoch,
-        epochs=phase.first_epoch + phase.config.epochs,
-        steps_per_epoch=phase.steps_per_epoch,
-        validation_data=validation_batches,
-        callbacks=list(callbacks),
-        shuffle=False,  # the batches are
-        verbose=1 if sys.stdout.isatty() else 2,  # a line an epoch where a bar would fill a file
-    )
+    first = phase.first_epoch if first_epoch is None else first_epoch
+    last = phase.first_epoch + phase.config.epochs
+    begins = f", from step {first_step} of epoch {first - phase.first_epoch + 1}" if first_epoch is not None else ""
+    print(f"{phase.name} phase: {phase.config.epochs} epochs of {phase.steps_per_epoch} steps{begins}", flush=True)
+
+    def fit(batches: tf.data.Dataset, epochs: range, steps: int) -> None:
+        model.fit(
+            batches,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=steps,
+            validation_data=validation_batches,
+            callbacks=list(callbacks),
+            shuffle=False,  # the batches are
+            verbose=1 if sys.stdout.isatty() else 2,  # a line an epoch where a bar would fill a file
+        )
+
+    if first_step:  # Keras knows epochs of one length only
+        left = phase.steps_per_epoch - first_step
+        fit(batches.take(left), range(first, first + 1), left)
+        if model.stop_training:
+            return
+        batches, first = batches.skip(left), first + 1
+    if first < last:
+        fit(batches, range(first, last), phase.steps_per_epoch)
 
 
 def _unfreeze(backbone: keras.Model, config: FinetuneConfig, *, synchronize: bool) -> None:

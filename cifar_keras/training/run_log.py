@@ -2,14 +2,16 @@
 
 import json
 import math
+import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from cifar_keras.errors import UserError
+from cifar_keras.errors import DivergedError
 from cifar_keras.training.phases import Phase
 
 LOG_EVERY_STEPS = 10
@@ -28,11 +30,25 @@ class RunLog:
     def __init__(self, workdir: Path) -> None:
         self.step = 0  # steps since the run began, over all phases
         self.records: list[dict[str, Any]] = []
-        self._file = (workdir / "metrics.jsonl").open("x", encoding="utf-8")
-        self._writers = {
-            split: tf.summary.create_file_writer(str(workdir / "tensorboard" / split))
-            for split in ("train", "validation")
-        }
+        self._workdir = workdir
+        self._shown: list[Callable[[], None]] = []  # writes the texts and pictures again
+        self._open()
+
+    def go_back(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        """Be the log of a run at an earlier moment: what was written since then is no part of the run."""
+        self.close()
+        self.step, self.records = step, []
+        self._open()
+        for show in self._shown:
+            show()
+        for record in records:
+            self.write_record(record)
+
+    def _open(self) -> None:
+        folder = self._workdir / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._file = (self._workdir / "metrics.jsonl").open("w", encoding="utf-8")
+        self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "validation")}
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Append one record; `record["step"]` is its place on the axis."""
@@ -47,13 +63,27 @@ class RunLog:
 
     def write_text(self, name: str, markdown: str) -> None:
         """Show a text in TensorBoard."""
-        with self._writers["train"].as_default():
-            tf.summary.text(name, markdown, step=self.step)
+        step = self.step
+
+        def show() -> None:
+            with self._writers["train"].as_default():
+                tf.summary.text(name, markdown, step=step)
+
+        self._show(show)
 
     def write_picture(self, name: str, png: bytes) -> None:
         """Show a picture in TensorBoard."""
-        with self._writers["train"].as_default():
-            tf.summary.image(name, tf.io.decode_png(png, channels=3)[None], step=self.step)
+        step = self.step
+
+        def show() -> None:
+            with self._writers["train"].as_default():
+                tf.summary.image(name, tf.io.decode_png(png, channels=3)[None], step=step)
+
+        self._show(show)
+
+    def _show(self, show: Callable[[], None]) -> None:
+        self._shown.append(show)
+        show()
 
     def close(self) -> None:
         """Write everything out; no record can follow."""
@@ -63,15 +93,16 @@ class RunLog:
 
 
 class LogPhase(keras.callbacks.Callback):
-    """Logs one phase, measures its speed, and stops a run whose loss is not a number any more.
+    """Logs one phase, measures its speed, and notices a loss that is not a number any more.
 
     `images_per_second` is measured from the end of an epoch's first step to the end of its last, so that neither
     tracing nor validation is counted; it is None when no epoch has two steps.
     """
 
-    def __init__(self, log: RunLog, phase: Phase, global_batch_size: int) -> None:
+    def __init__(self, log: RunLog, phase: Phase, global_batch_size: int, first_step: int = 0) -> None:
         super().__init__()
         self._log = log
+        self._steps_before = first_step  # of the epoch that comes next
         self._phase = phase
         self._global_batch_size = global_batch_size
         self._epoch = phase.first_epoch
@@ -93,6 +124,8 @@ class LogPhase(keras.callbacks.Callback):
         self._epoch = epoch
         self._steps_timed += max(0, self._steps_in_epoch - 1)
         self._seconds_timed += self._last_step_ended - self._epoch_started
+        if self._steps_in_epoch:
+            self._steps_before = 0
         self._steps_in_epoch = 0
         self._epoch_started = self._last_step_ended = time.monotonic()
 
@@ -107,7 +140,8 @@ class LogPhase(keras.callbacks.Callback):
             self._epoch_started = self._last_step_ended
         self._steps_in_epoch += 1
         self._log.step += 1
-        if self._log.step % LOG_EVERY_STEPS == 0 and self._steps_in_epoch < self._phase.steps_per_epoch:
+        last = self._steps_before + self._steps_in_epoch == self._phase.steps_per_epoch
+        if self._log.step % LOG_EVERY_STEPS == 0 and not last:
             self._write(logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -117,11 +151,7 @@ class LogPhase(keras.callbacks.Callback):
     def _write(self, logs: dict[str, Any]) -> None:
         figures = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}
         if not all(map(math.isfinite, figures.values())):
-            rate = self._phase.config.learning_rate
-            raise UserError(
-                f"the loss is not finite at step {self._log.step}: --{self._phase.name}_learning_rate is too high for "
-                f"this network. Received: {rate}"
-            )
+            raise DivergedError(f"the loss is not finite at step {self._log.step}")
         speed = self.images_per_second
         self._log.write_record(
             {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cifar_keras import artifacts, environment
 from experiments.benchmarks.cases import BATCH_SIZES, FIXED, Case
@@ -36,18 +36,20 @@ SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 class Worker:
-    """One system in its process."""
+    """One system in its process; what its libraries print goes to `told`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, more_variables: dict[str, str] | None = None, told: IO[str] | int = subprocess.DEVNULL
+    ) -> None:
         system, variables = SYSTEMS[name]
         as_it_comes = {name: value for name, value in os.environ.items() if name not in environment.VARIABLES}
         self.name = name
         self._process = subprocess.Popen(
             [sys.executable, "-m", "experiments.benchmarks.worker", system],
-            env={**as_it_comes, "TF_CPP_MIN_LOG_LEVEL": "2", **variables},
+            env={**as_it_comes, "TF_CPP_MIN_LOG_LEVEL": "2", **variables, **(more_variables or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=told,
             text=True,
         )
 
@@ -136,11 +138,11 @@ def set_up_best(worker: Worker, candidates: list[Case]) -> Case | None:
     best, best_speed = None, 0.0
     for case in candidates:
         answer = worker.ask(case=case)
-        if "not_measured" in answer:
+        if "not_measured" in answer and best is None:
             reason = answer["not_measured"]
             print(f"{case.work} {case.image_size} px: not measured for {worker.name}: {reason}", flush=True)
             return None
-        if answer["images_per_second"] < best_speed * WORTHWHILE:
+        if answer.get("images_per_second", 0.0) < best_speed * WORTHWHILE:
             worker.ask(case=best)
             break
         best, best_speed = case, answer["images_per_second"]

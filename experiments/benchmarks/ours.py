@@ -1,6 +1,7 @@
 """This package, as a run uses it."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cifar_keras.training.phases import Phase, compile_phase, set_trainable
 from experiments.benchmarks.cases import CLASSES, HEAD_EPOCHS, Case, Runnable
 from experiments.benchmarks.plain_keras import forward_of, pipeline_of, seconds_of_fit, some_examples
 
+HEAD_BATCHES = 64
 JITTER = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.2)
 
 
@@ -53,26 +55,31 @@ class System:
         return Runnable(lambda count: seconds_of_fit(model, batches, count), case.batch_size)
 
     def _head_phase(self, classifier: keras.Model, case: Case) -> Runnable:
-        """A whole head phase on as many images as `count` batches hold: features of both views, then ten epochs of them."""
+        """A whole head phase: features of the images and their mirror images, then ten epochs of them.
+
+        Its beginning, which is seconds, is a tenth of a phase of `HEAD_BATCHES` and less of a real one, but most of a shorter one.
+        """
         set_trainable(classifier, HeadConfig(), synchronize=False)
         halves = halve(classifier, compute_dtype=self._dtype, image_size=case.image_size)
         assert halves is not None
 
-        def run(count: int) -> None:
-            train = _examples(count * case.batch_size)
+        def run(count: int) -> float:
+            started, batches_seen = time.perf_counter(), max(count, HEAD_BATCHES)
+            train = _examples(batches_seen * case.batch_size)
             settings: dict[str, Any] = {"dtype": self._dtype, "batch_size": case.batch_size, "title": "features"}
             features = compute_features(halves.lower, train, mirrored=True, **settings)
-            compile_phase(halves.upper, Phase("head", HeadConfig(), count, 0), tf.distribute.get_strategy())
+            compile_phase(halves.upper, Phase("head", HeadConfig(), batches_seen, 0), tf.distribute.get_strategy())
             batches = training_batches(
                 features,
                 global_batch_size=case.batch_size,
-                steps_per_epoch=count,
+                steps_per_epoch=batches_seen,
                 seed=0,
                 first_epoch=0,
                 epochs=HEAD_EPOCHS,
                 change=choose_view,
             )
-            halves.upper.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=count, verbose=0)
+            halves.upper.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=batches_seen, verbose=0)
+            return (time.perf_counter() - started) * count / batches_seen
 
         return Runnable(run, HEAD_EPOCHS * case.batch_size)
 

@@ -1,0 +1,140 @@
+"""States of a run on disk: a folder each, there whole or not at all, and told from a damaged one by its hashes."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cifar_keras import artifacts
+from cifar_keras.errors import UserError, reason_of
+
+ARRAYS, VALUES, MANIFEST = "arrays.npz", "values.json", "manifest.json"
+
+
+class State(NamedTuple):
+    """What a run is at one moment."""
+
+    values: dict[str, Any]  # plain values of JSON
+    arrays: dict[str, NDArray[Any]]
+
+
+class Checkpoints:
+    """The newest states of a run, numbered in the order in which they were saved.
+
+    Args:
+        folder: where they lie; made with the first of them.
+        keep: how many are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, state: State) -> None:
+        """Write a state, and only then remove the oldest.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full. The states before are as they were.
+        """
+        self._folder.mkdir(exist_ok=True)  # not its parents: a workdir that was removed is not made again
+        earlier = self._paths()
+        number = 1 + (int(earlier[-1].name) if earlier else 0)
+        beside = self._folder / f".{number:06d}.part"
+        shutil.rmtree(beside, ignore_errors=True)  # a process was killed while it saved
+        try:
+            beside.mkdir()
+            with (beside / ARRAYS).open("xb") as file:
+                np.savez(file, allow_pickle=False, **state.arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            artifacts.write_json(beside / VALUES, state.values)
+            artifacts.write_json(beside / MANIFEST, {name: _digest(beside / name) for name in (ARRAYS, VALUES)})
+            beside.rename(self._folder / f"{number:06d}")
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        artifacts.sync_folder(self._folder)
+        for path in [*earlier[: max(0, len(earlier) + 1 - self._keep)]]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def newest(self) -> State | None:
+        """Read the newest whole state; None where there is none at all. A damaged one is named on stderr and passed over.
+
+        Raises:
+            UserError: there are states and every one of them is damaged.
+        """
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                return _read(path)
+            except (OSError, ValueError, KeyError, UserError) as error:
+                print(f"warning: {path} is damaged and not used: {reason_of(error)}", file=sys.stderr)
+        if paths:
+            raise UserError(f"--resume: every saved state of the run is damaged. Received: {self._folder}")
+        return None
+
+    def remove(self) -> None:
+        """Remove all of them, when the run is whole."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(path for path in self._folder.iterdir() if path.name.isdecimal())
+        return []
+
+
+def _read(path: Path) -> State:
+    manifest = artifacts.read_json(path / MANIFEST)
+    for name in (ARRAYS, VALUES):
+        if _digest(path / name) != manifest[name]:
+            raise ValueError(f"{name} is not what was written")
+    with np.load(path / ARRAYS, allow_pickle=False) as arrays:
+        return State(artifacts.read_json(path / VALUES), dict(arrays))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_variables(group: str, variables: Sequence[keras.Variable]) -> dict[str, NDArray[Any]]:
+    """Return the values of variables, each under `GROUP/NUMBER/COPY`; of one whose copies on the devices differ, every copy."""
+    return {
+        f"{group}/{number}/{copy}": np.asarray(value)
+        for number, variable in enumerate(variables)
+        for copy, value in enumerate(_copies(variable))
+    }
+
+
+def write_variables(group: str, variables: Sequence[keras.Variable], arrays: dict[str, NDArray[Any]]) -> None:
+    """Give variables the values that `read_variables` returned.
+
+    Raises:
+        ValueError: they are other variables.
+    """
+    wanted = {f"{group}/{number}/0" for number in range(len(variables))}
+    if wanted != {name for name in arrays if name.startswith(f"{group}/") and name.endswith("/0")}:
+        raise ValueError(f"the saved state has other variables. Received: {group}, {len(variables)} variables")
+    for number, variable in enumerate(variables):
+        copies = _copies(variable)
+        if len(copies) == 1:
+            variable.assign(arrays[f"{group}/{number}/0"])  # all devices' copies
+        else:
+            for copy, value in enumerate(copies):
+                value.assign(arrays[f"{group}/{number}/{copy}"])
+
+
+def _copies(variable: keras.Variable) -> Sequence[tf.Variable]:
+    if variable.synchronization != "on_read":
+        return [variable]
+    # A metric's sum is kept by each device for itself; their sum, shared out anew, would round differently.
+    return tf.distribute.get_strategy().experimental_local_results(variable.value)  # type: ignore[no-any-return]

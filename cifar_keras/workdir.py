@@ -1,0 +1,73 @@
+"""The folder of a run: what may be in it, and who may write there."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from cifar_keras.config import Resume
+from cifar_keras.errors import UserError
+from cifar_keras.paths import CONFIG, LOCK, expand, kept_if_filled
+
+
+def holds_run(path: Path) -> bool:
+    """Say whether a run has begun in a folder."""
+    return (path / CONFIG).is_file()
+
+
+def check_workdir(workdir: str, resume: Resume) -> Path:
+    """Return the path of a workdir that a run may fill, or go on in; nothing is made yet.
+
+    Raises:
+        UserError: it is not a folder or cannot be made or written; there is something in it that is not to be gone on with; or
+            there is no run to go on with.
+    """
+    path = expand("workdir", workdir)
+    nearest = path
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir cannot be made or written: {nearest} is no writable folder. Received: {workdir}")
+    if path.exists() and not os.access(path, os.R_OK):
+        raise UserError(f"--workdir cannot be read. Received: {workdir}")
+    begun = path.exists() and holds_run(path)
+    if resume is Resume.YES and not begun:
+        raise UserError(f"--resume needs a run that has begun in --workdir. Received: {workdir}")
+    if (
+        path.exists()
+        and any(entry.name != LOCK for entry in path.iterdir())
+        and not (begun and resume is not Resume.NO)
+    ):
+        way_out = "; --resume goes on with the one that is there" if begun else ""
+        raise UserError(
+            f"--workdir has to be new or empty, so that no earlier run is lost{way_out}. Received: {workdir}"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Make the folder of a run and keep other processes out of it; it goes again if nothing was put into it.
+
+    The system takes the lock from a process that dies.
+
+    Raises:
+        UserError: another process runs in it, or the operating system refuses.
+    """
+    with kept_if_filled(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path / LOCK, blocking=False)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(f"--workdir is in use by another process. Received: {path}") from error
+        except OSError as error:
+            raise UserError(f"--workdir cannot be made or written: {error.strerror}. Received: {path}") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the folder is gone, or read-only by now
+                (path / LOCK).unlink()
+            lock.release()

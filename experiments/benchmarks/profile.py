@@ -1,0 +1,74 @@
+"""`python -m experiments.benchmarks.profile`: where a training step's time goes, as oneDNN itself tells (`ONEDNN_VERBOSE`).
+
+Its primitives run one after the other on a machine of few cores, so that their times add up to the time of the steps, less what
+TensorFlow does by itself: reading, resizing, sums over pixels, the optimizer.
+"""
+
+import argparse
+import collections
+import tempfile
+from pathlib import Path
+
+from cifar_keras import artifacts, environment
+from experiments.benchmarks.__main__ import Worker
+from experiments.benchmarks.cases import Case
+
+RESULT = Path(__file__).parent.parent / "results" / "profile.json"
+OTHER = "TensorFlow's own"
+
+
+def main() -> None:
+    """Profile our training step, show, and write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.profile", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--image_sizes", nargs="+", type=int, default=[64, 128], help="in pixels")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=10.0, help="about how long is measured")
+    parser.add_argument("--output", type=Path, default=RESULT, help="the JSON file to write")
+    arguments = parser.parse_args()
+    rows = []
+    for image_size in arguments.image_sizes:
+        case = Case("train_step", image_size, arguments.batch_size)
+        shares = profile(case, arguments.seconds)
+        rows.append({"work": case.work, "image_size": image_size, "batch_size": case.batch_size, "shares": shares})
+        for name, share in shares.items():
+            print(f"{image_size:4} px  {name:30}{share:7.1%}", flush=True)
+    content = {"rows": rows, "environment": environment.describe_environment(), "commit": environment.source_commit()}
+    artifacts.write_json(arguments.output, content)
+
+
+def profile(case: Case, seconds: float) -> dict[str, float]:
+    """Return the share of the time that each kind of primitive takes, the largest first."""
+    with tempfile.TemporaryFile("w+") as told:
+        worker = Worker("ours", {"ONEDNN_VERBOSE": "profile_exec"}, told)
+        worker.ask(case=case)
+        told.seek(0, 2)
+        begin = told.tell()
+        images_per_second = worker.ask(trial=seconds)["images_per_second"]
+        worker.close()
+        told.seek(begin)
+        milliseconds = milliseconds_of(told.read())
+    # `fit` makes one step more than it times.
+    steps = max(2, round(seconds * images_per_second / case.batch_size) + 1)
+    whole = 1000 * steps * case.batch_size / images_per_second
+    milliseconds[OTHER] = max(0.0, whole - sum(milliseconds.values()))
+    return {name: spent / sum(milliseconds.values()) for name, spent in milliseconds.most_common()}
+
+
+def milliseconds_of(verbose: str) -> collections.Counter[str]:
+    """Add up the milliseconds of each kind of primitive in oneDNN's lines.
+
+    A line is `onednn_verbose,v1,primitive,exec,cpu,KIND,IMPLEMENTATION,PASS,...,MILLISECONDS`, in some versions without `v1`.
+    """
+    spent: collections.Counter[str] = collections.Counter()
+    for line in verbose.splitlines():
+        fields = line.split(",")
+        if fields[0] == "onednn_verbose" and "exec" in fields:
+            kind, _, direction = fields[fields.index("exec") + 2 :][:3]
+            spent[kind if direction == "undef" else f"{kind} {direction}"] += float(fields[-1])  # type: ignore[assignment]
+    return spent
+
+
+if __name__ == "__main__":
+    main()

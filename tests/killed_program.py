@@ -1,0 +1,112 @@
+"""Trains a small run in a folder, or goes on with it; run by `test_kills.py`. TensorFlow's variables are inherited from there.
+
+`killed_program.py VIRTUAL_DEVICES FOLDER SECONDS [MOMENT NUMBER]`. It kills itself, as `kill -9` does: after so many seconds of training,
+or at the NUMBER-th time that it comes by MOMENT. 0 seconds is never. `moments.log` in the folder tells what it came by last.
+
+At its end FOLDER/final.npz holds the weights, the optimizer's variables at the end of each phase, and the history.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from small_runs import BATCH, prepare_small, small_config, train_small
+
+from cifar_keras import artifacts
+from cifar_keras.training import checkpoints, phases, trainer
+from cifar_keras.training.devices import make_strategy, set_up_devices
+from cifar_keras.training.run_log import RunLog
+
+FLAGS = {"finetune_cached_features": False, "checkpoint_every_steps": 2, "deterministic": True}
+DROPOUT = 0.3  # whose seeds are part of the state
+
+
+class Moments:
+    """Writes down what the program comes by, and kills it at one of them."""
+
+    def __init__(self, folder: Path, moment: str, number: int) -> None:
+        self._log = os.open(folder / "moments.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._wanted = (moment, number)
+        self._counts: Counter[str] = Counter()
+
+    def come_by(self, moment: str) -> None:
+        os.write(self._log, f"{moment}\n".encode())
+        self._counts[moment] += 1
+        if (moment, self._counts[moment]) == self._wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, function: Callable[..., Any], before: str, after: str) -> Callable[..., Any]:
+        def noted(*arguments: Any, **settings: Any) -> Any:
+            self.come_by(before)
+            result = function(*arguments, **settings)
+            self.come_by(after)
+            return result
+
+        return noted
+
+
+class NoteMoments(keras.callbacks.Callback):
+    def __init__(self, moments: Moments) -> None:
+        super().__init__()
+        self._moments = moments
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._moments.come_by("step")
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._moments.come_by("validation")
+
+
+def note_everything(folder: Path, moments: Moments) -> None:
+    """Put the moments into the package's own functions, and keep the optimizer of a phase that ends."""
+    patch, fit_phase = pytest.MonkeyPatch(), phases.fit_phase
+    patch.setattr(np, "savez", moments.around(np.savez, "save", "arrays written"))
+    patch.setattr(artifacts, "sync_folder", moments.around(artifacts.sync_folder, "synced", "saved"))
+
+    def fit(model: keras.Model, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
+        moments.come_by(f"{phase.name} phase")
+        fit_phase(model, phase, batches, validation, [NoteMoments(moments), *callbacks], **settings)
+        variables = checkpoints.read_variables(phase.name, model.optimizer.variables)
+        with (folder / f"{phase.name}.part").open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **variables)
+        (folder / f"{phase.name}.part").replace(folder / f"{phase.name}.npz")
+        moments.come_by("phase ends")
+
+    patch.setattr(trainer, "fit_phase", fit)
+
+
+def main() -> None:
+    virtual_devices, folder, seconds = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    moment, number = (sys.argv[4], int(sys.argv[5])) if len(sys.argv) > 4 else ("", 0)
+    set_up_devices(virtual_devices, deterministic=True)
+    strategy = make_strategy(BATCH)
+    config = small_config(**FLAGS)
+    prepared = prepare_small(config, strategy, dropout=DROPOUT)
+    log = RunLog(folder)
+    note_everything(folder, Moments(folder, moment, number))
+    if seconds:
+        timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+    done = train_small(config, prepared, log, folder)
+    with strategy.scope():
+        values = checkpoints.read_variables("classifier", prepared.classifier.variables)
+    for phase in ("head", "finetune"):
+        values |= dict(np.load(folder / f"{phase}.npz"))
+    for place, record in enumerate(log.records):
+        for name in record.keys() - {"phase", "images_per_second"}:
+            values[f"record/{place}/{name}"] = np.asarray(record[name])
+    values["phases"] = np.asarray(list(done.summaries))
+    np.savez(folder / "final.npz", allow_pickle=False, **values)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Runs that are killed, at chosen moments and at random ones, end with the bits of the run that never was."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+PROGRAM = Path(__file__).with_name("killed_program.py")
+KILLS = int(os.environ.get("CIFAR_KERAS_KILLS", "25"))
+
+Values = dict[str, NDArray[Any]]
+
+
+def start(virtual_devices: int, folder: Path, *arguments: object) -> int:
+    """Run the program until it ends or is killed, and return its status; -9 says killed."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent.parent)}
+    command = [sys.executable, str(PROGRAM), str(virtual_devices), str(folder), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def values_of(folder: Path) -> Values:
+    with np.load(folder / "final.npz") as values:
+        return dict(values)
+
+
+def assert_identical(folder: Path, wanted: Values) -> None:
+    values = values_of(folder)
+    assert values.keys() == wanted.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+        assert value.dtype == wanted[name].dtype
+
+
+def moments_of(folder: Path) -> list[str]:
+    return (folder / "moments.log").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Values]:
+    """The run that is never killed, on so many virtual devices."""
+    runs: dict[int, Values] = {}
+
+    def run(virtual_devices: int) -> Values:
+        if virtual_devices not in runs:
+            folder = tmp_path_factory.mktemp("never_killed")
+            assert start(virtual_devices, folder, 0) == 0
+            runs[virtual_devices] = values_of(folder)
+        return runs[virtual_devices]
+
+    return run
+
+
+def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
+    never_killed: Callable[[int], Values], tmp_path: Path
+) -> None:
+    """One run that is killed six times: each process gets a bit further."""
+    deaths = [
+        *(("head phase", 1), ("step", 3), ("arrays written", 3), ("phase ends", 1), ("validation", 1), ("synced", 2))
+    ]
+    for moment, number in deaths:
+        assert start(0, tmp_path, 0, moment, number) == -signal.SIGKILL
+        assert moments_of(tmp_path)[-1] == moment
+    assert start(0, tmp_path, 0) == 0
+    assert_identical(tmp_path, never_killed(0))
+
+
+def test_the_program_can_tell_a_difference(never_killed: Callable[[int], Values], tmp_path: Path) -> None:
+    """A run from its beginning that lost its first step would be seen."""
+    wanted = never_killed(0)
+    assert sum(name.startswith("classifier/") for name in wanted) > 10
+    assert sum(name.startswith("finetune/") for name in wanted) >= 5
+    losses = [float(value) for name, value in wanted.items() if name.startswith("record/") and name.endswith("/loss")]
+    assert len(set(losses)) == len(losses) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("virtual_devices", [0, 2])
+def test_runs_killed_at_random_moments_end_with_the_same_bits(
+    virtual_devices: int, never_killed: Callable[[int], Values], tmp_path: Path
+) -> None:
+    """`CIFAR_KERAS_KILLS` kills, 25 unless it is set, over as many runs as it takes."""
+    wanted = never_killed(virtual_devices)
+    chance, deaths, runs = random.Random(virtual_devices), Counter[str](), 0
+    while deaths.total() < KILLS:
+        folder = tmp_path / str(runs)
+        while start(virtual_devices, folder, chance.uniform(0.2, 6.0)):
+            deaths[moments_of(folder)[-1]] += 1
+        assert_identical(folder, wanted)
+        runs += 1
+    print(f"{deaths.total()} kills in {runs} runs, after: {dict(deaths)}")

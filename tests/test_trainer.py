@@ -1,0 +1,225 @@
+"""Faults while a run trains, and going on with it: `Trainer` on the small network."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from small_runs import SHORT, prepare_small, small_config, train_small
+
+from cifar_keras.errors import InterruptedRunError, UserError
+from cifar_keras.training import checkpoints as checkpoints_lib
+from cifar_keras.training import trainer as trainer_lib
+from cifar_keras.training.checkpoints import Checkpoints
+from cifar_keras.training.interruption import Interruption
+from cifar_keras.training.lessons import Prepared
+from cifar_keras.training.phases import fit_phase
+from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.trainer import Trainer
+
+FLAGS: dict[str, Any] = {**SHORT, "head_cached_features": False, "finetune_cached_features": False}
+
+
+def train(folder: Path, **flags: Any) -> tuple[Trainer, Prepared, RunLog]:
+    config = small_config(**FLAGS | flags)
+    prepared, log = prepare_small(config), RunLog(folder)
+    return train_small(config, prepared, log, folder), prepared, log
+
+
+def join_in(patch: pytest.MonkeyPatch, callback: keras.callbacks.Callback) -> None:
+    """Let a callback take part in every phase, before the trainer's own."""
+
+    def fit(model: Any, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
+        fit_phase(model, phase, batches, validation, [callback, *callbacks], **settings)
+
+    patch.setattr(trainer_lib, "fit_phase", fit)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, phase: str, at_rates_above: float) -> list[float]:
+    """Put infinity into a weight before the third step of a phase, as a rate that is too high does. Lists the rates that were tried."""
+    rates: list[float] = []
+
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if batch == 2 and rates[-1] > at_rates_above:
+                kernel = self.model.get_layer("head").kernel
+                kernel.assign(np.full(kernel.shape, np.inf, np.float32))
+
+    def fit(model: Any, fitted: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
+        if fitted.name == phase:
+            rates.append(fitted.config.learning_rate)
+            callbacks = [Poison(), *callbacks]
+        fit_phase(model, fitted, batches, validation, callbacks, **settings)
+
+    monkeypatch.setattr(trainer_lib, "fit_phase", fit)
+    return rates
+
+
+@pytest.mark.parametrize("phase", ["head", "finetune"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rate(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, phase, 0)
+    with pytest.raises(
+        UserError, match=rf"^the loss is not finite at step \d+: --{phase}_learning_rate .* Received: 0\.\d+$"
+    ):
+        train(tmp_path)
+
+
+def test_a_roll_back_goes_to_the_last_state_at_half_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = poison(monkeypatch, "finetune", 0.01)
+    done, prepared, log = train(tmp_path, divergence="rollback", finetune_learning_rate=0.03)
+    assert rates == [0.03, 0.015, 0.0075]
+    assert [rollback["learning_rate"] for rollback in done.rollbacks] == [0.03, 0.015]
+    assert {rollback["phase"] for rollback in done.rollbacks} == {"finetune"}
+    assert capsys.readouterr().err.count("--finetune_learning_rate is now 0.0075") == 1
+    # What was not good is no part of the history, and the phase was trained to its end.
+    assert [record["step"] for record in log.records if "validation_loss" in record] == [4, 8, 12, 16]
+    assert max(record["learning_rate"] for record in log.records if record["phase"] == "finetune") <= 0.0075
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written == log.records
+    assert all(np.isfinite(weights).all() for weights in prepared.classifier.get_weights())
+
+
+def test_a_roll_back_is_tried_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = poison(monkeypatch, "head", 0)
+    with pytest.raises(UserError, match=r"--head_learning_rate is too high for this network\. Received: 0.00125$"):
+        train(tmp_path, divergence="rollback", head_learning_rate=0.01)
+    assert rates == [0.01, 0.005, 0.0025, 0.00125]
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the step before was still finite."""
+
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            kernel = self.model.get_layer("head").kernel
+            kernel.assign(np.full(kernel.shape, np.nan, np.float32))
+
+    join_in(monkeypatch, Poison())
+    with pytest.raises(UserError, match=r"^a weight is not finite at step 1: --head_learning_rate"):
+        train(tmp_path, checkpoint_every_steps=1)
+    state = Checkpoints(tmp_path / "checkpoints", 2).newest()
+    assert state is not None
+    assert all(np.isfinite(array).all() for array in state.arrays.values())
+
+
+def failing(code: int, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let every save fail after so many."""
+    save, count = np.savez, [0]
+
+    def refuse(*arguments: Any, **arrays: Any) -> None:
+        count[0] += 1
+        if count[0] > after:
+            raise OSError(code, os.strerror(code))
+        save(*arguments, **arrays)
+
+    monkeypatch.setattr(checkpoints_lib.np, "savez", refuse)  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(errno.ENOSPC, monkeypatch, after=1)
+    done, _, log = train(tmp_path)
+    assert list(done.summaries) == ["head", "finetune"]
+    assert log.records[-1]["step"] == 16
+    assert "warning: the state was not saved, the disk is full; the one before is kept" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000001"]
+
+
+def test_a_workdir_that_became_read_only_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(errno.EROFS, monkeypatch, after=2)
+    with pytest.raises(UserError, match=r"^--workdir cannot be written any more: Read-only file system\. Received: "):
+        train(tmp_path)
+
+
+def test_a_workdir_that_was_removed_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    class Remove(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            shutil.rmtree(folder)
+
+    join_in(monkeypatch, Remove())
+    with pytest.raises(
+        UserError, match=r"^--workdir cannot be written any more: No such file or directory\. Received: "
+    ):
+        train(folder)
+    assert not folder.exists()
+
+
+class Signal(keras.callbacks.Callback):
+    """Sends a signal to this process at a step or at a batch of validation."""
+
+    def __init__(self, number: signal.Signals, step: int = -1, validation_batch: int = -1) -> None:
+        super().__init__()
+        self._number, self._step, self._validation_batch = number, step, validation_batch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == self._step:
+            os.kill(os.getpid(), self._number)
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == self._validation_batch:
+            os.kill(os.getpid(), self._number)
+
+
+@pytest.mark.parametrize(
+    ("callback", "position"),
+    [
+        (Signal(signal.SIGTERM, step=1), {"phase": 0, "epoch": 0, "step": 2}),
+        (Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}),
+        # At the last step of an epoch and in its validation nothing is saved: the state before is gone on from.
+        (Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}),
+        (Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}),
+    ],
+)
+def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(
+    callback: Signal, position: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").mkdir()
+    wanted = train(tmp_path / "whole")[1].classifier.get_weights()
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        join_in(patch, callback)
+        with pytest.raises(InterruptedRunError, match=r"asked to end \(SIG(TERM|INT)\)\. .* --resume"):
+            train(folder)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    state = Checkpoints(folder / "checkpoints", 2).newest()
+    assert state is not None
+    assert state.values["position"] == position
+    again = train(folder)[1].classifier.get_weights()
+    assert all(np.array_equal(left, right) for left, right in zip(again, wanted, strict=True))
+
+
+def test_a_second_signal_does_not_wait_and_other_threads_do_not_listen() -> None:
+    interruption = Interruption()
+    with interruption.listening(), interruption.waiting():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.asked
+        with pytest.raises(InterruptedRunError):
+            os.kill(os.getpid(), signal.SIGTERM)
+    seen: list[bool] = []
+
+    def elsewhere() -> None:
+        with contextlib.suppress(ValueError), Interruption().listening():
+            seen.append(True)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [True]
