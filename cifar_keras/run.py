@@ -1,5 +1,6 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from cifar_keras.training.phases import Phase, PhaseName
 from cifar_keras.training.run_log import RunLog
 from cifar_keras.training.trainer import Trainer
 
+# What the system says of a disk that is full, and of one that lets nobody write.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
 
 
@@ -51,7 +54,15 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
             print(f"the run is whole: nothing is left to do in {path}")
             result: dict[str, Any] = artifacts.read_json(path / paths.RESULT)
         else:
-            result = _train_and_evaluate(config, path, interruption)
+            try:
+                result = _train_and_evaluate(config, path, interruption)
+            except OSError as error:
+                if error.errno not in UNWRITABLE and path.is_dir():
+                    raise
+                raise UserError(
+                    f"--workdir cannot be written any more: {error.strerror}; --resume goes on from the state that was saved last. "
+                    f"Received: {error.filename or path}"
+                ) from error
         Checkpoints(path / paths.CHECKPOINTS, 0).remove()
         return result
 
@@ -103,6 +114,7 @@ def _train_and_evaluate(config: RunConfig, path: Path, interruption: Interruptio
         "compute_dtype": prepared.compute_dtype,
         "phases": {name: summary._asdict() for name, summary in summaries.items()},
         "rollbacks": trainer.rollbacks,
+        "states": trainer.saving,
         "config": to_values(config),
         "environment": artifacts.read_json(path / paths.ENVIRONMENT),
         "seed": config.seed,

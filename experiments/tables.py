@@ -96,6 +96,18 @@ def benchmark_table(benchmarks: Result) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def profile_table(profile: Result) -> str:
+    """Return the table of where a training step's time goes, in percent, largest first."""
+    shares = {f"{row['image_size']} px, batch {row['batch_size']}": row["shares"] for row in profile["rows"]}
+    names = sorted(
+        {name for share in shares.values() for name in share},
+        key=lambda name: -sum(share.get(name, 0) for share in shares.values()),
+    )
+    lines = [["part", *shares], ["---"] * (1 + len(shares))]
+    lines += [[name, *(f"{100 * share.get(name, 0):.1f} %" for share in shares.values())] for name in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """Return a document with the table between its two marks replaced."""
     begin, end = f"<!-- {name}: begin, written by experiments/tables.py -->", f"<!-- {name}: end -->"
@@ -112,9 +124,10 @@ def main() -> None:
     readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
     wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
     text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
-    if (RESULTS / "benchmarks.json").exists():
-        benchmarks = json.loads((RESULTS / "benchmarks.json").read_text(encoding="utf-8"))
-        text = with_table(text, "benchmarks", benchmark_table(benchmarks))
+    for name, table in (("benchmarks", benchmark_table), ("profile", profile_table)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            text = with_table(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
     wanted[lab_book] = with_table(text, "trials", trials)
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:

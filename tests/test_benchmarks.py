@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import tables
-from experiments.benchmarks import limit
+from experiments.benchmarks import limit, profile
 from experiments.benchmarks.cases import BATCH_SIZES, FIXED, Case
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +55,26 @@ def test_the_table_shows_every_row_once() -> None:
     lines = tables.benchmark_table({"rows": rows}).splitlines()
     assert lines[2] == "| train_step | 64 | 1,234 (1,200 to 1,300; 32) | 99 (98 to 100; 64) | - | - | - | - | - |"
     assert len(lines) == 3
+
+
+def test_a_profile_adds_up_what_onednn_says() -> None:
+    told = """I0000 something else
+onednn_verbose,v1,info,oneDNN v3.7.3
+onednn_verbose,v1,primitive,create:cache_miss,cpu,convolution,jit:avx2,forward_training,src:f32,,,mb1,9.5
+onednn_verbose,v1,primitive,exec,cpu,convolution,jit:avx2,forward_training,src:f32,,,mb1,0.5
+onednn_verbose,v1,primitive,exec,cpu,convolution,jit:avx2,backward_weights,src:f32,,,mb1,2
+onednn_verbose,v1,primitive,exec,cpu,convolution,jit:avx2,forward_training,src:f32,,,mb1,0.25
+onednn_verbose,primitive,exec,cpu,reorder,jit:uni,undef,src_f32,,,3x3,1
+"""
+    assert profile.milliseconds_of(told) == {
+        "convolution forward_training": 0.75,
+        "convolution backward_weights": 2,
+        "reorder": 1,
+    }
+    rows = [{"image_size": 64, "batch_size": 32, "shares": {"a": 0.25, "b": 0.75}}]
+    assert tables.profile_table({"rows": rows}).splitlines() == [
+        *("| part | 64 px, batch 32 |", "| --- | --- |", "| b | 75.0 % |", "| a | 25.0 % |")
+    ]
 
 
 def test_the_published_benchmark_has_what_is_asked_for() -> None:

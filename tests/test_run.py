@@ -1,5 +1,8 @@
 import dataclasses
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,7 +74,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
 def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert set(result) == {
         *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
-        *("compute_dtype", "phases", "rollbacks"),
+        *("compute_dtype", "phases", "rollbacks", "states"),
     }
     assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
     assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}
@@ -196,6 +199,31 @@ def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:
             train.main(command_line(tmp_path / "run", FLAGS))
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.ENOENT])
+def test_a_workdir_that_cannot_be_written_any_more_is_said(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: Any, path: Path, interruption: Any) -> None:
+        if code == errno.ENOENT:
+            shutil.rmtree(path)
+        raise OSError(code, os.strerror(code), str(path / "model.keras"))
+
+    monkeypatch.setattr(run, "_train_and_evaluate", fail)
+    message = rf"^--workdir cannot be written any more: {os.strerror(code)}; --resume .*\. Received: .*model\.keras$"
+    with pytest.raises(UserError, match=message):
+        train.main(command_line(tmp_path / "run", FLAGS))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_of_the_program_is_not_laid_to_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Any, path: Path, interruption: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "elsewhere")
+
+    monkeypatch.setattr(run, "_train_and_evaluate", fail)
+    with pytest.raises(FileNotFoundError):
+        train.main(command_line(tmp_path / "run", FLAGS))
 
 
 @pytest.mark.slow

