@@ -1,17 +1,23 @@
 """Archives are made here with tarfile and by hand, and read by `archives`."""
 
+import hashlib
 import io
 import json
 import os
 import pickle
 import struct
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import BATCHES
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cifar_keras import tarballs
 from cifar_keras.data import archives
@@ -66,6 +72,24 @@ def assert_same(read: Dataset, expected: Dataset) -> None:
         assert getattr(read, split).images.dtype == np.uint8
         assert getattr(read, split).labels.dtype == np.int64
     assert read.class_names == expected.class_names
+
+
+@hypothesis.settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 5))
+def test_any_images_come_the_same_from_every_kind_of_archive(seed: int, count: int) -> None:
+    records = np.random.default_rng(seed).integers(0, 256, (6, count, 3073), np.uint8)
+    records[..., 0] %= 10
+    batches = {name: part.tobytes() for name, part in zip(BATCHES, records, strict=True)}
+    contents = Contents(count, {name: hashlib.md5(part).hexdigest() for name, part in batches.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        pickles = {f"{PYTHON}/{name}": python_2_pickle(part) for name, part in batches.items()}
+        binary, python, npm = (Path(folder, name) for name in ("binary.tar.gz", "python.tar.gz", "npm.tgz"))
+        first = archives.read_official_archive(pack(binary, binary_files(batches)), contents)
+        assert_same(archives.read_official_archive(pack(python, pickles), contents), first)
+        assert_same(archives.read_npm_tarball(pack(npm, npm_files(first)), contents), first)
+    planes = first.train.images.transpose(0, 3, 1, 2).reshape(5, count, 3072)
+    np.testing.assert_array_equal(planes, records[:5, :, 1:])
+    np.testing.assert_array_equal(first.train.labels.reshape(5, count), records[:5, :, 0])
 
 
 @pytest.mark.parametrize("folder", [BINARY, f"./{BINARY}"])
@@ -247,7 +271,7 @@ def test_file_that_is_no_archive_or_not_there_is_named(
 
 
 def npm_files(dataset: Dataset) -> dict[str, bytes]:
-    rows = np.concatenate([dataset.train.images, dataset.test.images]).reshape(6, 4, 1024, 3)
+    rows = np.concatenate([dataset.train.images, dataset.test.images]).reshape(6, -1, 1024, 3)
     names = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]
     files = {
         f"package/{name}.png": tf.io.encode_png(picture).numpy() for name, picture in zip(names, rows, strict=True)

@@ -4,9 +4,12 @@ import sys
 import types
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cifar_keras.config import AugmentationConfig
@@ -56,6 +59,7 @@ def batches_of(
     steps: int = 6,
     batch: int = 16,
     parallel_calls: int = 2,
+    first_step: int = 0,
 ) -> list[Batch]:
     images, labels = numbered(count)
     dataset = training_batches(
@@ -67,8 +71,9 @@ def batches_of(
         epochs=epochs,
         change=make_augmentation(augmentation),
         parallel_calls=parallel_calls,
+        first_step=first_step,
     )
-    assert dataset.cardinality().numpy() == steps * epochs
+    assert dataset.cardinality().numpy() == steps * epochs - first_step
     return list(dataset.as_numpy_iterator())
 
 
@@ -104,6 +109,37 @@ def test_every_image_comes_once_an_epoch_with_its_label_in_another_order_each_ep
         assert one_hot.dtype == np.float32
         assert np.array_equal(batch, images[numbers_of(batch)])
         assert np.array_equal(one_hot, np.eye(10)[numbers_of(batch) % 10])
+
+
+@hypothesis.settings(max_examples=25)
+@given(
+    total=st.integers(1, 300),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 2**31 - 1),
+    epochs=st.integers(1, 3),
+    data=st.data(),
+)
+def test_any_pipeline_can_begin_anywhere_and_shows_no_image_twice_an_epoch(
+    total: int, batch: int, seed: int, epochs: int, data: st.DataObject
+) -> None:
+    batch = min(batch, total)
+    steps = total // batch
+    whole = batches_of(total, seed=seed, epochs=epochs, steps=steps, batch=batch)
+    for epoch in range(epochs):
+        shown = np.concatenate([numbers_of(images) for images, _ in whole[epoch * steps :][:steps]])
+        assert len(set(shown.tolist())) == steps * batch
+        assert shown.max() < total
+    first_epoch, first_step = data.draw(st.integers(0, epochs - 1)), data.draw(st.integers(0, steps - 1))
+    rest = batches_of(
+        total,
+        seed=seed,
+        first_epoch=first_epoch,
+        first_step=first_step,
+        epochs=epochs - first_epoch,
+        steps=steps,
+        batch=batch,
+    )
+    assert same(whole[first_epoch * steps + first_step :], rest)
 
 
 def test_what_is_left_over_changes_from_epoch_to_epoch() -> None:

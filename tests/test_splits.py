@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cifar_keras.data.splits import split_train
@@ -59,3 +61,27 @@ def test_the_seed_decides() -> None:
 def test_a_split_without_a_class_is_refused(labels: NDArray[np.int64], share: float) -> None:
     with pytest.raises(UserError, match=rf"--validation_share .* Received: {share}$"):
         split_train(labels, share, seed=0)
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=2, max_size=12),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_any_split_is_whole_stratified_and_the_seeds_or_refused(counts: list[int], share: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    try:
+        train, validation = split_train(labels, share, seed)
+    except UserError:
+        # Only where a class has too few images for both splits, or a split too few for all classes.
+        held_out = round(sum(counts) * share)
+        too_few = min(held_out, sum(counts) - held_out) < len(counts)
+        assert too_few or min(counts) < 2 or min(min(counts) * share, min(counts) * (1 - share)) < 1
+        return
+    assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(sum(counts)))
+    assert set(labels[train]) == set(labels[validation]) == set(range(len(counts)))
+    exact = len(validation) / sum(counts) * np.array(counts)
+    assert (np.abs(np.bincount(labels[validation]) - exact) <= 1).all()
+    again = split_train(labels, share, seed)
+    assert np.array_equal(train, again[0])
+    assert np.array_equal(validation, again[1])
