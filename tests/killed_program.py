@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from small_runs import BATCH, prepare_small, small_config, train_small
 
 from cifar_keras import artifacts
@@ -74,7 +75,7 @@ def note_everything(folder: Path, moments: Moments) -> None:
     def fit(model: keras.Model, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
         moments.come_by(f"{phase.name} phase")
         fit_phase(model, phase, batches, validation, [NoteMoments(moments), *callbacks], **settings)
-        variables = checkpoints.read_variables(phase.name, model.optimizer.variables)
+        variables = checkpoints.read_variables(phase.name, model.optimizer.variables, tf.distribute.get_strategy())
         with (folder / f"{phase.name}.part").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **variables)
         (folder / f"{phase.name}.part").replace(folder / f"{phase.name}.npz")
@@ -97,8 +98,7 @@ def main() -> None:
         timer.daemon = True
         timer.start()
     done = train_small(config, prepared, log, folder)
-    with strategy.scope():
-        values = checkpoints.read_variables("classifier", prepared.classifier.variables)
+    values = checkpoints.read_variables("classifier", prepared.classifier.variables, strategy)
     for phase in ("head", "finetune"):
         values |= dict(np.load(folder / f"{phase}.npz"))
     for place, record in enumerate(log.records):

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cifar_keras.errors import UserError
 from cifar_keras.training import checkpoints as checkpoints_lib
@@ -164,14 +165,15 @@ def test_a_state_is_not_written_where_the_workdir_is_gone(tmp_path: Path) -> Non
 
 
 def test_variables_come_back_and_others_are_refused() -> None:
+    strategy = tf.distribute.get_strategy()
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)])
-    arrays = read_variables("classifier", model.variables)
+    arrays = read_variables("classifier", model.variables, strategy)
     values = [np.array(variable) for variable in model.variables]
     for variable in model.variables:
         variable.assign(variable + 1)
-    write_variables("classifier", model.variables, arrays)
+    write_variables("classifier", model.variables, strategy, arrays)
     for variable, value in zip(model.variables, values, strict=True):
         np.testing.assert_array_equal(variable, value)
     for variables in (model.variables[:-1], [*model.variables, *model.variables]):
         with pytest.raises(ValueError, match="other variables"):
-            write_variables("classifier", variables, arrays)
+            write_variables("classifier", variables, strategy, arrays)

@@ -62,18 +62,23 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Va
     return run
 
 
+KINDS = (("head phase", 1), ("step", 3), ("arrays written", 3), ("phase ends", 1), ("validation", 1), ("synced", 2))
+MID_EPOCH = (("step", 4), ("step", 3))
+
+
+@pytest.mark.parametrize(("virtual_devices", "deaths"), [(0, KINDS), (2, MID_EPOCH)])
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
-    never_killed: Callable[[int], Values], tmp_path: Path
+    virtual_devices: int,
+    deaths: tuple[tuple[str, int], ...],
+    never_killed: Callable[[int], Values],
+    tmp_path: Path,
 ) -> None:
-    """One run that is killed six times: each process gets a bit further."""
-    deaths = [
-        *(("head phase", 1), ("step", 3), ("arrays written", 3), ("phase ends", 1), ("validation", 1), ("synced", 2))
-    ]
+    """One run that is killed many times: each process gets a bit further."""
     for moment, number in deaths:
-        assert start(0, tmp_path, 0, moment, number) == -signal.SIGKILL
+        assert start(virtual_devices, tmp_path, 0, moment, number) == -signal.SIGKILL
         assert moments_of(tmp_path)[-1] == moment
-    assert start(0, tmp_path, 0) == 0
-    assert_identical(tmp_path, never_killed(0))
+    assert start(virtual_devices, tmp_path, 0) == 0
+    assert_identical(tmp_path, never_killed(virtual_devices))
 
 
 def test_the_program_can_tell_a_difference(never_killed: Callable[[int], Values], tmp_path: Path) -> None:

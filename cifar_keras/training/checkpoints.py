@@ -106,16 +106,20 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_variables(group: str, variables: Sequence[keras.Variable]) -> dict[str, NDArray[Any]]:
+def read_variables(
+    group: str, variables: Sequence[keras.Variable], strategy: tf.distribute.Strategy
+) -> dict[str, NDArray[Any]]:
     """Return the values of variables, each under `GROUP/NUMBER/COPY`; of one whose copies on the devices differ, every copy."""
     return {
         f"{group}/{number}/{copy}": np.asarray(value)
         for number, variable in enumerate(variables)
-        for copy, value in enumerate(_copies(variable))
+        for copy, value in enumerate(_copies(variable, strategy))
     }
 
 
-def write_variables(group: str, variables: Sequence[keras.Variable], arrays: dict[str, NDArray[Any]]) -> None:
+def write_variables(
+    group: str, variables: Sequence[keras.Variable], strategy: tf.distribute.Strategy, arrays: dict[str, NDArray[Any]]
+) -> None:
     """Give variables the values that `read_variables` returned.
 
     Raises:
@@ -125,7 +129,7 @@ def write_variables(group: str, variables: Sequence[keras.Variable], arrays: dic
     if wanted != {name for name in arrays if name.startswith(f"{group}/") and name.endswith("/0")}:
         raise ValueError(f"the saved state has other variables. Received: {group}, {len(variables)} variables")
     for number, variable in enumerate(variables):
-        copies = _copies(variable)
+        copies = _copies(variable, strategy)
         if len(copies) == 1:
             variable.assign(arrays[f"{group}/{number}/0"])  # all devices' copies
         else:
@@ -133,8 +137,8 @@ def write_variables(group: str, variables: Sequence[keras.Variable], arrays: dic
                 value.assign(arrays[f"{group}/{number}/{copy}"])
 
 
-def _copies(variable: keras.Variable) -> Sequence[tf.Variable]:
+def _copies(variable: keras.Variable, strategy: tf.distribute.Strategy) -> Sequence[tf.Variable]:
     if variable.synchronization != "on_read":
         return [variable]
     # A metric's sum is kept by each device for itself; their sum, shared out anew, would round differently.
-    return tf.distribute.get_strategy().experimental_local_results(variable.value)  # type: ignore[no-any-return]
+    return strategy.experimental_local_results(variable.value)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from cifar_keras.config import Divergence, RunConfig, to_values
 from cifar_keras.data.pipeline import evaluation_batches, measure_speed, training_batches
@@ -150,6 +151,7 @@ class Trainer:
             every=self._config.checkpoint.checkpoint_every_steps,
             first_step=step,
             within=within,
+            strategy=self._prepared.strategy,
             interruption=self._interruption,
         )
         validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
@@ -170,13 +172,13 @@ class Trainer:
     def _save(self, model: keras.Model | None) -> None:
         """Save the state of the run, with that of the phase that fits `model`; None is between two phases."""
         started = time.monotonic()
-        with self._prepared.strategy.scope():
-            arrays = read_variables("classifier", self._prepared.classifier.variables)
-            if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
-                raise DivergedError(f"a weight is not finite at step {self._log.step}")
-            if model is not None:
-                arrays |= read_variables("optimizer", model.optimizer.variables)
-                arrays |= read_variables("metrics", model.metrics_variables)
+        strategy = self._prepared.strategy
+        arrays = read_variables("classifier", self._prepared.classifier.variables, strategy)
+        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
+            raise DivergedError(f"a weight is not finite at step {self._log.step}")
+        if model is not None:
+            arrays |= read_variables("optimizer", model.optimizer.variables, strategy)
+            arrays |= read_variables("metrics", model.metrics_variables, strategy)
         arrays |= {f"best/{number}": array for number, array in enumerate(self._keep_best.best_weights)}
         values = {
             "config": to_values(self._config),
@@ -207,8 +209,7 @@ class Trainer:
     def _restore(self, state: State) -> None:
         """Be at the moment of a state, but for what `_restore_within` does."""
         values, arrays = state
-        with self._prepared.strategy.scope():
-            write_variables("classifier", self._prepared.classifier.variables, arrays)
+        write_variables("classifier", self._prepared.classifier.variables, self._prepared.strategy, arrays)
         self._position = Position(**values["position"])
         self._rate_share = values["rate_share"]
         self.rollbacks, self.saving = values["rollbacks"], values["saving"]
@@ -223,7 +224,7 @@ class Trainer:
         set_kernel_gradients(model, state.values["kernel_gradients"])
         with self._prepared.strategy.scope():
             model.optimizer.build(model.trainable_variables)
-            write_variables("optimizer", model.optimizer.variables, state.arrays)
+        write_variables("optimizer", model.optimizer.variables, self._prepared.strategy, state.arrays)
         self._keep_best.waited = state.values["waited"]
 
     def _roll_back(self, phase: Phase, error: DivergedError) -> State:
@@ -260,6 +261,7 @@ class SaveState(keras.callbacks.Callback):
         every: steps of an epoch from one state to the next; 0 saves at the ends of epochs only.
         first_step: steps of the first epoch that are done.
         within: the state that the phase goes on from.
+        strategy: of the run.
         interruption: asks the run to end.
     """
 
@@ -271,18 +273,19 @@ class SaveState(keras.callbacks.Callback):
         every: int,
         first_step: int,
         within: State | None,
+        strategy: tf.distribute.Strategy,
         interruption: Interruption,
     ) -> None:
         super().__init__()
         self._save, self._phase, self._every, self._interruption = save, phase, every, interruption
         self._epoch, self._step, self._first_step = 0, 0, first_step
-        self._within = within
+        self._within, self._strategy = within, strategy
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Give the metrics, which Keras has just reset, what they were at the state."""
         self._epoch, self._step, self._first_step = epoch, self._first_step, 0
         if self._within is not None and self._step:
-            write_variables("metrics", self.model.metrics_variables, self._within.arrays)
+            write_variables("metrics", self.model.metrics_variables, self._strategy, self._within.arrays)
         self._within = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
