@@ -225,7 +225,7 @@ class FinetuneConfig(PhaseConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How a run survives: none of it changes what a run gives."""
+    """How a run survives. It changes what a run gives only where it rolls back, to the state that was saved last."""
 
     resume: Resume = setting(
         Resume.NO,
@@ -272,7 +272,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-# A run that goes on may have others of these. They do not change what it gives, as long as its images are verified.
+# A run that goes on may have others of these: where things lie, and how it survives.
 FREE_WHEN_RESUMED = (
     *("workdir", "data_dir", "archive", "source_timeout_seconds"),
     *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),

@@ -66,9 +66,14 @@ def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "instruction_sets": instruction_sets(),
         "devices": list(devices),
-        "versions": {"cifar_keras": cifar_keras.__version__, **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of this package and of each of `PACKAGES`; None where it is not installed."""
+    return {"cifar_keras": cifar_keras.__version__, **{name: _version(name) for name in PACKAGES}}
 
 
 def instruction_sets() -> list[str]:

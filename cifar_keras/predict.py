@@ -23,15 +23,7 @@ def main(argv: Sequence[str]) -> None:
 
     model = load_saved_model(arguments.model)
     for path, content in zip(arguments.files, contents, strict=True):
-        try:
-            height, width = _size_of(content)
-            if height * width > PIXELS_LIMIT:
-                raise UserError(
-                    f"the image has more than {PIXELS_LIMIT:,} pixels: {width} x {height}. Received: {path}"
-                )
-            tf.io.decode_image(content, channels=3, expand_animations=False)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
-            raise UserError(f"the file is no JPEG or PNG image that can be read. Received: {path}") from error
+        check_image(path, content)
     for start in range(0, len(contents), BATCH_SIZE):
         served = model.serve_bytes(tf.constant(contents[start : start + BATCH_SIZE]))
         names = [name.decode() for name in served["class_names"].numpy()]

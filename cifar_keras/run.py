@@ -46,6 +46,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
         RuntimeError: a reloaded artifact is not the model that was trained.
     """
     path = workdir.check_workdir(config.workdir, config.checkpoint.resume)
+    checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
     interruption = Interruption()
     with workdir.claimed(path), interruption.listening():
         if workdir.holds_run(path):
@@ -55,7 +56,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
             result: dict[str, Any] = artifacts.read_json(path / paths.RESULT)
         else:
             try:
-                result = _train_and_evaluate(config, path, interruption)
+                result = _train_and_evaluate(config, path, checkpoints, interruption)
             except OSError as error:
                 if error.errno not in UNWRITABLE and path.is_dir():
                     raise
@@ -63,7 +64,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
                     f"--workdir cannot be written any more: {error.strerror}; --resume goes on from the state that was saved last. "
                     f"Received: {error.filename or path}"
                 ) from error
-        Checkpoints(path / paths.CHECKPOINTS, 0).remove()
+        checkpoints.remove()
         return result
 
 
@@ -85,10 +86,11 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
         )
 
 
-def _train_and_evaluate(config: RunConfig, path: Path, interruption: Interruption) -> dict[str, Any]:
+def _train_and_evaluate(
+    config: RunConfig, path: Path, checkpoints: Checkpoints, interruption: Interruption
+) -> dict[str, Any]:
     watch = Stopwatch()
     commit = environment.source_commit()  # now, since the files may be others when the run ends
-    checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
     state = checkpoints.newest()
     with watch.time("prepare"):
         prepared = prepare(config)

@@ -27,6 +27,7 @@ from cifar_keras import predict
 from cifar_keras.data import archives, cifar10
 from cifar_keras.errors import SourceError, UserError
 from cifar_keras.models import weights
+from experiments.benchmarks.worker import peak_gib
 
 HANG_SECONDS = 30
 
@@ -75,8 +76,9 @@ def cases(reader: str, folder: Path) -> tuple[list[bytes], Callable[[bytes], obj
         dataset = archives.read_official_archive(path, contents)
         return [tar_of(npm_files(dataset))], packed(lambda path: archives.read_npm_tarball(path, contents))
     if reader == "weights":
-        files = {FOLDER + name: content for name, content in package_files(drawn(SMALL_TENSORS)).items()}
-        return [tar_of(files)], packed(weights.read_package)  # type: ignore[arg-type]
+        listed = package_files(drawn(SMALL_TENSORS))
+        files = {FOLDER + name: content for name, content in listed.items() if isinstance(content, bytes)}
+        return [tar_of(files)], packed(weights.read_package)
     return images(), lambda content: predict.check_image(path, content)
 
 
@@ -137,16 +139,7 @@ def main() -> None:
                 print(f"a finding: {finding}", file=sys.stderr)
                 raise
             faulthandler.cancel_dump_traceback_later()
-    print(json.dumps({"fed": fed, "refused": refused, "peak_gib": round(_peak_gib(), 2)}))
-
-
-def _peak_gib() -> float:
-    """Return the most memory that was resident. `getrusage` counts in what the process was forked from; elsewhere than on Linux, 0."""
-    try:
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
+    print(json.dumps({"fed": fed, "refused": refused, "peak_gib": round(peak_gib(), 2)}))
 
 
 if __name__ == "__main__":

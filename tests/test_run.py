@@ -205,7 +205,7 @@ def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_workdir_that_cannot_be_written_any_more_is_said(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(config: Any, path: Path, interruption: Any) -> None:
+    def fail(config: Any, path: Path, *others: Any) -> None:
         if code == errno.ENOENT:
             shutil.rmtree(path)
         raise OSError(code, os.strerror(code), str(path / "model.keras"))
@@ -218,7 +218,7 @@ def test_a_workdir_that_cannot_be_written_any_more_is_said(
 
 
 def test_a_mistake_of_the_program_is_not_laid_to_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(config: Any, path: Path, interruption: Any) -> None:
+    def fail(config: Any, path: Path, *others: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file", "elsewhere")
 
     monkeypatch.setattr(run, "_train_and_evaluate", fail)

@@ -16,7 +16,6 @@ import pytest
 from small_runs import SHORT, prepare_small, small_config, train_small
 
 from cifar_keras.errors import InterruptedRunError, UserError
-from cifar_keras.training import checkpoints as checkpoints_lib
 from cifar_keras.training import trainer as trainer_lib
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.interruption import Interruption
@@ -124,7 +123,7 @@ def failing(code: int, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             raise OSError(code, os.strerror(code))
         save(*arguments, **arrays)
 
-    monkeypatch.setattr(checkpoints_lib.np, "savez", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(np, "savez", refuse)
 
 
 def test_a_full_disk_does_not_stop_the_run(
@@ -159,11 +158,18 @@ def test_a_workdir_that_was_removed_stops_the_run(tmp_path: Path, monkeypatch: p
 
 
 class Signal(keras.callbacks.Callback):
-    """Sends a signal to this process at a step or at a batch of validation."""
+    """Sends a signal to this process at a step, at a batch of validation, or at the end of an epoch."""
 
-    def __init__(self, number: signal.Signals, step: int = -1, validation_batch: int = -1) -> None:
+    def __init__(
+        self, number: signal.Signals, step: int = -1, validation_batch: int = -1, last_epoch: int = -1
+    ) -> None:
         super().__init__()
         self._number, self._step, self._validation_batch = number, step, validation_batch
+        self._last_epoch = last_epoch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self._last_epoch:
+            os.kill(os.getpid(), self._number)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch == self._step:
@@ -182,6 +188,8 @@ class Signal(keras.callbacks.Callback):
         # At the last step of an epoch and in its validation nothing is saved: the state before is gone on from.
         (Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}),
         (Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}),
+        # When nothing of the last phase is left to end, its end is saved.
+        (Signal(signal.SIGTERM, last_epoch=3), {"phase": 2, "epoch": 4, "step": 0}),
     ],
 )
 def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(

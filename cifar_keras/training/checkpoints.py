@@ -63,7 +63,7 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         artifacts.sync_folder(self._folder)
-        for path in [*earlier[: max(0, len(earlier) + 1 - self._keep)]]:
+        for path in earlier[: max(0, len(earlier) + 1 - self._keep)]:
             shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> State | None:
@@ -141,4 +141,5 @@ def _copies(variable: keras.Variable, strategy: tf.distribute.Strategy) -> Seque
     if variable.synchronization != "on_read":
         return [variable]
     # A metric's sum is kept by each device for itself; their sum, shared out anew, would round differently.
-    return strategy.experimental_local_results(variable.value)  # type: ignore[no-any-return]
+    copies: Sequence[tf.Variable] = strategy.experimental_local_results(variable.value)
+    return copies

@@ -50,7 +50,7 @@ class Interruption:
             InterruptedRunError: always.
         """
         raise InterruptedRunError(
-            f"the run was asked to end ({self._name}). The same command with --resume goes on with it"
+            f"the run was asked to end ({self._name}). The same command with --resume=auto goes on with it"
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cifar_keras import environment
 from cifar_keras.config import Divergence, RunConfig, to_values
 from cifar_keras.data.pipeline import evaluation_batches, measure_speed, training_batches
 from cifar_keras.errors import DivergedError, UserError
@@ -91,6 +92,8 @@ class Trainer:
             self._save(None)
         else:
             self._watch.add(state.values["minutes"])
+            if (before := state.values["versions"]) != environment.versions():
+                print(f"warning: the run began with other versions, so its bits can differ: {before}", file=sys.stderr)
             self._restore(state)
         while self._position.phase < len(self._prepared.phases):
             phase = self._prepared.phases[self._position.phase]
@@ -100,11 +103,13 @@ class Trainer:
                 state = None
             except DivergedError as error:
                 state = self._roll_back(phase, error)
+            if self._interruption.asked:  # after the phase's last step; its end is saved
+                self._interruption.end()
 
     def _train_phase(self, phase: Phase, state: State | None) -> None:
         """Train a phase from its beginning, or from a state within it."""
         started, steps_before = time.monotonic(), self._log.step
-        within = state if state is not None and state.values["kernel_gradients"] is not None else None
+        within = state if state is not None and state.values["within"] is not None else None
         rate = self._rate_share * phase.config.learning_rate
         phase = phase._replace(config=dataclasses.replace(phase.config, learning_rate=rate))
         lesson = make_lesson(self._config, self._prepared, phase)
@@ -174,9 +179,9 @@ class Trainer:
         started = time.monotonic()
         strategy = self._prepared.strategy
         arrays = read_variables("classifier", self._prepared.classifier.variables, strategy)
-        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
-            raise DivergedError(f"a weight is not finite at step {self._log.step}")
         if model is not None:
+            if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
+                raise DivergedError(f"a weight is not finite at step {self._log.step}")
             arrays |= read_variables("optimizer", model.optimizer.variables, strategy)
             arrays |= read_variables("metrics", model.metrics_variables, strategy)
         arrays |= {f"best/{number}": array for number, array in enumerate(self._keep_best.best_weights)}
@@ -184,27 +189,29 @@ class Trainer:
             "config": to_values(self._config),
             "compute_dtype": self._prepared.compute_dtype,
             "position": self._position._asdict(),
-            "kernel_gradients": None if model is None else kernel_gradients(model),
+            "within": None
+            if model is None
+            else {"kernel_gradients": kernel_gradients(model), "waited": self._keep_best.waited},
             "rate_share": self._rate_share,
             "rollbacks": self.rollbacks,
             "best": self._keep_best.best,
-            "waited": self._keep_best.waited,
             "summaries": {name: summary._asdict() for name, summary in self.summaries.items()},
             "steps": self._log.step,
             "records": self._log.records,
             "minutes": self._watch.minutes(),
             "saving": self.saving,
+            "versions": environment.versions(),
         }
         try:
             self._checkpoints.save(State(values, arrays))
+            self.saving = {
+                "saved": self.saving["saved"] + 1,
+                "minutes": self.saving["minutes"] + (time.monotonic() - started) / 60,
+            }
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             print("warning: the state was not saved, the disk is full; the one before is kept", file=sys.stderr)
-        self.saving = {
-            "saved": self.saving["saved"] + 1,
-            "minutes": self.saving["minutes"] + (time.monotonic() - started) / 60,
-        }
 
     def _restore(self, state: State) -> None:
         """Be at the moment of a state, but for what `_restore_within` does."""
@@ -221,11 +228,11 @@ class Trainer:
 
     def _restore_within(self, model: keras.Model, state: State) -> None:
         """Restore what belongs to the phase; its metrics follow when `fit` has made and reset them."""
-        set_kernel_gradients(model, state.values["kernel_gradients"])
+        set_kernel_gradients(model, state.values["within"]["kernel_gradients"])
         with self._prepared.strategy.scope():
             model.optimizer.build(model.trainable_variables)
         write_variables("optimizer", model.optimizer.variables, self._prepared.strategy, state.arrays)
-        self._keep_best.waited = state.values["waited"]
+        self._keep_best.waited = state.values["within"]["waited"]
 
     def _roll_back(self, phase: Phase, error: DivergedError) -> State:
         """Go back to the newest state that is whole, at a lower rate.

@@ -57,7 +57,7 @@ class System:
     def _head_phase(self, classifier: keras.Model, case: Case) -> Runnable:
         """A whole head phase: features of the images and their mirror images, then ten epochs of them.
 
-        Its beginning, which is seconds, is a tenth of a phase of `HEAD_BATCHES` and less of a real one, but most of a shorter one.
+        Its beginning takes seconds, which is little of a real phase and most of one that is shorter than `HEAD_BATCHES`.
         """
         set_trainable(classifier, HeadConfig(), synchronize=False)
         halves = halve(classifier, compute_dtype=self._dtype, image_size=case.image_size)

@@ -53,20 +53,23 @@ def profile(case: Case, seconds: float) -> dict[str, float]:
     steps = max(2, round(seconds * images_per_second / case.batch_size) + 1)
     whole = 1000 * steps * case.batch_size / images_per_second
     milliseconds[OTHER] = max(0.0, whole - sum(milliseconds.values()))
-    return {name: spent / sum(milliseconds.values()) for name, spent in milliseconds.most_common()}
+    total = sum(milliseconds.values())
+    return {
+        name: milliseconds[name] / total for name in sorted(milliseconds, key=milliseconds.__getitem__, reverse=True)
+    }
 
 
-def milliseconds_of(verbose: str) -> collections.Counter[str]:
+def milliseconds_of(verbose: str) -> dict[str, float]:
     """Add up the milliseconds of each kind of primitive in oneDNN's lines.
 
     A line is `onednn_verbose,v1,primitive,exec,cpu,KIND,IMPLEMENTATION,PASS,...,MILLISECONDS`, in some versions without `v1`.
     """
-    spent: collections.Counter[str] = collections.Counter()
+    spent: dict[str, float] = collections.defaultdict(float)
     for line in verbose.splitlines():
         fields = line.split(",")
         if fields[0] == "onednn_verbose" and "exec" in fields:
             kind, _, direction = fields[fields.index("exec") + 2 :][:3]
-            spent[kind if direction == "undef" else f"{kind} {direction}"] += float(fields[-1])  # type: ignore[assignment]
+            spent[kind if direction == "undef" else f"{kind} {direction}"] += float(fields[-1])
     return spent
 
 

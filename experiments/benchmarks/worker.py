@@ -47,7 +47,7 @@ def main() -> None:
             answer = {"not_measured": str(error)}
         except Exception as error:
             answer = {"not_measured": f"it failed: {reason_of(error)}"}
-        answer["peak_memory_gib"] = _peak_gib()
+        answer["peak_memory_gib"] = peak_gib()
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -62,8 +62,11 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak_gib() -> float:
-    """Return the most memory that was resident since `_forget_peak`."""
+def peak_gib() -> float:
+    """Return the most memory that was resident, since `_forget_peak` where that was called.
+
+    On Linux not by `getrusage`, which counts in what the process was forked from.
+    """
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
         kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
