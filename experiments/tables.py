@@ -97,7 +97,7 @@ def benchmark_table(benchmarks: Result) -> str:
 
 
 def profile_table(profile: Result) -> str:
-    """Return the table of where a training step's time goes, in percent, largest first."""
+    """Return the table of what oneDNN's time in a training step goes into, in percent, largest first."""
     shares = {f"{row['image_size']} px, batch {row['batch_size']}": row["shares"] for row in profile["rows"]}
     names = sorted(
         {name for share in shares.values() for name in share},

@@ -1,7 +1,6 @@
-"""`python -m experiments.benchmarks.profile`: where a training step's time goes, as oneDNN itself tells (`ONEDNN_VERBOSE`).
+"""`python -m experiments.benchmarks.profile`: what oneDNN's time in a training step goes into, as it tells (`ONEDNN_VERBOSE`).
 
-Its primitives run one after the other on a machine of few cores, so that their times add up to the time of the steps, less what
-TensorFlow does by itself: reading, resizing, sums over pixels, the optimizer.
+What TensorFlow does by itself is not in it: reading, resizing, sums over pixels, the optimizer.
 """
 
 import argparse
@@ -14,7 +13,6 @@ from experiments.benchmarks.__main__ import Worker
 from experiments.benchmarks.cases import Case
 
 RESULT = Path(__file__).parent.parent / "results" / "profile.json"
-OTHER = "TensorFlow's own"
 
 
 def main() -> None:
@@ -39,20 +37,16 @@ def main() -> None:
 
 
 def profile(case: Case, seconds: float) -> dict[str, float]:
-    """Return the share of the time that each kind of primitive takes, the largest first."""
+    """Return the share of oneDNN's time that each kind of primitive takes, the largest first."""
     with tempfile.TemporaryFile("w+") as told:
         worker = Worker("ours", {"ONEDNN_VERBOSE": "profile_exec"}, told)
         worker.ask(case=case)
         told.seek(0, 2)
         begin = told.tell()
-        images_per_second = worker.ask(trial=seconds)["images_per_second"]
+        worker.ask(trial=seconds)
         worker.close()
         told.seek(begin)
         milliseconds = milliseconds_of(told.read())
-    # `fit` makes one step more than it times.
-    steps = max(2, round(seconds * images_per_second / case.batch_size) + 1)
-    whole = 1000 * steps * case.batch_size / images_per_second
-    milliseconds[OTHER] = max(0.0, whole - sum(milliseconds.values()))
     total = sum(milliseconds.values())
     return {
         name: milliseconds[name] / total for name in sorted(milliseconds, key=milliseconds.__getitem__, reverse=True)
