@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from cifar_keras.config import FinetuneConfig, PhaseConfig
-from cifar_keras.training.schedules import make_optimizer
+from cifar_keras.training.optimizers import make_optimizer
 
 PhaseName = Literal["head", "finetune"]
 

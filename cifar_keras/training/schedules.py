@@ -1,11 +1,6 @@
-"""Optimizers and learning rates: pure policy, from a phase's settings to Keras objects."""
+"""Learning rates over a phase."""
 
 import keras
-
-from cifar_keras.config import OptimizerName, PhaseConfig
-
-# Biases and the scales and shifts of BatchNormalization are few and are not decayed (arXiv:1812.01187, section 3.1).
-_UNDECAYED = ["bias", "gamma", "beta"]
 
 
 def warmup_cosine(peak: float, steps: int, warmup_share: float) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -25,16 +20,3 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float) -> keras.optimiz
         warmup_steps=warmup_steps,
         decay_steps=steps - warmup_steps,
     )
-
-
-def make_optimizer(config: PhaseConfig, steps: int) -> keras.optimizers.Optimizer:
-    """Build the optimizer of a phase of `steps` steps."""
-    rate = warmup_cosine(config.learning_rate, steps, config.warmup_share)
-    decay = config.weight_decay or None
-    if config.optimizer is OptimizerName.SGD:
-        optimizer = keras.optimizers.SGD(rate, momentum=config.momentum, weight_decay=decay)
-    else:
-        # Keras's AdamW takes no None.
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=_UNDECAYED)
-    return optimizer
