@@ -68,5 +68,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path.name} is not valid JSON: {error}. Received: {path}") from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """Return the values in a file of one JSON value a line.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is not JSON.
+    """
+    return [json.loads(line, parse_constant=_refuse_constant) for line in path.read_text("utf-8").splitlines()]
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")

@@ -27,18 +27,21 @@ def save_classifier(classifier: keras.Model, path: Path) -> None:
     beside.replace(path)
 
 
-def export_saved_model(classifier: keras.Model, class_names: Sequence[str], path: Path) -> None:
+def export_saved_model(
+    classifier: keras.Model, class_names: Sequence[str], path: Path, *, temperature: float = 1.0
+) -> None:
     """Write a SavedModel with two signatures, whole or not at all.
 
     `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
     PNG file of any size. Both give `logits` float32 `[n, classes]`, `probabilities` float32 `[n, classes]` and
-    `class_names` string `[classes]`. No augmentation is inside, and normalizations are folded into the convolutions before them.
+    `class_names` string `[classes]`; the probabilities are `softmax(logits / temperature)`. No augmentation is inside, and
+    normalizations are folded into the convolutions before them.
     """
 
     def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
         return {
             "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
+            "probabilities": tf.nn.softmax(logits / temperature),
             "class_names": tf.constant(list(class_names)),
         }
 
@@ -68,7 +71,7 @@ def export_saved_model(classifier: keras.Model, class_names: Sequence[str], path
     beside = path.with_name(f".{path.name}")
     shutil.rmtree(beside, ignore_errors=True)
     archive.write_out(beside, verbose=False)
-    if path.exists():  # of a process of this run that ended after it
+    if path.exists():  # with another temperature, or of a process of this run that ended after it
         shutil.rmtree(path)
     beside.replace(path)
 

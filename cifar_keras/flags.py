@@ -12,9 +12,11 @@ from typing import NamedTuple
 from absl import flags
 
 from cifar_keras import config as config_lib
+from cifar_keras import paths
 from cifar_keras.errors import InterruptedRunError, UserError
 
 BAD_INPUT_STATUS = 2
+MOST_RUNS = 8  # that colours and markers tell apart
 INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 _DEFINERS: dict[type, Callable[..., object]] = {
@@ -67,6 +69,13 @@ class PredictArguments(NamedTuple):
     top: int  # classes to print
 
 
+class CompareArguments(NamedTuple):
+    """What `cifar_keras.compare` is told."""
+
+    runs: list[Path]  # workdirs, at least two
+    picture: Path | None  # PNG file for the curves
+
+
 def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     """Parse the command line of `cifar_keras.evaluate`.
 
@@ -97,6 +106,24 @@ def parse_predict(argv: Sequence[str]) -> PredictArguments:
     if values["top"].value < 1:
         raise UserError(f"--top has to be at least 1. Received: {values['top'].value}")
     return PredictArguments(_model_of(values), [Path(file) for file in files], values["top"].value)
+
+
+def parse_compare(argv: Sequence[str]) -> CompareArguments:
+    """Parse the command line of `cifar_keras.compare`.
+
+    Raises:
+        UserError: an unknown or malformed flag, fewer than two runs or more than can be told apart, or one that is no folder.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("picture", "", "PNG file to draw the curves of the runs into", flag_values=values)
+    names = parse_arguments(values, argv, files=True)
+    if not 2 <= len(names) <= MOST_RUNS:
+        raise UserError(
+            f"name two to {MOST_RUNS} workdirs of runs behind the flags. Received: {shlex.join(names) or 'none'}"
+        )
+    runs = [_workdir_of(name, "each run") for name in names]
+    picture = values["picture"].value
+    return CompareArguments(runs, paths.expand("picture", picture) if picture else None)
 
 
 def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: bool = False) -> list[str]:
@@ -136,11 +163,14 @@ def _define_model(values: flags.FlagValues) -> None:
 
 
 def _model_of(values: flags.FlagValues) -> Path:
-    name = values["model"].value
+    return _workdir_of(values["model"].value, "--model")
+
+
+def _workdir_of(name: str, called: str) -> Path:
     with contextlib.suppress(RuntimeError, OSError):  # no home folder of this name; a name that is too long
         if name and (model := Path(name).expanduser()).is_dir():
             return model
-    raise UserError(f"--model has to name the workdir of a run. Received: {name!r}")
+    raise UserError(f"{called} has to name the workdir of a run. Received: {name!r}")
 
 
 class _ResumeParser(flags.ArgumentParser):

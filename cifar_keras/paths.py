@@ -12,6 +12,8 @@ ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 MODEL = "model.keras"
 SAVED_MODEL = "saved_model"
+METRICS = "metrics.jsonl"
+PREDICTIONS = "predictions.npz"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 

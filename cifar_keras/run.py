@@ -1,16 +1,19 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
 import errno
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from cifar_keras import artifacts, environment, export, paths, workdir
 from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, to_values
 from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
@@ -19,8 +22,9 @@ from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
-from cifar_keras.reporting.evaluation import Evaluation, evaluate
-from cifar_keras.reporting.tables import metrics_table
+from cifar_keras.reporting.calibration import fit_temperature, softmax
+from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, evaluate
+from cifar_keras.reporting.tables import metrics_table, with_interval
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
@@ -101,18 +105,17 @@ def _train_and_evaluate(
     trainer = Trainer(config, prepared, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption)
     trainer.train(state)
     with watch.time("evaluate"):
-        save_artifacts(prepared.classifier, prepared.splits, path)
-        batch_size = config.data.global_batch_size
-        test, validation = evaluate_artifact(prepared.classifier, prepared.splits, path, batch_size)
-        draw(test, prepared.splits, log, path)
+        measured = measure(prepared.classifier, prepared.splits, path, config)
+        draw(measured, prepared.splits, log, path)
     summaries = trainer.summaries
     result = {
-        "test": test.metrics,
-        "validation": validation.metrics,
+        "test": measured.test.metrics,
+        "validation": measured.validation.metrics,
+        "calibration": {"temperature": measured.temperature, "test": measured.calibrated_test},
         "minutes": watch.minutes(),
         "images_per_second": {"head": None, "finetune": None}
         | {name: summary.images_per_second for name, summary in summaries.items()}
-        | {"evaluate": test.images_per_second},
+        | {"evaluate": measured.test.images_per_second},
         "compute_dtype": prepared.compute_dtype,
         "phases": {name: summary._asdict() for name, summary in summaries.items()},
         "rollbacks": trainer.rollbacks,
@@ -122,7 +125,11 @@ def _train_and_evaluate(
         "seed": config.seed,
         "commit": commit,
     }
-    print(metrics_table(test.metrics, f"test, {path / paths.SAVED_MODEL}"))
+    print(metrics_table(measured.test.metrics, f"test, {path / paths.SAVED_MODEL}"))
+    print(
+        f"calibration error {with_interval(measured.test.metrics, 'calibration_error')}, "
+        f"at temperature {measured.temperature:.2f} {with_interval(measured.calibrated_test, 'calibration_error')}"
+    )
     artifacts.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
     return result
 
@@ -205,8 +212,48 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     log.write_picture("augmented_images", picture)
 
 
-def save_artifacts(classifier: keras.Model, splits: Splits, path: Path) -> None:
-    """Write `model.keras`, and the SavedModel from what `model.keras` gives when it is read back.
+class Measured(NamedTuple):
+    """What the artifacts of a run give."""
+
+    test: Evaluation
+    validation: Evaluation
+    temperature: float  # of the probabilities that the SavedModel gives
+    calibrated_test: dict[str, Any]  # what these probabilities change in the test metrics
+
+
+def measure(classifier: keras.Model, splits: Splits, path: Path, config: RunConfig) -> Measured:
+    """Write the artifacts of a run, measure them, and keep what they predict.
+
+    Raises:
+        RuntimeError: an artifact is not the classifier that was trained.
+    """
+    # TF32 would round the products of a newer GPU to 10 bits, each kernel in its own way; on a CPU it changes nothing.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    batch_size = config.data.global_batch_size
+    reloaded = save_model(classifier, path)
+    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL)
+    validation = evaluate(path, splits.validation, splits.class_names, batch_size, "validation", seed=config.seed)
+    temperature = fit_temperature(validation.logits, splits.validation.labels)
+    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL, temperature=temperature)
+    test = evaluate(path, splits.test, splits.class_names, batch_size, "test", seed=config.seed)
+    check_is_trained(classifier, splits.test, test.logits, path, batch_size)
+    calibrated = calibrated_metrics(
+        test.logits, splits.test.labels, splits.class_names, temperature=temperature, seed=config.seed
+    )
+    predictions = io.BytesIO()
+    np.savez(
+        predictions,
+        test_logits=test.logits,
+        test_labels=splits.test.labels,
+        validation_logits=validation.logits,
+        validation_labels=splits.validation.labels,
+    )
+    artifacts.write_whole(path / paths.PREDICTIONS, predictions.getvalue())
+    return Measured(test, validation, temperature, calibrated)
+
+
+def save_model(classifier: keras.Model, path: Path) -> keras.Model:
+    """Write `model.keras`, and return what it gives when it is read back.
 
     Raises:
         RuntimeError: the weights that are read back are not the trained ones.
@@ -216,36 +263,30 @@ def save_artifacts(classifier: keras.Model, splits: Splits, path: Path) -> None:
     pairs = zip(classifier.get_weights(), reloaded.get_weights(), strict=True)
     if not all(np.array_equal(trained, read) for trained, read in pairs):
         raise RuntimeError(f"the weights are not the trained ones. Received: {path / paths.MODEL}")
-    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL)
+    return reloaded
 
 
-def evaluate_artifact(
-    classifier: keras.Model, splits: Splits, path: Path, batch_size: int
-) -> tuple[Evaluation, Evaluation]:
-    """Measure the reloaded SavedModel on test and validation, after checking that it is the trained classifier.
+def check_is_trained(
+    classifier: keras.Model, split: LabelledImages, served: NDArray[np.float32], path: Path, batch_size: int
+) -> None:
+    """Check that the logits which the SavedModel served for a split are the trained classifier's.
 
     Raises:
-        RuntimeError: its test logits are not the classifier's.
+        RuntimeError: they are not.
     """
-    # TF32 would round the products of a newer GPU to 10 bits, each kernel in its own way; on a CPU it changes nothing.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    model = export.load_saved_model(path)
-    test, validation = (
-        evaluate(model, split, splits.class_names, batch_size, title)
-        for title, split in (("test", splits.test), ("validation", splits.validation))
-    )
-    trained = predict_all(classifier, splits.test.images, batch_size, "test, model.keras")
-    difference = export.check_same_logits(trained, test.logits, str(path / paths.SAVED_MODEL))
+    trained = predict_all(classifier, split.images, batch_size, "test, model.keras")
+    difference = export.check_same_logits(trained, served, str(path / paths.SAVED_MODEL))
     print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
-    return test, validation
 
 
-def draw(test: Evaluation, splits: Splits, log: RunLog, path: Path) -> None:
+def draw(measured: Measured, splits: Splits, log: RunLog, path: Path) -> None:
     """Draw what people look at into the workdir and into TensorBoard, and close the log."""
+    test, temperature = measured.test, measured.temperature
     drawn = {
+        "reliability": pictures.reliability_picture(test.logits, splits.test.labels, temperature),
         "confusion_matrix": pictures.confusion_matrix_picture(test.metrics["confusion_matrix"], splits.class_names),
         "predictions": pictures.predictions_picture(
-            splits.test.images, splits.test.labels, test.logits, splits.class_names
+            splits.test.images, splits.test.labels, softmax(test.logits, temperature), splits.class_names
         ),
         "learning_curves": pictures.learning_curves_picture(log.records),
     }

@@ -74,7 +74,7 @@ def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
         f"[`{path.stem}`](results/trials/{path.name})",
         " ".join(f"`{difference}`" for difference in _differences(trial, recipe)) or "nothing",
         f"{100 * trial['validation']['accuracy']:.2f} %",
-        f"{trial['minutes']['total']:.1f}",
+        "-" if trial["minutes"]["total"] is None else f"{trial['minutes']['total']:.1f}",
         _speeds([trial]),
         _commit(trial),
     ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_keras.reporting import pictures
+from cifar_keras.reporting.calibration import softmax
 
 NAMES = ["airplane", "automobile", "bird", "cat"]
 
@@ -70,7 +71,7 @@ def test_confusion_matrix_without_images_and_of_another_size() -> None:
 def test_predictions_picture_shows_right_above_wrong() -> None:
     red, blue = (250, 10, 20), (20, 10, 250)
     logits = np.array([[9, 0, 0, 0], [0, 9, 0, 0]], np.float32)
-    pixels = decode(pictures.predictions_picture(images_of([red, blue]), np.array([0, 2]), logits, NAMES))
+    pixels = decode(pictures.predictions_picture(images_of([red, blue]), np.array([0, 2]), softmax(logits), NAMES))
     rows_of = [np.flatnonzero((pixels == color).all(-1).any(1)) for color in (red, blue)]
     assert len(rows_of[0]) > 100
     assert rows_of[0].max() < rows_of[1].min()
@@ -80,7 +81,9 @@ def test_predictions_are_spread_evenly_over_confidence() -> None:
     colors = [(10 * index, 255 - 10 * index, 77) for index in range(9)]
     logits = np.zeros((9, 4), np.float32)
     logits[:, 0] = [3, 1, 8, 5, 7, 2, 9, 6, 4]  # confidence in this order of size; all right
-    png = pictures.predictions_picture(images_of(colors), np.zeros(9, np.int64), logits, NAMES, columns=3, rows=1)
+    png = pictures.predictions_picture(
+        images_of(colors), np.zeros(9, np.int64), softmax(logits), NAMES, columns=3, rows=1
+    )
     pixels = decode(png)
     # Sorted by confidence, places 1, 5 and 9 of 9: the images with logit 9, 5 and 1.
     assert [shows(pixels, color) for color in colors] == [index in (6, 3, 1) for index in range(9)]
@@ -93,21 +96,31 @@ def test_predictions_that_are_all_right_or_all_wrong(label: int) -> None:
     logits = np.zeros((3, 4), np.float32)
     logits[:, 0] = 5
     color = (250, 10, 20)
-    pixels = decode(pictures.predictions_picture(images_of([color] * 3), np.full(3, label), logits, NAMES))
+    pixels = decode(pictures.predictions_picture(images_of([color] * 3), np.full(3, label), softmax(logits), NAMES))
     assert shows(pixels, color)
 
 
 def test_predictions_of_long_names_are_not_cut() -> None:
     names = ["i" * 40, "m" * 40]
     images = images_of([(250, 10, 20)] * 3)
-    decode(pictures.predictions_picture(images, np.array([0, 1, 1]), np.eye(3, 2, dtype=np.float32), names, columns=2))
+    decode(pictures.predictions_picture(images, np.array([0, 1, 1]), np.eye(3, 2), names, columns=2))
+
+
+def test_reliability_picture_changes_with_its_temperature_and_bears_certainty() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, 200)
+    logits = (generator.normal(size=(200, 4)) + 3 * np.eye(4)[labels]).astype(np.float32)
+    pixels = decode(pictures.reliability_picture(logits, labels, 1.0))
+    assert (decode(pictures.reliability_picture(logits, labels, 1.0)) == pixels).all()
+    changed = decode(pictures.reliability_picture(logits, labels, 2.0))
+    assert changed.shape == pixels.shape
+    assert (changed != pixels).any()
+    decode(pictures.reliability_picture(1e6 * np.eye(4, dtype=np.float32)[:1], np.array([0]), 1e-3))
 
 
 def test_predictions_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="Received: 2, 3 and 2"):
-        pictures.predictions_picture(
-            images_of([(0, 0, 0)] * 2), np.zeros(3, np.int64), np.zeros((2, 4), np.float32), NAMES
-        )
+        pictures.predictions_picture(images_of([(0, 0, 0)] * 2), np.zeros(3, np.int64), np.zeros((2, 4)), NAMES)
 
 
 def test_image_grid_picture_shows_crisp_pixels() -> None:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras import config as config_lib
@@ -21,6 +22,7 @@ from cifar_keras import evaluate, export, predict, run, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
+from cifar_keras.reporting.calibration import softmax
 from cifar_keras.workdir import claimed
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,9 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
         "learning_curves.png",
         "metrics.jsonl",
         "model.keras",
+        "predictions.npz",
         "predictions.png",
+        "reliability.png",
         "result.json",
         "saved_model",
         "tensorboard",
@@ -74,7 +78,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
 def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert set(result) == {
         *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
-        *("compute_dtype", "phases", "rollbacks", "states"),
+        *("calibration", "compute_dtype", "phases", "rollbacks", "states"),
     }
     assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
     assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}
@@ -116,6 +120,36 @@ def test_the_figures_are_those_of_the_artifact(workdir: Path, result: dict[str, 
         assert result[name]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
+def test_the_predictions_that_are_kept_are_those_of_the_figures(workdir: Path, result: dict[str, Any]) -> None:
+    splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
+    kept = np.load(workdir / "predictions.npz")
+    for name, split in (("test", splits.test), ("validation", splits.validation)):
+        np.testing.assert_array_equal(kept[f"{name}_labels"], split.labels)
+        assert (kept[f"{name}_logits"].argmax(axis=1) == split.labels).mean() == result[name]["accuracy"]
+
+
+def test_the_probabilities_that_are_served_are_calibrated_on_validation(workdir: Path, result: dict[str, Any]) -> None:
+    """The figures after temperature scaling, from what the SavedModel gives and scikit-learn."""
+    kept, calibration = np.load(workdir / "predictions.npz"), result["calibration"]
+    model = export.load_saved_model(workdir)
+    served = model.serve(tf.constant(make_splits(synthetic.make_dataset(0), 0.1, seed=0).test.images))
+    probabilities = served["probabilities"].numpy().astype(np.float64)
+    wanted = tf.nn.softmax(kept["test_logits"] / calibration["temperature"])
+    np.testing.assert_allclose(probabilities, wanted, atol=1e-5)
+    labels = kept["test_labels"]
+    loss = sklearn_metrics.log_loss(labels, probabilities / probabilities.sum(axis=1, keepdims=True))
+    assert calibration["test"]["loss"] == pytest.approx(loss, rel=1e-4)
+
+    def validation_loss(temperature: float) -> float:
+        return float(
+            sklearn_metrics.log_loss(kept["validation_labels"], softmax(kept["validation_logits"], temperature))
+        )
+
+    best = validation_loss(calibration["temperature"])
+    assert best <= result["validation"]["loss"] + 1e-9
+    assert all(best <= validation_loss(factor * calibration["temperature"]) for factor in (0.9, 1.1))
+
+
 def test_the_best_epoch_by_validation_is_the_one_that_ships(workdir: Path, result: dict[str, Any]) -> None:
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     epochs = [record for record in records if "validation_accuracy" in record]
@@ -128,7 +162,7 @@ def test_the_best_epoch_by_validation_is_the_one_that_ships(workdir: Path, resul
 def test_tensorboard_has_curves_config_and_pictures(workdir: Path) -> None:
     events = EventAccumulator(str(workdir / "tensorboard" / "train")).Reload()
     tags = set(events.Tags()["tensors"])
-    pictures = {"augmented_images", "confusion_matrix", "predictions", "learning_curves"}
+    pictures = {"augmented_images", "confusion_matrix", "predictions", "learning_curves", "reliability"}
     assert {"loss", "accuracy", "learning_rate", "config"} | pictures <= tags
     assert b"finetune_unfreeze_from" in events.Tensors("config")[0].tensor_proto.string_val[0]
     encoded = events.Tensors("confusion_matrix")[0].tensor_proto.string_val[2]
@@ -151,7 +185,9 @@ def test_evaluate_tells_a_model_that_is_not_the_reported_one(
         evaluate.main(["evaluate", f"--model={tmp_path}"])
 
 
-def test_predict_prints_the_classes_of_files(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_prints_the_classes_of_files(
+    workdir: Path, tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = synthetic.make_dataset(0)
     paths = []
     for number, image in enumerate(dataset.test.images[:40]):  # more than one batch of files
@@ -159,9 +195,9 @@ def test_predict_prints_the_classes_of_files(workdir: Path, tmp_path: Path, caps
         paths[-1].write_bytes(tf.io.encode_png(image).numpy())
     predict.main(["predict", f"--model={workdir}", "--top=2", *map(str, paths)])
     lines = capsys.readouterr().out.splitlines()
-    probabilities = tf.nn.softmax(keras.models.load_model(workdir / "model.keras").predict(dataset.test.images[:40]))
+    logits = keras.models.load_model(workdir / "model.keras").predict(dataset.test.images[:40])
     assert len(lines) == 40
-    for path, line, row in zip(paths, lines, probabilities.numpy(), strict=True):
+    for path, line, row in zip(paths, lines, softmax(logits, result["calibration"]["temperature"]), strict=True):
         name, first, probability, *_ = line.split()
         assert (name, first) == (str(path), dataset.class_names[row.argmax()])
         assert float(probability) == pytest.approx(row.max(), abs=1e-3)
@@ -173,8 +209,9 @@ def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.Mo
     kernel = classifier.get_layer("head").kernel
     kernel.assign(np.asarray(kernel) + np.random.default_rng(0).normal(size=kernel.shape))
     splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
+    served = export.served_logits(export.load_saved_model(workdir), splits.test.images, 50, "test")
     with pytest.raises(RuntimeError, match="is not the model that was trained"):
-        run.evaluate_artifact(classifier, splits, workdir, batch_size=50)
+        run.check_is_trained(classifier, splits.test, served, workdir, batch_size=50)
 
 
 def test_a_second_run_into_the_same_workdir_is_refused_and_loses_nothing(workdir: Path) -> None:

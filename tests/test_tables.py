@@ -6,14 +6,20 @@ from cifar_keras.reporting.tables import metrics_table
 def metrics(names: list[str]) -> dict[str, Any]:
     figures = {"precision": 0.91239, "recall": 0.5, "f1": 1.0, "support": 1000}
     macro = {"macro_precision": 0.81111, "macro_recall": 0.82222, "macro_f1": 0.83333}
-    headline = {"n": 10000, "loss": 0.41236, "accuracy": 0.87654, "top5": 0.995}
+    headline = {
+        "n": 10000,
+        "loss": 0.41236,
+        "accuracy": 0.87654,
+        "top5": 0.995,
+        "intervals": {"accuracy": [0.87, 0.88309]},
+    }
     return {**headline, **macro, "per_class": dict.fromkeys(names, figures), "confusion_matrix": []}
 
 
 def test_every_figure_is_in_its_row() -> None:
     lines = metrics_table(metrics(["cat", "automobile"]), "test split").splitlines()
     assert lines[0] == "test split, 10,000 images"
-    assert lines[1] == "accuracy 87.65 %   top-5 99.50 %   loss 0.4124"
+    assert lines[1] == "accuracy 87.65 % (87.00 to 88.31)   top-5 99.50 %   loss 0.4124"
     rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines[3:] if line.strip("-")}
     assert rows["class, in %"] == ["precision", "recall", "F1", "images"]
     assert rows["cat"] == rows["automobile"] == ["91.24", "50.00", "100.00", "1,000"]

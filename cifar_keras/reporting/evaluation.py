@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.export import served_logits
+from cifar_keras.export import load_saved_model, served_logits
 from cifar_keras.reporting.metrics import classification_metrics
+
+CALIBRATED = ("loss", "brier", "calibration_error")  # what depends on a temperature
 
 
 class Evaluation(NamedTuple):
@@ -22,22 +24,45 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: tf.Module,
+    path: Path,
     split: LabelledImages,
     class_names: Sequence[str],
     batch_size: int,
     title: str,
+    *,
+    seed: int,
 ) -> Evaluation:
-    """Run every image of a split exactly once through a loaded SavedModel, and measure.
+    """Run every image of a split exactly once through a SavedModel, and measure.
 
     Args:
-        model: what `export.load_saved_model` returned.
+        path: a run's workdir, or the folder of its SavedModel.
         split: the images, uint8 `[n, height, width, 3]`, and their labels, int64 `[n]`.
         class_names: name of each class.
         batch_size: images at a time.
         title: what the progress bar is called.
+        seed: of the resamples that the intervals come from.
+
+    Raises:
+        UserError: there is no SavedModel of ours.
     """
+    model = load_saved_model(path)
     started = time.monotonic()
     logits = served_logits(model, split.images, batch_size, title)
     seconds = time.monotonic() - started
-    return Evaluation(logits, classification_metrics(logits, split.labels, class_names), len(logits) / seconds)
+    return Evaluation(
+        logits, classification_metrics(logits, split.labels, class_names, seed=seed), len(logits) / seconds
+    )
+
+
+def calibrated_metrics(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    *,
+    temperature: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Return those of `classification_metrics` that depend on the temperature of the probabilities, and their intervals."""
+    metrics = classification_metrics(logits / np.float32(temperature), labels, class_names, seed=seed)
+    intervals = {name: metrics["intervals"][name] for name in CALIBRATED}
+    return {name: metrics[name] for name in CALIBRATED} | {"intervals": intervals}

@@ -1,4 +1,4 @@
-"""Every reported number of a classification, computed by scikit-learn from logits and labels."""
+"""Every reported number of a classification, computed from logits and labels, with its uncertainty."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
+from cifar_keras.reporting.calibration import expected_calibration_error, softmax
+from cifar_keras.reporting.uncertainty import bootstrap_intervals, resampled_metrics
+
 TOP = 5
+RATES = ("precision", "recall", "f1")
+UNLIMITED = ("loss", "brier")  # all others are no more than 1
 
 
 def classification_metrics(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]
+    logits: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str], *, seed: int = 0
 ) -> dict[str, Any]:
     """Measure predictions against labels. Every class is listed, whether or not it occurs.
 
@@ -19,52 +24,61 @@ def classification_metrics(
         logits: float32 `[n, classes]`, unnormalised log probabilities; the prediction is the largest of a row.
         labels: int64 `[n]`, true classes, 0..classes - 1.
         class_names: the name of each class, at least two, all different.
+        seed: of the resamples that the intervals come from.
 
     Returns:
         Plain values, ready for JSON. Rates are fractions, 0..1:
         `n` images; `loss`, the mean cross-entropy in nats, where a probability under 2.2e-16 counts as 2.2e-16; `accuracy`;
-        `top5`, the share of labels among the five largest logits; `macro_precision`, `macro_recall` and `macro_f1`, plain
-        means over the classes; `per_class`, of each name its `precision`, `recall`, `f1` (0 where undefined) and `support`
-        (images of the class); `confusion_matrix`, counts as a list of rows, a row for each true class and a column for each
-        prediction.
+        `top5`, the share of labels among the five largest logits; `brier`, the mean over the images of the squared distance
+        between probabilities and label, summed over the classes, 0..2 (Brier, 1950, equation 2); `calibration_error` of
+        `calibration.expected_calibration_error`; `macro_precision`, `macro_recall` and `macro_f1`, plain means over the
+        classes, and `weighted_...`, means weighted by the images of each class; `per_class`, of each name its `precision`,
+        `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`; `confusion_matrix`, counts as a
+        list of rows, a row for each true class and a column for each prediction; `intervals`, of each figure with a
+        confidence of 95 %, as [low, high].
 
     Raises:
         ValueError: shapes that do not match, no images, labels out of range, or logits that are not finite.
     """
     _check(logits, labels, class_names)
     classes = np.arange(len(class_names))
-    predicted = logits.argmax(axis=1)
-    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0
-    )
+    probabilities, predicted = softmax(logits), logits.argmax(axis=1)
+    intervals = _intervals(probabilities, labels, seed)
+    brier = sklearn_metrics.brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False)
     return {
         "n": len(labels),
-        "loss": float(sklearn_metrics.log_loss(labels, softmax(logits), labels=classes)),
+        "loss": float(sklearn_metrics.log_loss(labels, probabilities, labels=classes)),
         "accuracy": float(sklearn_metrics.accuracy_score(labels, predicted)),
         "top5": _top_accuracy(logits, labels, classes),
-        "macro_precision": float(precision.mean()),
-        "macro_recall": float(recall.mean()),
-        "macro_f1": float(f1.mean()),
+        "brier": float(brier),
+        "calibration_error": expected_calibration_error(probabilities, labels),
+        **{f"macro_{rate}": value for rate, value in _rates(labels, predicted, classes, "macro").items()},
+        **{f"weighted_{rate}": value for rate, value in _rates(labels, predicted, classes, "weighted").items()},
         "per_class": {
             name: {
-                "precision": float(precision[index]),
-                "recall": float(recall[index]),
-                "f1": float(f1[index]),
-                "support": int(support[index]),
+                **_rates(labels, predicted, classes[index : index + 1], "macro"),
+                "support": int((labels == index).sum()),
+                "intervals": {rate: intervals.pop(f"{rate}/{index}") for rate in RATES},
             }
             for index, name in enumerate(class_names)
         },
         "confusion_matrix": sklearn_metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "intervals": intervals,
     }
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probabilities, float64 `[n, classes]`, of finite logits `[n, classes]`; each row sums to 1."""
-    # Less the largest of the row, so that exp cannot overflow; the quotient is the same.
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponentials: NDArray[np.float64] = np.exp(shifted)
-    exponentials /= exponentials.sum(axis=1, keepdims=True)
-    return exponentials
+def _intervals(probabilities: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[str, list[float]]:
+    found = bootstrap_intervals(resampled_metrics(probabilities, labels, top=TOP), len(labels), seed=seed)
+    return {name: [low, high if name in UNLIMITED else min(1.0, high)] for name, (low, high) in found.items()}
+
+
+def _rates(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: NDArray[np.int64], average: str
+) -> dict[str, float]:
+    values = sklearn_metrics.precision_recall_fscore_support(
+        labels, predicted, labels=classes, average=average, zero_division=0
+    )
+    return {rate: float(value) for rate, value in zip(RATES, values, strict=False)}
 
 
 def _top_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: NDArray[np.int64]) -> float:

@@ -16,10 +16,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from cifar_keras.reporting.metrics import softmax
+from cifar_keras.reporting.calibration import expected_calibration_error, reliability, softmax
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
@@ -51,6 +51,14 @@ class _Group(NamedTuple):
 # A marker, because a short run has one record.
 _TRAIN_STYLE = {"color": BLUE, "linewidth": 1.0, "marker": ".", "markersize": 2.5}
 _VALIDATION_STYLE = {"color": VERMILION, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 5}
+
+
+# Told apart by marker and stroke too.
+_RUN_STYLES = [
+    {"color": color, "marker": marker, "linestyle": stroke}
+    for stroke, markers in (("-", "os^D"), ("--", "vP*X"))
+    for color, marker in zip((BLUE, VERMILION, GREEN, GREY), markers, strict=True)
+]
 
 
 def confusion_matrix_picture(
@@ -94,7 +102,7 @@ def confusion_matrix_picture(
 def predictions_picture(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    logits: NDArray[np.float32],
+    probabilities: NDArray[np.float64],
     class_names: Sequence[str],
     *,
     columns: int = 8,
@@ -109,20 +117,19 @@ def predictions_picture(
     Args:
         images: uint8 `[n, height, width, 3]`, RGB.
         labels: int64 `[n]`, true classes.
-        logits: float32 `[n, classes]`, finite.
+        probabilities: float64 `[n, classes]`; rows sum to 1.
         class_names: the name of each class.
         columns: images in a row.
         rows: rows of each group.
 
     Raises:
-        ValueError: images, labels and logits are not equally many.
+        ValueError: images, labels and probabilities are not equally many.
     """
-    if not len(images) == len(labels) == len(logits):
+    if not len(images) == len(labels) == len(probabilities):
         raise ValueError(
-            f"images, labels and logits have to be equally many. "
-            f"Received: {len(images)}, {len(labels)} and {len(logits)}"
+            f"images, labels and probabilities have to be equally many. "
+            f"Received: {len(images)}, {len(labels)} and {len(probabilities)}"
         )
-    probabilities = softmax(logits)
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     right = predicted == labels
@@ -140,6 +147,50 @@ def predictions_picture(
         order = ", from the most to the least confident" if len(members) > 1 else ""
         groups.append(_Group(f"{heading}: {len(members):,} of {len(labels):,}{order}", color, images[shown], captions))
     return _groups_picture(groups, columns)
+
+
+def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> bytes:
+    """Draw how often predictions are right against how sure they are, before and after temperature scaling.
+
+    Bars are 95 % intervals of the shares (normal approximation); below is how many predictions lie where.
+
+    Args:
+        logits: float32 `[n, classes]`, finite.
+        labels: int64 `[n]`.
+        temperature: of `calibration.fit_temperature`.
+    """
+    figure = _new_figure(5.6, 6.4)
+    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    shares.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":", label="as sure as right")
+    for name, divisor, style in (
+        ("as trained", 1.0, {"color": VERMILION, "marker": "s", "linestyle": "--"}),
+        (f"at temperature {temperature:.2f}", temperature, {"color": BLUE, "marker": "o", "linestyle": "-"}),
+    ):
+        probabilities = softmax(logits, divisor)
+        diagram = reliability(probabilities, labels)
+        filled = diagram.images > 0
+        count, confidence, accuracy = (values[filled] for values in diagram)
+        error = 100 * expected_calibration_error(probabilities, labels)
+        shares.errorbar(
+            confidence,
+            accuracy,
+            yerr=1.96 * np.sqrt(accuracy * (1 - accuracy) / count),
+            label=f"{name}: calibration error {error:.1f} %",
+            linewidth=1.4,
+            markersize=4.5,
+            capsize=2,
+            **style,
+        )
+        counts.plot(confidence, count, linewidth=1.4, markersize=4.5, **style)
+    shares.set_ylabel("share that is right", fontsize=10)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")  # curves can lie anywhere
+    counts.set_ylabel("images", fontsize=10)
+    counts.set_yscale("log")
+    counts.set_xlabel("confidence: the largest probability", fontsize=10)
+    for axes in (shares, counts):
+        _plain(axes)
+    figure.align_ylabels()
+    return _png(figure)
 
 
 def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns: int) -> bytes:
@@ -186,11 +237,45 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
     rate.set_xlim(left=0)
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, accuracy, rate):
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     figure.align_ylabels()
     _mark_phases(loss, (accuracy, rate), records)
+    return _png(figure)
+
+
+def comparison_picture(
+    names: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]], batch_sizes: Sequence[int]
+) -> bytes:
+    """Draw the training loss and the validation accuracy of runs over the images that they had seen.
+
+    Args:
+        names: of the runs, at most 8.
+        records: of each run, as in `learning_curves_picture`.
+        batch_sizes: images a step of each run.
+
+    Raises:
+        ValueError: there are more runs than colours and markers that can be told apart.
+    """
+    if len(names) > len(_RUN_STYLES):
+        raise ValueError(f"at most {len(_RUN_STYLES)} runs can be told apart. Received: {len(names)}")
+    figure = _new_figure(9.0, 6.4)
+    panels = figure.subplots(2, 1, sharex=True)
+    for name, lines, batch_size, style in zip(names, records, batch_sizes, _RUN_STYLES, strict=False):
+        for axes, key in zip(panels, ("cross_entropy", "validation_accuracy"), strict=True):
+            points = [(line["step"] * batch_size, line[key]) for line in lines if key in line]
+            label = name if key == "validation_accuracy" else None
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.4, markersize=5, markevery=0.1, **style)
+    loss, accuracy = panels
+    loss.set_ylabel("train cross-entropy (nats),\nepoch so far", fontsize=10)
+    accuracy.set_ylabel("validation accuracy", fontsize=10)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    accuracy.set_xlabel("images seen", fontsize=10)
+    accuracy.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    for axes in panels:
+        axes.set_xlim(left=0)
+        _plain(axes)
+    figure.align_ylabels()
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return _png(figure)
 
 
@@ -275,6 +360,12 @@ def _spread(confidence: NDArray[np.float64], places: int) -> NDArray[np.int64]:
     order = np.argsort(-confidence, kind="stable")
     chosen = np.linspace(0, len(order) - 1, min(places, len(order))).round().astype(np.int64)
     return order[chosen]
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _new_figure(width_inches: float, height_inches: float) -> Figure:

@@ -1,7 +1,10 @@
-"""Metrics as plain text for the terminal, at most 80 columns wide."""
+"""Metrics as plain text for the terminal."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cifar_keras.reporting.uncertainty import McNemar
 
 WIDTH = 80
 COLUMNS = ("precision", "recall", "F1", "images")
@@ -19,9 +22,7 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
         Lines of at most 80 columns without a newline at the end; names too long for their column end in "...".
     """
     heading = textwrap.wrap(f"{title}, {metrics['n']:,} images", WIDTH)
-    headline = (
-        f"accuracy {_percent(metrics['accuracy'])} %   top-5 {_percent(metrics['top5'])} %   loss {metrics['loss']:.4f}"
-    )
+    headline = f"accuracy {with_interval(metrics, 'accuracy')}   top-5 {_percent(metrics['top5'])} %   loss {metrics['loss']:.4f}"
     longest = max(len(name) for name in ("macro mean", *metrics["per_class"]))
     name_width = min(longest, WIDTH - len(COLUMNS) * COLUMN_WIDTH)
     head = _row("class, in %", COLUMNS, name_width := max(name_width, len("class, in %")))
@@ -32,6 +33,47 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
     mean = _row("macro mean", (*_percentages(metrics, "macro_"), f"{metrics['n']:,}"), name_width)
     rule = "-" * len(head)
     return "\n".join([*heading, headline, "", head, rule, *rows, rule, mean])
+
+
+def comparison_table(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
+    """Lay runs out under one another.
+
+    Args:
+        names: of the runs.
+        results: what their `result.json` says.
+
+    Returns:
+        Lines without a newline at the end; as wide as the longest name asks for.
+    """
+    rows = [("run", "test accuracy, 95 % interval", "loss", "calibrated", "minutes")]
+    for name, result in zip(names, results, strict=True):
+        test, calibrated = result["test"], result["calibration"]["test"]
+        rows.append(
+            (
+                name,
+                with_interval(test, "accuracy"),
+                f"{test['loss']:.4f}",
+                f"{calibrated['loss']:.4f}",
+                f"{result['minutes']['total']:.1f}",
+            )
+        )
+    return _aligned(rows, names=1)
+
+
+def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
+    """Lay out McNemar's test of each two runs, in lines without a newline at the end."""
+    rows = [("first", "second", "only first right", "only second right", "p")]
+    rows += [
+        (first, second, f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p_value:.2g}")
+        for first, second, test in pairs
+    ]
+    return _aligned(rows, names=2)
+
+
+def with_interval(metrics: dict[str, Any], name: str) -> str:
+    """Return a rate in percent with the interval that it lies in, e.g. `90.79 % (90.22 to 91.35)`."""
+    low, high = metrics["intervals"][name]
+    return f"{_percent(metrics[name])} % ({_percent(low)} to {_percent(high)})"
 
 
 def _percentages(values: dict[str, Any], prefix: str) -> list[str]:
@@ -45,3 +87,15 @@ def _percent(fraction: float) -> str:
 def _row(name: str, cells: tuple[str, ...], name_width: int) -> str:
     shown = name if len(name) <= name_width else name[: name_width - 3] + "..."
     return shown.ljust(name_width) + "".join(cell.rjust(COLUMN_WIDTH) for cell in cells)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], *, names: int) -> str:
+    """Put cells into columns; the first ones are names, the others numbers, which end where their heading ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < names else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cifar_keras import paths
 from cifar_keras.errors import DivergedError
 from cifar_keras.training.phases import Phase
 
@@ -47,7 +48,7 @@ class RunLog:
     def _open(self) -> None:
         folder = self._workdir / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
-        self._file = (self._workdir / "metrics.jsonl").open("w", encoding="utf-8")
+        self._file = (self._workdir / paths.METRICS).open("w", encoding="utf-8")
         self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "validation")}
 
     def write_record(self, record: dict[str, Any]) -> None:

@@ -1,0 +1,89 @@
+"""How far a classifier's probabilities can be trusted, and the temperature that makes them better.
+
+The expected calibration error, the reliability diagram and temperature scaling are those of Guo et al., "On Calibration of
+Modern Neural Networks" (arXiv:1706.04599, sections 2 and 4.2).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+BINS = 15  # as in the paper
+# A temperature outside means logits that are a thousand times too small or too large: no model that was trained.
+TEMPERATURES = (1e-3, 1e3)
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram: confidences in bins of equal width, `((b) / bins, (b + 1) / bins]`."""
+
+    images: NDArray[np.int64]  # [bins], predictions whose confidence lies in the bin
+    confidence: NDArray[np.float64]  # [bins], their mean confidence; NaN in an empty bin
+    accuracy: NDArray[np.float64]  # [bins], the share of them that is right; NaN in an empty bin
+
+
+def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return the probabilities, float64 `[n, classes]`, of finite logits `[n, classes]` over a temperature; each row sums to 1."""
+    scaled = logits.astype(np.float64) / temperature
+    # Less the largest of the row, so that exp cannot overflow; the quotient is the same.
+    exponentials: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials
+
+
+def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = BINS) -> Reliability:
+    """Sort predictions by their confidence, which is the largest probability of a row.
+
+    Args:
+        probabilities: float64 `[n, classes]`; rows sum to 1.
+        labels: int64 `[n]`.
+        bins: how many of equal width between 0 and 1.
+    """
+    confidences = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    members = bin_of(confidences, bins)
+    count = np.bincount(members, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            count,
+            np.bincount(members, confidences, minlength=bins) / count,
+            np.bincount(members, right, minlength=bins) / count,
+        )
+
+
+def bin_of(confidences: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
+    """Return the bin of each confidence, `[n]`, 0..bins - 1; a bin's upper end belongs to it."""
+    return np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
+def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return `sum over bins of count / n * |accuracy - confidence|` (arXiv:1706.04599, equation 3), 0..1, with `BINS` bins."""
+    diagram = reliability(probabilities, labels)
+    gaps = np.abs(diagram.accuracy - diagram.confidence)
+    return float(np.nansum(diagram.images * gaps) / diagram.images.sum())
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Return the temperature T at which `softmax(logits / T)` has the lowest mean cross-entropy (arXiv:1706.04599, section 4.2).
+
+    Predictions stay as they are. Fit it on validation, never on the images that it is reported on.
+
+    Args:
+        logits: float32 `[n, classes]`, finite.
+        labels: int64 `[n]`.
+
+    Returns:
+        T between 0.001 and 1000; at one end where the labels ask for certainty, e.g. if all predictions are right.
+    """
+    rows = np.arange(len(labels))
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = logits.astype(np.float64) / np.exp(log_temperature)
+        return float((logsumexp(scaled, axis=1) - scaled[rows, labels]).mean())
+
+    # Convex in 1 / T, so it has one minimum in log T too.
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(cross_entropy, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))

@@ -1,0 +1,130 @@
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from cifar_keras import compare
+from cifar_keras.errors import UserError
+from cifar_keras.reporting.metrics import classification_metrics
+
+NAMES = ["cat", "dog", "ship"]
+
+
+def make_run(folder: Path, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Path:
+    """What a run leaves that is compared."""
+    folder.mkdir()
+    test = classification_metrics(logits, labels, NAMES)
+    result = {
+        "test": test,
+        "calibration": {"temperature": 1.5, "test": {"loss": 0.25}},
+        "minutes": {"total": 12.34},
+        "config": {"global_batch_size": 10},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    np.savez(folder / "predictions.npz", test_logits=logits, test_labels=labels)
+    records = [
+        {"phase": "head", "step": 5, "cross_entropy": 1.0},
+        {"phase": "head", "step": 9, "cross_entropy": 0.5, "validation_accuracy": 0.6},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Of 40 images both get 28 right, the first alone 9 and the second alone 3."""
+    labels = np.arange(40) % 3
+    first, second = (
+        np.eye(3, dtype=np.float32)[np.where(right, labels, (labels + 1) % 3)]
+        for right in (np.arange(40) < 37, (np.arange(40) < 28) | (np.arange(40) >= 37))
+    )
+    return [make_run(tmp_path / "first", first, labels), make_run(tmp_path / "second", second, labels)]
+
+
+def test_runs_are_laid_out_and_tested(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    compare.main(["compare", *map(str, runs), f"--picture={tmp_path / 'curves.png'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines[:3]}) == len({len(line) for line in lines[4:]}) == 1
+    assert lines[1].split()[:3] == [str(runs[0]), "92.50", "%"]  # 37 of 40
+    assert lines[2].split()[:3] == [str(runs[1]), "77.50", "%"]
+    assert lines[1].split()[-2:] == ["0.2500", "12.3"]
+    # 2 * (220 + 66 + 12 + 1) / 4096, of the binomial distribution with n = 12
+    assert lines[5].split() == [str(runs[0]), str(runs[1]), "9", "3", "0.15"]
+    picture = tf.io.decode_png((tmp_path / "curves.png").read_bytes()).numpy()
+    assert picture.std() > 1
+
+
+def damaged(folder: Path, damage: str) -> None:
+    files = {
+        "no result": ("result.json", None),
+        "half a result": ("result.json", b'{"test": {}}'),
+        "no predictions": ("predictions.npz", None),
+        "predictions that are text": ("predictions.npz", b"text"),
+        "an archive that is cut off": ("predictions.npz", (folder / "predictions.npz").read_bytes()[:300]),
+        "an archive of something else": ("predictions.npz", archive_of_text()),
+        "no curves": ("metrics.jsonl", None),
+        "curves that are text": ("metrics.jsonl", b"text"),
+    }
+    name, content = files[damage]
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+
+
+def archive_of_text() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("a.txt", "text")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("no result", "half a result", "no predictions", "predictions that are text", "an archive that is cut off"),
+        *("an archive of something else", "no curves", "curves that are text"),
+    ],
+)
+def test_a_run_that_is_not_whole_is_named(runs: list[Path], damage: str) -> None:
+    damaged(runs[1], damage)
+    with pytest.raises(UserError, match=r"Received: .*second(/result.json)?$"):
+        compare.main(["compare", *map(str, runs)])
+
+
+def test_a_pickle_is_not_read(runs: list[Path]) -> None:
+    labels: Any = np.array([{"a": 1}] * 40, dtype=object)
+    np.savez(runs[1] / "predictions.npz", allow_pickle=True, test_logits=labels, test_labels=labels)
+    with pytest.raises(UserError, match="allow_pickle"):
+        compare.main(["compare", *map(str, runs)])
+
+
+def test_runs_on_other_images_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    labels = np.arange(40) % 2
+    other = make_run(tmp_path / "other", np.eye(3, dtype=np.float32)[labels], labels)
+    with pytest.raises(UserError, match=r"other images.* Received: .*first and .*other$"):
+        compare.main(["compare", str(runs[0]), str(other)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "received"),
+    [
+        ([], "none"),
+        (["."], r"\."),
+        (["."] * 9, r"\. \. .*"),
+        ([".", "missing"], "'missing'"),
+        ([".", "~nobody/run"], "'~nobody/run'"),
+        ([".", ".", "--picture=missing/a.png"], "missing/a.png"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, arguments: list[str], received: str
+) -> None:
+    monkeypatch.chdir(runs[0])
+    with pytest.raises(UserError, match=rf"Received: {received}$"):
+        compare.main(["compare", *arguments])

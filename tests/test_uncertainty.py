@@ -1,0 +1,110 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from cifar_keras.reporting.calibration import expected_calibration_error, softmax
+from cifar_keras.reporting.metrics import TOP, classification_metrics
+from cifar_keras.reporting.uncertainty import bootstrap_intervals, mcnemar, resampled_metrics
+
+CLASSES = 10
+
+
+def predictions(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, CLASSES, count)
+    logits = generator.normal(size=(count, CLASSES)).astype(np.float32)
+    logits[np.arange(count), labels] += 1.5
+    return logits, labels
+
+
+def test_a_sample_in_which_images_repeat_has_the_figures_of_scikit_learn() -> None:
+    logits, labels = predictions(400)
+    times = np.bincount(np.random.default_rng(5).integers(400, size=400), minlength=400)
+    found = resampled_metrics(softmax(logits), labels, top=TOP)(times)
+    logits, labels = np.repeat(logits, times, axis=0), np.repeat(labels, times)
+    probabilities, predicted = softmax(logits), logits.argmax(axis=1)
+    classes = np.arange(CLASSES)
+
+    def rates(average: Any) -> Any:
+        return sklearn_metrics.precision_recall_fscore_support(labels, predicted, labels=classes, average=average)[:3]
+
+    names = ("precision", "recall", "f1")
+    wanted = {
+        "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
+        "top5": sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes),
+        "loss": sklearn_metrics.log_loss(labels, probabilities, labels=classes),
+        "brier": sklearn_metrics.brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False),
+        "calibration_error": expected_calibration_error(probabilities, labels),
+        **{f"macro_{name}": value for name, value in zip(names, rates("macro"), strict=True)},
+        **{f"weighted_{name}": value for name, value in zip(names, rates("weighted"), strict=True)},
+        **{
+            f"{name}/{index}": value
+            for name, values in zip(names, rates(None), strict=True)
+            for index, value in enumerate(values)
+        },
+    }
+    assert found.keys() == wanted.keys()
+    assert found == pytest.approx(wanted)
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.exponential(size=300)
+
+    def mean(times: NDArray[np.int64]) -> dict[str, float]:
+        return {"mean": float(values @ times / times.sum())}
+
+    low, high = bootstrap_intervals(mean, 300, seed=1, resamples=20_000)["mean"]
+    reference = stats.bootstrap((values,), np.mean, method="basic", n_resamples=20_000, rng=np.random.default_rng(2))
+    assert low == pytest.approx(reference.confidence_interval.low, abs=0.005)
+    assert high == pytest.approx(reference.confidence_interval.high, abs=0.005)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """95 % of 300 intervals of an accuracy of 0.8 over 200 images; fewer than 272 would come by chance once in 1,600."""
+    generator = np.random.default_rng(11)
+    covered = 0
+    for seed in range(300):
+        right = generator.random(200) < 0.8
+
+        def accuracy(times: NDArray[np.int64], right: NDArray[np.bool_] = right) -> dict[str, float]:
+            return {"accuracy": float(right @ times / times.sum())}
+
+        low, high = bootstrap_intervals(accuracy, 200, seed=seed, resamples=500)["accuracy"]
+        covered += low <= 0.8 <= high
+    assert covered >= 272
+
+
+def test_intervals_depend_on_the_seed_alone_and_stay_within_their_range() -> None:
+    logits, labels = predictions(60)
+    names = [f"class {index}" for index in range(CLASSES)]
+    first, second, third = (classification_metrics(logits, labels, names, seed=seed) for seed in (1, 1, 2))
+    assert first == second
+    assert first["intervals"] != third["intervals"]
+    per_class = [values["intervals"][rate] for values in first["per_class"].values() for rate in values["intervals"]]
+    for low, high in [*first["intervals"].values(), *per_class]:
+        assert 0 <= low <= high
+    for name in first["intervals"].keys() - {"loss", "brier"}:
+        assert first["intervals"][name][1] <= 1
+        assert first["intervals"][name][0] <= first[name] or name == "calibration_error"
+
+
+def test_mcnemar_by_the_binomial_distribution() -> None:
+    """Of 12 images that one model alone gets right the first has 9: twice the tail of (12 choose k) / 2^12 from 9 on."""
+    first = np.array([True] * 9 + [False] * 3 + [True] * 50 + [False] * 5)
+    second = np.array([False] * 9 + [True] * 3 + [True] * 50 + [False] * 5)
+    found = mcnemar(first, second)
+    assert (found.only_first, found.only_second) == (9, 3)
+    assert found.p_value == pytest.approx(2 * (220 + 66 + 12 + 1) / 4096)
+    assert mcnemar(second, first).p_value == found.p_value
+
+
+def test_models_that_agree_do_not_differ() -> None:
+    right = np.array([True, False, True])
+    assert mcnemar(right, right) == (0, 0, 1.0)
+    with pytest.raises(ValueError, match="Received: 3 and 2"):
+        mcnemar(right, right[:2])
