@@ -14,6 +14,8 @@ MODEL = "model.keras"
 SAVED_MODEL = "saved_model"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.npz"
+REPORT = "report.html"
+MODEL_CARD = "model_card.md"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 

@@ -1,19 +1,15 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
 import errno
-import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from numpy.typing import NDArray
 
-from cifar_keras import artifacts, environment, export, paths, workdir
+from cifar_keras import artifacts, delivery, environment, paths, workdir
 from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, to_values
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
@@ -22,14 +18,12 @@ from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
-from cifar_keras.reporting.calibration import fit_temperature, softmax
-from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, evaluate
+from cifar_keras.reporting.report import Content
 from cifar_keras.reporting.tables import metrics_table, with_interval
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
-from cifar_keras.training.features import predict_all
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import Phase, PhaseName
@@ -105,8 +99,8 @@ def _train_and_evaluate(
     trainer = Trainer(config, prepared, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption)
     trainer.train(state)
     with watch.time("evaluate"):
-        measured = measure(prepared.classifier, prepared.splits, path, config)
-        draw(measured, prepared.splits, log, path)
+        measured = delivery.measure(prepared.classifier, prepared.splits, path, config)
+        drawn = delivery.draw(prepared.classifier, measured, prepared.splits, log, path)
     summaries = trainer.summaries
     result = {
         "test": measured.test.metrics,
@@ -130,6 +124,9 @@ def _train_and_evaluate(
         f"calibration error {with_interval(measured.test.metrics, 'calibration_error')}, "
         f"at temperature {measured.temperature:.2f} {with_interval(measured.calibrated_test, 'calibration_error')}"
     )
+    images, labels = prepared.splits.test
+    logits, class_names = measured.test.logits, prepared.splits.class_names
+    delivery.write_report(Content(path.name, result, log.records, images, labels, logits, class_names, drawn), path)
     artifacts.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
     return result
 
@@ -210,87 +207,3 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)
     artifacts.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)
-
-
-class Measured(NamedTuple):
-    """What the artifacts of a run give."""
-
-    test: Evaluation
-    validation: Evaluation
-    temperature: float  # of the probabilities that the SavedModel gives
-    calibrated_test: dict[str, Any]  # what these probabilities change in the test metrics
-
-
-def measure(classifier: keras.Model, splits: Splits, path: Path, config: RunConfig) -> Measured:
-    """Write the artifacts of a run, measure them, and keep what they predict.
-
-    Raises:
-        RuntimeError: an artifact is not the classifier that was trained.
-    """
-    # TF32 would round the products of a newer GPU to 10 bits, each kernel in its own way; on a CPU it changes nothing.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    batch_size = config.data.global_batch_size
-    reloaded = save_model(classifier, path)
-    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL)
-    validation = evaluate(path, splits.validation, splits.class_names, batch_size, "validation", seed=config.seed)
-    temperature = fit_temperature(validation.logits, splits.validation.labels)
-    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL, temperature=temperature)
-    test = evaluate(path, splits.test, splits.class_names, batch_size, "test", seed=config.seed)
-    check_is_trained(classifier, splits.test, test.logits, path, batch_size)
-    calibrated = calibrated_metrics(
-        test.logits, splits.test.labels, splits.class_names, temperature=temperature, seed=config.seed
-    )
-    predictions = io.BytesIO()
-    np.savez(
-        predictions,
-        test_logits=test.logits,
-        test_labels=splits.test.labels,
-        validation_logits=validation.logits,
-        validation_labels=splits.validation.labels,
-    )
-    artifacts.write_whole(path / paths.PREDICTIONS, predictions.getvalue())
-    return Measured(test, validation, temperature, calibrated)
-
-
-def save_model(classifier: keras.Model, path: Path) -> keras.Model:
-    """Write `model.keras`, and return what it gives when it is read back.
-
-    Raises:
-        RuntimeError: the weights that are read back are not the trained ones.
-    """
-    export.save_classifier(classifier, path / paths.MODEL)
-    reloaded = keras.models.load_model(path / paths.MODEL, compile=False)
-    pairs = zip(classifier.get_weights(), reloaded.get_weights(), strict=True)
-    if not all(np.array_equal(trained, read) for trained, read in pairs):
-        raise RuntimeError(f"the weights are not the trained ones. Received: {path / paths.MODEL}")
-    return reloaded
-
-
-def check_is_trained(
-    classifier: keras.Model, split: LabelledImages, served: NDArray[np.float32], path: Path, batch_size: int
-) -> None:
-    """Check that the logits which the SavedModel served for a split are the trained classifier's.
-
-    Raises:
-        RuntimeError: they are not.
-    """
-    trained = predict_all(classifier, split.images, batch_size, "test, model.keras")
-    difference = export.check_same_logits(trained, served, str(path / paths.SAVED_MODEL))
-    print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
-
-
-def draw(measured: Measured, splits: Splits, log: RunLog, path: Path) -> None:
-    """Draw what people look at into the workdir and into TensorBoard, and close the log."""
-    test, temperature = measured.test, measured.temperature
-    drawn = {
-        "reliability": pictures.reliability_picture(test.logits, splits.test.labels, temperature),
-        "confusion_matrix": pictures.confusion_matrix_picture(test.metrics["confusion_matrix"], splits.class_names),
-        "predictions": pictures.predictions_picture(
-            splits.test.images, splits.test.labels, softmax(test.logits, temperature), splits.class_names
-        ),
-        "learning_curves": pictures.learning_curves_picture(log.records),
-    }
-    for name, picture in drawn.items():
-        artifacts.write_whole(path / f"{name}.png", picture)
-        log.write_picture(name, picture)
-    log.close()

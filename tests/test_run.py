@@ -18,7 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras import config as config_lib
-from cifar_keras import evaluate, export, predict, run, train
+from cifar_keras import delivery, evaluate, export, predict, run, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
@@ -59,6 +59,7 @@ def result(workdir: Path) -> dict[str, Any]:
 
 def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
     assert {path.name for path in workdir.iterdir()} == {
+        "attribution.png",
         "augmented_images.png",
         "config.json",
         "confusion_matrix.png",
@@ -66,9 +67,11 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
         "learning_curves.png",
         "metrics.jsonl",
         "model.keras",
+        "model_card.md",
         "predictions.npz",
         "predictions.png",
         "reliability.png",
+        "report.html",
         "result.json",
         "saved_model",
         "tensorboard",
@@ -162,7 +165,7 @@ def test_the_best_epoch_by_validation_is_the_one_that_ships(workdir: Path, resul
 def test_tensorboard_has_curves_config_and_pictures(workdir: Path) -> None:
     events = EventAccumulator(str(workdir / "tensorboard" / "train")).Reload()
     tags = set(events.Tags()["tensors"])
-    pictures = {"augmented_images", "confusion_matrix", "predictions", "learning_curves", "reliability"}
+    pictures = {"augmented_images", "confusion_matrix", "predictions", "learning_curves", "reliability", "attribution"}
     assert {"loss", "accuracy", "learning_rate", "config"} | pictures <= tags
     assert b"finetune_unfreeze_from" in events.Tensors("config")[0].tensor_proto.string_val[0]
     encoded = events.Tensors("confusion_matrix")[0].tensor_proto.string_val[2]
@@ -211,7 +214,7 @@ def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.Mo
     splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
     served = export.served_logits(export.load_saved_model(workdir), splits.test.images, 50, "test")
     with pytest.raises(RuntimeError, match="is not the model that was trained"):
-        run.check_is_trained(classifier, splits.test, served, workdir, batch_size=50)
+        delivery.check_is_trained(classifier, splits.test, served, workdir, batch_size=50)
 
 
 def test_a_second_run_into_the_same_workdir_is_refused_and_loses_nothing(workdir: Path) -> None:

@@ -84,6 +84,13 @@ def assemble(
     return keras.Model(inputs, outputs, name="classifier")
 
 
+def feature_maps(classifier: keras.Model) -> keras.Model:
+    """Return what a classifier computes before it takes means over positions, from images to `[n, rows, columns, channels]`."""
+    backbone = classifier.get_layer("backbone")
+    pooling = backbone.layers[-1]
+    return assemble(classifier, keras.Model(backbone.input, pooling.input, name="backbone"), last="backbone")
+
+
 def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the 1x1 convolution that turns RGB pixels, 0..255, into what a network family was trained on.
 

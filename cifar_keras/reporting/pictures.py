@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from cifar_keras.reporting.calibration import expected_calibration_error, reliability, softmax
+from cifar_keras.reporting.galleries import spread_over_confidence
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
@@ -52,6 +53,8 @@ class _Group(NamedTuple):
 _TRAIN_STYLE = {"color": BLUE, "linewidth": 1.0, "marker": ".", "markersize": 2.5}
 _VALIDATION_STYLE = {"color": VERMILION, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 5}
 
+
+_FOR_AND_AGAINST = LinearSegmentedColormap.from_list("for and against", [BLUE, "white", VERMILION])
 
 # Told apart by marker and stroke too.
 _RUN_STYLES = [
@@ -138,7 +141,7 @@ def predictions_picture(
         ("\u2713 Right", np.flatnonzero(right), GREEN),
         ("\u2717 Wrong", np.flatnonzero(~right), VERMILION),
     ):
-        shown = members[_spread(confidence[members], columns * rows)]
+        shown = members[spread_over_confidence(confidence[members], columns * rows)]
         captions = [
             f"{class_names[predicted[index]]} {confidence[index]:.2f}"
             + ("" if right[index] else f",\nis {class_names[labels[index]]}")
@@ -190,6 +193,45 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
     for axes in (shares, counts):
         _plain(axes)
     figure.align_ylabels()
+    return _png(figure)
+
+
+def attribution_picture(
+    images: NDArray[np.uint8],
+    columns: Sequence[tuple[str, NDArray[np.float32]]],
+    titles: Sequence[str],
+) -> bytes:
+    """Draw images, and beside each the maps of what its prediction comes from.
+
+    Args:
+        images: uint8 `[n, height, width, 3]`, RGB, at least one.
+        columns: headings and maps, float32 `[n, rows, columns]` of any resolution. What speaks for a class is positive and
+            drawn in orange, what speaks against it in blue.
+        titles: one for each image.
+    """
+    size = 1 + len(columns)
+    figure = _new_figure(size * 1.75, len(images) * 1.95 + 0.3)
+    cells = figure.subplots(len(images), size, squeeze=False)
+    height, width = images.shape[1:3]
+    for row, image, title in zip(cells, images, titles, strict=True):
+        for axes in row:
+            axes.set_axis_off()
+            axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+        row[0].set_title(title, fontproperties=CAPTION_FONT, pad=3)
+    for place, (heading, maps) in enumerate(columns, start=1):
+        limit = max(float(np.abs(maps).max()), 1e-12)
+        for axes, values in zip(cells[:, place], maps, strict=True):
+            axes.set_title(heading, fontproperties=CAPTION_FONT, pad=3)
+            # What says little is transparent, so that the image is seen below.
+            axes.imshow(
+                values,
+                extent=(0, width, height, 0),
+                cmap=_FOR_AND_AGAINST,
+                vmin=-limit,
+                vmax=limit,
+                alpha=np.clip(np.abs(values) / limit, 0, 1) * 0.75,
+                interpolation="nearest",
+            )
     return _png(figure)
 
 
@@ -353,13 +395,6 @@ def _text_width(line: str, font: FontProperties) -> float:
 def _grid_height(titles: Sequence[str], columns: int) -> float:
     lines = max((title.count("\n") + 1 for title in titles), default=0)
     return math.ceil(len(titles) / columns) * (CELL_INCHES + 0.2 * lines)
-
-
-def _spread(confidence: NDArray[np.float64], places: int) -> NDArray[np.int64]:
-    """Return at most `places` positions, evenly spread over the order from the most to the least confident."""
-    order = np.argsort(-confidence, kind="stable")
-    chosen = np.linspace(0, len(order) - 1, min(places, len(order))).round().astype(np.int64)
-    return order[chosen]
 
 
 def _plain(axes: Axes) -> None:

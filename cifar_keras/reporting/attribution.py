@@ -1,0 +1,72 @@
+"""Which parts of an image a classifier's logit comes from."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras.reporting.calibration import softmax
+
+
+def activation_maps(
+    features: NDArray[np.float32], kernel: NDArray[np.float32], classes: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the Grad-CAM of each image for a class of its own (arXiv:1610.02391, equations 1 and 2).
+
+    For a classifier in which behind the last feature maps A there are only their mean over positions and a linear head
+    with the kernel W. Then the gradient of logit c by the maps is W[k, c] over the number of positions, the same at each, and
+    Grad-CAM is the class activation map relu(sum over k of W[k, c] A[k]) of arXiv:1512.04150, up to that number. So no gradient has
+    to be computed.
+
+    Args:
+        features: float32 `[n, rows, columns, channels]`, the last feature maps.
+        kernel: float32 `[channels, classes]`, of the head.
+        classes: int64 `[n]`, the class whose logit is explained.
+
+    Returns:
+        float32 `[n, rows, columns]`, from 0 to 1, which is the largest value of an image; all 0 where nothing speaks for the
+        class.
+    """
+    maps = np.maximum(np.einsum("nhwk,kn->nhw", features, kernel[:, classes]), 0)
+    largest = maps.max(axis=(1, 2), keepdims=True)
+    shares: NDArray[np.float32] = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
+    return shares
+
+
+def occlusion_maps(
+    logits_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    images: NDArray[np.uint8],
+    classes: NDArray[np.int64],
+    *,
+    patch: int = 8,
+    stride: int = 4,
+) -> NDArray[np.float32]:
+    """Return how much a class's probability falls when a grey square hides a place (arXiv:1311.2901, section 4.2).
+
+    Args:
+        logits_of: a classifier, from images `[n, height, width, 3]` to logits `[n, classes]`.
+        images: uint8 `[n, height, width, 3]`.
+        classes: int64 `[n]`, the class whose probability is explained.
+        patch: side of the square in pixels of the images.
+        stride: pixels between two squares.
+
+    Returns:
+        float32 `[n, height, width]`: of each pixel the mean fall over the squares that hide it, -1..1; positive where the
+        place speaks for the class.
+    """
+    count, height, width, _ = images.shape
+    rows, columns = (range(0, max(1, side - patch + 1), stride) for side in (height, width))
+    places = [(slice(row, row + patch), slice(column, column + patch)) for row in rows for column in columns]
+
+    def probability(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax(logits_of(pixels))[np.arange(count), classes]
+
+    whole = probability(images)
+    falls, covered = np.zeros((count, height, width), np.float32), np.zeros((height, width), np.float32)
+    for place in places:
+        hidden = images.copy()
+        hidden[:, *place] = 128
+        falls[:, *place] += (whole - probability(hidden))[:, None, None]
+        covered[place] += 1
+    falls /= np.maximum(covered, 1)
+    return falls

@@ -1,0 +1,135 @@
+"""`report.html` and `model_card.md`: what a run gave, each in one file that needs nothing else."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib.image
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras.reporting.calibration import BINS, reliability, softmax
+from cifar_keras.reporting.galleries import (
+    most_confident_errors,
+    most_confused_pairs,
+    names_of,
+    spread_over_confidence,
+)
+
+ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
+PROBABLE = 5  # classes that an image lists
+
+
+class Content(NamedTuple):
+    """What a report is made of."""
+
+    name: str  # of the run
+    result: Mapping[str, Any]  # what result.json says
+    records: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
+    images: NDArray[np.uint8]  # test images [n, height, width, 3]
+    labels: NDArray[np.int64]  # [n]
+    logits: NDArray[np.float32]  # [n, classes], of the SavedModel
+    class_names: Sequence[str]
+    pictures: Mapping[str, bytes]  # PNG files by their names in the workdir, without ".png"
+
+
+class Shown(NamedTuple):
+    """An image of a gallery."""
+
+    uri: str
+    true: str
+    predicted: str
+    confidence: float
+    probable: list[tuple[str, float]]  # the most probable classes, the largest first
+
+
+def report_html(content: Content) -> str:
+    """Return `report.html`: no script, style or picture in it comes from elsewhere."""
+    temperature = content.result["calibration"]["temperature"]
+    probabilities = softmax(content.logits, temperature)
+    return _template("report.html.j2").render(
+        name=content.name,
+        result=content.result,
+        class_names=content.class_names,
+        pictures={name: _uri(png) for name, png in content.pictures.items()},
+        epochs=[record for record in content.records if "validation_accuracy" in record],
+        bins=_bins(content),
+        galleries=_galleries(content, probabilities),
+    )
+
+
+def model_card(content: Content) -> str:
+    """Return `model_card.md`: what the model is, what it was trained and measured on, and what it is not for."""
+    return _template("model_card.md.j2").render(
+        name=content.name, result=content.result, class_names=content.class_names
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar_keras.reporting"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    space = "\N{NO-BREAK SPACE}" if name.endswith(".html.j2") else " "
+    environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}{space}%"
+    environment.filters["thousands"] = lambda count: f"{count:,}"
+    return environment.get_template(name)
+
+
+def _galleries(content: Content, probabilities: NDArray[np.float64]) -> list[tuple[str, list[Shown]]]:
+    """Return the galleries by their headings."""
+    right = np.flatnonzero(probabilities.argmax(axis=1) == content.labels)
+    sample = right[spread_over_confidence(probabilities[right].max(axis=1), RIGHT)]
+    pairs = most_confused_pairs(probabilities, content.labels, PAIRS)
+    chosen = [
+        ("Wrong, and sure of it", most_confident_errors(probabilities, content.labels, ERRORS)),
+        *(
+            (f"{names_of(pair, content.class_names)}: {len(pair.images)} times", pair.images[:IMAGES_OF_A_PAIR])
+            for pair in pairs
+        ),
+        ("Right, from the most to the least confident", sample),
+    ]
+    return [(heading, [_shown(content, probabilities, index) for index in images]) for heading, images in chosen]
+
+
+def _shown(content: Content, probabilities: NDArray[np.float64], index: np.int64) -> Shown:
+    row = probabilities[index]
+    order = np.argsort(-row, kind="stable")[:PROBABLE]
+    return Shown(
+        uri=_uri(_png(content.images[index])),
+        true=content.class_names[content.labels[index]],
+        predicted=content.class_names[order[0]],
+        confidence=float(row[order[0]]),
+        probable=[(content.class_names[place], float(row[place])) for place in order],
+    )
+
+
+def _bins(content: Content) -> list[dict[str, Any]]:
+    """Return the rows of the reliability diagram, without its empty bins."""
+    diagram = reliability(softmax(content.logits, content.result["calibration"]["temperature"]), content.labels)
+    return [
+        {
+            "from": place / BINS,
+            "to": (place + 1) / BINS,
+            "images": int(diagram.images[place]),
+            "confidence": float(diagram.confidence[place]),
+            "accuracy": float(diagram.accuracy[place]),
+        }
+        for place in np.flatnonzero(diagram.images).tolist()
+    ]
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, image, format="png")
+    return buffer.getvalue()
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,203 @@
+import base64
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cifar_keras.reporting import pictures
+from cifar_keras.reporting.calibration import softmax
+from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.reporting.report import Content, model_card, report_html
+
+NAMES = ["cat", "dog & cat", "<script>alert(1)</script>"]
+TEMPERATURE = 0.5
+
+
+def make_content() -> Content:
+    """Of 300 test images every class is taken for every other one."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    logits = (generator.normal(size=(300, 3)) + 1.5 * np.eye(3)[labels]).astype(np.float32)
+    metrics = classification_metrics(logits, labels, NAMES)
+    result: dict[str, Any] = {
+        "test": metrics,
+        "validation": metrics,
+        "calibration": {
+            "temperature": TEMPERATURE,
+            "test": classification_metrics(logits / np.float32(TEMPERATURE), labels, NAMES),
+        },
+        "minutes": {"prepare": 0.1, "head": 1.0, "total": 1.5},
+        "images_per_second": {"head": 100.0, "finetune": None, "evaluate": 80.0},
+        "config": {"backbone": "resnet50", "image_size": 96, "weights": "imagenet"},
+        "environment": {"cores": 2, "processor": "a processor", "devices": ["CPU:0"]},
+        "seed": 0,
+        "commit": "0123456789",
+    }
+    records = [
+        {"phase": "head", "epoch": 0, "step": 10, "learning_rate": 0.1, "loss": 1.0, "accuracy": 0.5},
+        {
+            **{"phase": "head", "epoch": 0, "step": 20, "learning_rate": 0.1, "loss": 0.9, "accuracy": 0.6},
+            **{"validation_loss": 0.8, "validation_accuracy": 0.7},
+        },
+    ]
+    images = generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
+    drawn = {
+        "reliability": pictures.reliability_picture(logits, labels, TEMPERATURE),
+        "confusion_matrix": pictures.confusion_matrix_picture(metrics["confusion_matrix"], ["a", "b", "c"]),
+        "learning_curves": pictures.learning_curves_picture(records),
+    }
+    return Content("a run", result, records, images, labels, logits, NAMES, drawn)
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return make_content()
+
+
+@pytest.fixture(scope="module")
+def html(content: Content) -> str:
+    return report_html(content)
+
+
+class Page(HTMLParser):
+    """What a page refers to, which of its pictures say nothing, and whether its elements are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.silent_pictures = 0
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if source := values.get("src") or (values.get("href") if tag == "link" else None):
+            self.sources.append(source)
+        self.silent_pictures += tag == "img" and bool(values.get("src")) and not values.get("alt")
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    parsed = Page()
+    parsed.feed(html)
+    return parsed
+
+
+def test_the_page_needs_nothing_from_elsewhere(page: Page, html: str) -> None:
+    assert page.open == []
+    assert len(page.sources) > 30
+    assert all(source.startswith("data:") for source in page.sources)
+    assert page.silent_pictures == 0
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", html)
+
+
+def test_the_page_says_the_figures_of_the_result(content: Content, page: Page) -> None:
+    text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
+    test = content.result["test"]
+    low, high = test["intervals"]["accuracy"]
+    assert f"{100 * test['accuracy']:.2f} % of 300 test images" in text
+    assert f"{100 * low:.2f} % to {100 * high:.2f} %" in text
+    assert f"{100 * content.result['calibration']['test']['calibration_error']:.2f} %" in text
+    for values in test["per_class"].values():
+        assert f"{100 * values['recall']:.2f} %" in text
+    for row in test["confusion_matrix"]:
+        assert "".join(map(str, row)) in "".join(text.split())
+
+
+def test_what_a_class_is_called_cannot_become_a_script(html: str) -> None:
+    assert "<script>alert" not in html
+    assert html.count("<script>") == 1
+
+
+def test_the_gallery_begins_with_the_surest_mistake(content: Content, html: str) -> None:
+    probabilities = softmax(content.logits, TEMPERATURE)
+    wrong = probabilities.argmax(axis=1) != content.labels
+    surest = np.where(wrong, probabilities.max(axis=1), 0).argmax()
+    first = re.search(r'<li data-true=.*?src="data:image/png;base64,([^"]*)".*?</li>', html, re.DOTALL)
+    assert first is not None
+    import tensorflow as tf
+
+    pixels = tf.io.decode_png(base64.b64decode(first[1]), channels=3).numpy()
+    np.testing.assert_array_equal(pixels, content.images[surest])
+    assert f"{100 * probabilities[surest].max():.1f}\N{NO-BREAK SPACE}%" in first[0]
+
+
+def test_a_model_without_a_mistake_has_a_report(content: Content) -> None:
+    logits = 9 * np.eye(3, dtype=np.float32)[content.labels]
+    metrics = classification_metrics(logits, content.labels, NAMES)
+    result = {**content.result, "test": metrics, "calibration": {"temperature": 1.0, "test": metrics}}
+    assert "100.00" in report_html(content._replace(result=result, logits=logits))
+
+
+def test_the_card_says_the_figures_of_the_result(content: Content) -> None:
+    card = model_card(content)
+    test = content.result["test"]
+    assert card.startswith("# a run\n")
+    assert f"| test | 300 | {100 * test['accuracy']:.2f} % |" in card
+    rows = [line for line in card.splitlines() if line.startswith("| cat |")]
+    assert rows == ["| cat | " + " | ".join(f"{100 * test['per_class']['cat'][rate]:.2f} %" for rate in RATES) + " |"]
+
+
+RATES = ("precision", "recall", "f1")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
+def test_the_page_works_in_a_browser(html: str, content: Content, tmp_path: Path) -> None:
+    """On a phone in dark mode: it fits, sorts, filters, opens an image by keyboard, and has nothing to complain about."""
+    from playwright.sync_api import sync_playwright
+
+    path = tmp_path / "report.html"
+    path.write_text(html)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+        complaints: list[str] = []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: complaints.append(request.url) if "data:" not in request.url else None)
+        tab.goto(path.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        assert tab.evaluate("[...document.images].filter((image) => image.src && !image.naturalWidth).length") == 0
+        dark = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert all(int(value) < 60 for value in re.findall(r"\d+", dark))
+
+        def column(number: int) -> list[str]:
+            return [cell.inner_text() for cell in tab.locator(f"#per-class tbody td:nth-child({number})").all()]
+
+        recalls = sorted(
+            (100 * values["recall"] for values in content.result["test"]["per_class"].values()), reverse=True
+        )
+        shown = [f"{recall:.2f}\N{NO-BREAK SPACE}%" for recall in recalls]
+        tab.click("#per-class th:nth-child(4) button")
+        assert column(4) == shown
+        tab.click("#per-class th:nth-child(4) button")
+        assert column(4) == shown[::-1]
+        tab.click("#per-class th:nth-child(1) button")
+        assert column(1) == sorted(NAMES, reverse=True) or column(1) == sorted(NAMES, key=str.casefold, reverse=True)
+
+        every = tab.locator(".gallery li:visible").count()
+        tab.select_option("#class-filter", "cat")
+        left = tab.locator(".gallery li:visible")
+        assert 0 < left.count() < every
+        assert {item.get_attribute("data-true") for item in left.all()} == {"cat"}
+        assert tab.inner_text("#shown-count") == f"{left.count()} images"
+        left.first.locator("button").focus()
+        tab.keyboard.press("Enter")
+        assert tab.locator("#viewer").is_visible()
+        assert tab.locator("#viewer tbody tr").count() == 3
+        tab.keyboard.press("Escape")
+        assert not tab.locator("#viewer").is_visible()
+        assert complaints == [path.as_uri()]
+        browser.close()
