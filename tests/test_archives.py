@@ -152,6 +152,16 @@ def test_pickle_of_something_else_is_refused(
         archives.read_official_archive(path, small_contents)
 
 
+def test_pickle_that_asks_for_a_table_of_gigabytes_is_refused(
+    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents
+) -> None:
+    """Ten bytes that take 32 GiB in Python's own unpickler; the fuzz test found them."""
+    content = b"\x80\x02}r\xff\xff\xff\x7f."
+    path = pack(tmp_path / "a.tar.gz", {f"{PYTHON}/{name}": content for name in small_batches})
+    with pytest.raises(SourceError, match=r"a\.tar\.gz cannot be used: its pickle gives the number 2,147,483,647"):
+        archives.read_official_archive(path, small_contents)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_truncated_archive_is_named(
     share: float, tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents

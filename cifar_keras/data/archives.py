@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,17 @@ def _parse_png(content: bytes) -> NDArray[np.uint8]:
 
 
 def _parse_pickle(content: bytes) -> cifar10.LabelledImages:
+    _check_numbering(content)
     batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     _version, _shape, _dtype, _is_fortran, planes = batch[b"data"].state
     return cifar10.from_planes(np.frombuffer(planes, np.uint8).reshape(-1, 3072), np.array(batch[b"labels"], np.uint8))
+
+
+def _check_numbering(content: bytes) -> None:
+    """Refuse a pickle that numbers an object higher than the objects it can have made: its table would take up to 32 GiB."""
+    for made, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > made:
+            raise pickle.UnpicklingError(f"its pickle gives the number {argument:,} to one of at most {made:,} objects")
 
 
 class _Inert:
