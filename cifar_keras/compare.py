@@ -54,10 +54,12 @@ def read_run(path: Path) -> Run:
     """
     result = artifacts.read_json(path / paths.RESULT)
     try:
-        float(result["test"]["intervals"]["accuracy"][1]), float(result["calibration"]["temperature"])
+        float(result["test"]["intervals"]["accuracy"][1]), float(result["calibration"]["test"]["loss"])
+        float(result["minutes"]["total"]), int(result["config"]["global_batch_size"])
         with np.load(path / paths.PREDICTIONS) as kept:
             logits, labels = kept["test_logits"], kept["test_labels"]
         records = artifacts.read_json_lines(path / paths.METRICS)
+        float(records[-1]["validation_accuracy"]), int(records[-1]["step"])  # of the last epoch's end
     except OSError as error:
         raise UserError(f"the run cannot be compared: {reason_of(error)}. Received: {path}") from error
     except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:

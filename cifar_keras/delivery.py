@@ -11,7 +11,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras import artifacts, export, paths
-from cifar_keras.config import RunConfig
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.splits import Splits
 from cifar_keras.models.classifier import feature_maps
@@ -36,7 +35,7 @@ class Measured(NamedTuple):
     calibrated_test: dict[str, Any]  # what these probabilities change in the test metrics
 
 
-def measure(classifier: keras.Model, splits: Splits, path: Path, config: RunConfig) -> Measured:
+def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: int, seed: int) -> Measured:
     """Write the artifacts of a run, measure them, and keep what they predict.
 
     Raises:
@@ -44,16 +43,19 @@ def measure(classifier: keras.Model, splits: Splits, path: Path, config: RunConf
     """
     # TF32 would round the products of a newer GPU to 10 bits, each kernel in its own way; on a CPU it changes nothing.
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    batch_size = config.data.global_batch_size
     reloaded = save_model(classifier, path)
-    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL)
-    validation = evaluate(path, splits.validation, splits.class_names, batch_size, "validation", seed=config.seed)
+
+    def evaluate_artifact(split: LabelledImages, title: str, temperature: float) -> Evaluation:
+        export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL, temperature=temperature)
+        return evaluate(export.load_saved_model(path), split, splits.class_names, batch_size, title, seed=seed)
+
+    # Twice, because the temperature that the artifact serves is fitted on what the artifact gives.
+    validation = evaluate_artifact(splits.validation, "validation", 1.0)
     temperature = fit_temperature(validation.logits, splits.validation.labels)
-    export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL, temperature=temperature)
-    test = evaluate(path, splits.test, splits.class_names, batch_size, "test", seed=config.seed)
+    test = evaluate_artifact(splits.test, "test", temperature)
     check_is_trained(classifier, splits.test, test.logits, path, batch_size)
     calibrated = calibrated_metrics(
-        test.logits, splits.test.labels, splits.class_names, temperature=temperature, seed=config.seed
+        test.logits, splits.test.labels, splits.class_names, temperature=temperature, seed=seed
     )
     predictions = io.BytesIO()
     np.savez(
@@ -108,7 +110,7 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
     errors = most_confident_errors(probabilities, labels, EXPLAINED_IMAGES)
     if len(errors):
         drawn["attribution"] = draw_attribution(
-            classifier, images[errors], labels[errors], probabilities[errors], splits.class_names
+            classifier, images[errors], labels[errors], temperature, splits.class_names
         )
     for name, picture in drawn.items():
         artifacts.write_whole(path / f"{name}.png", picture)
@@ -121,21 +123,23 @@ def draw_attribution(
     classifier: keras.Model,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
+    temperature: float,
     class_names: Sequence[str],
 ) -> bytes:
     """Draw what speaks for the predicted and for the true class of images."""
+
+    def probabilities_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax(np.asarray(classifier.predict(pixels, verbose=0)), temperature)
+
+    probabilities = probabilities_of(images)
     predicted = probabilities.argmax(axis=1)
     features = feature_maps(classifier).predict(images, verbose=0)
     kernel = np.asarray(classifier.get_layer("head").kernel)
 
-    def logits_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(classifier.predict(pixels, verbose=0))
-
     columns = [
         ("Grad-CAM, predicted", activation_maps(features, kernel, predicted)),
         ("Grad-CAM, true", activation_maps(features, kernel, labels)),
-        ("occlusion, predicted", occlusion_maps(logits_of, images, predicted)),
+        ("occlusion, predicted", occlusion_maps(probabilities_of, images, predicted)),
     ]
     titles = [
         f"{class_names[taken_for]} {row.max():.2f},\nis {class_names[label]}"

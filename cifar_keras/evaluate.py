@@ -26,12 +26,12 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras.reporting.tables import metrics_table
     from cifar_keras.run import load_splits
 
-    load_saved_model(arguments.model)  # before the data, which can take minutes
+    model = load_saved_model(arguments.model)  # before the data, which can take minutes
     splits = load_splits(run_config)
     differs = False
     for name, split in (("test", splits.test), ("validation", splits.validation)):
         batch_size = run_config.data.global_batch_size
-        metrics = evaluate(arguments.model, split, splits.class_names, batch_size, name, seed=run_config.seed).metrics
+        metrics = evaluate(model, split, splits.class_names, batch_size, name, seed=run_config.seed).metrics
         print(metrics_table(metrics, f"{name}, {arguments.model}"))
         differs |= abs(metrics["loss"] - reported[name]["loss"]) > LOSS_TOLERANCE
     if differs:

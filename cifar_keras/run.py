@@ -99,7 +99,8 @@ def _train_and_evaluate(
     trainer = Trainer(config, prepared, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption)
     trainer.train(state)
     with watch.time("evaluate"):
-        measured = delivery.measure(prepared.classifier, prepared.splits, path, config)
+        batch_size = config.data.global_batch_size
+        measured = delivery.measure(prepared.classifier, prepared.splits, path, batch_size=batch_size, seed=config.seed)
         drawn = delivery.draw(prepared.classifier, measured, prepared.splits, log, path)
     summaries = trainer.summaries
     result = {

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from cifar_keras.models.classifier import build_classifier
+
 
 def small_backbone(image_size: int = 16) -> keras.Model:
     """A two-stage network with BatchNormalization, named as a backbone and its stages are."""
@@ -14,6 +16,15 @@ def small_backbone(image_size: int = 16) -> keras.Model:
         features = keras.layers.ReLU(name=f"{stage}_relu")(features)
     features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
     return keras.Model(images, features, name="backbone")
+
+
+def small_classifier(dropout: float = 0.0) -> keras.Model:
+    """A classifier of the small backbone whose head is not at zero, so that it tells images apart."""
+    keras.utils.set_random_seed(3)
+    model = build_classifier(small_backbone(), "caffe", class_count=10, dropout=dropout, seed=0)
+    head = model.get_layer("head")
+    head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
+    return model
 
 
 def settle_normalizations(backbone: keras.Model) -> None:

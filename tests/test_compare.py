@@ -70,6 +70,7 @@ def damaged(folder: Path, damage: str) -> None:
         "an archive of something else": ("predictions.npz", archive_of_text()),
         "no curves": ("metrics.jsonl", None),
         "curves that are text": ("metrics.jsonl", b"text"),
+        "curves without a line": ("metrics.jsonl", b""),
     }
     name, content = files[damage]
     (folder / name).unlink()
@@ -89,6 +90,7 @@ def archive_of_text() -> bytes:
     [
         *("no result", "half a result", "no predictions", "predictions that are text", "an archive that is cut off"),
         *("an archive of something else", "no curves", "curves that are text"),
+        "curves without a line",
     ],
 )
 def test_a_run_that_is_not_whole_is_named(runs: list[Path], damage: str) -> None:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from small_networks import small_backbone
+from small_networks import small_classifier
 
 from cifar_keras import export
 from cifar_keras.data.cifar10 import CLASS_NAMES
 from cifar_keras.errors import UserError
-from cifar_keras.models.classifier import build_classifier
 
 
 def some_images(count: int = 5, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
@@ -24,11 +23,7 @@ def some_images(count: int = 5, height: int = 32, width: int = 32) -> NDArray[np
 
 @pytest.fixture(scope="module")
 def classifier() -> keras.Model:
-    keras.utils.set_random_seed(3)
-    model = build_classifier(small_backbone(), "caffe", class_count=10, dropout=0.3, seed=0)
-    head = model.get_layer("head")
-    head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
-    return model
+    return small_classifier(dropout=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
+from cifar_keras.flags import MOST_RUNS
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.calibration import softmax
 
@@ -104,6 +105,25 @@ def test_predictions_of_long_names_are_not_cut() -> None:
     names = ["i" * 40, "m" * 40]
     images = images_of([(250, 10, 20)] * 3)
     decode(pictures.predictions_picture(images, np.array([0, 1, 1]), np.eye(3, 2), names, columns=2))
+
+
+def test_attribution_picture_draws_what_speaks_for_and_against_a_class() -> None:
+    """Over a grey image, orange where the map is positive, blue where it is negative, and grey where it is zero."""
+    images = np.full((1, 32, 32, 3), 128, np.uint8)
+    maps = np.array([[[1.0, 0.0, -1.0]]], np.float32)
+    pixels = decode(pictures.attribution_picture(images, [("a map", maps)], ["an image"])).astype(int)
+    red_over_blue = pixels[..., 0] - pixels[..., 2]
+    thirds = [np.flatnonzero((red_over_blue * sign > 80).any(axis=0)) for sign in (1, -1)]
+    assert min(len(third) for third in thirds) > 20
+    assert thirds[0].max() < thirds[1].min() - 20  # what says nothing lies between
+    decode(pictures.attribution_picture(images, [("nothing", 0 * maps)], ["an image"]))
+
+
+def test_as_many_runs_are_told_apart_as_can_be_compared() -> None:
+    records = [{"step": 1, "cross_entropy": 1.0, "validation_accuracy": 0.5}]
+    decode(pictures.comparison_picture(["run"] * MOST_RUNS, [records] * MOST_RUNS, [32] * MOST_RUNS))
+    with pytest.raises(ValueError, match=f"Received: {MOST_RUNS + 1}"):
+        pictures.comparison_picture(["run"] * (MOST_RUNS + 1), [], [])
 
 
 def test_reliability_picture_changes_with_its_temperature_and_bears_certainty() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.calibration import softmax
@@ -127,8 +128,6 @@ def test_the_gallery_begins_with_the_surest_mistake(content: Content, html: str)
     surest = np.where(wrong, probabilities.max(axis=1), 0).argmax()
     first = re.search(r'<li data-true=.*?src="data:image/png;base64,([^"]*)".*?</li>', html, re.DOTALL)
     assert first is not None
-    import tensorflow as tf
-
     pixels = tf.io.decode_png(base64.b64decode(first[1]), channels=3).numpy()
     np.testing.assert_array_equal(pixels, content.images[surest])
     assert f"{100 * probabilities[surest].max():.1f}\N{NO-BREAK SPACE}%" in first[0]

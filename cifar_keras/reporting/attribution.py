@@ -5,8 +5,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras.reporting.calibration import softmax
-
 
 def activation_maps(
     features: NDArray[np.float32], kernel: NDArray[np.float32], classes: NDArray[np.int64]
@@ -34,7 +32,7 @@ def activation_maps(
 
 
 def occlusion_maps(
-    logits_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    probabilities_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     images: NDArray[np.uint8],
     classes: NDArray[np.int64],
     *,
@@ -44,7 +42,7 @@ def occlusion_maps(
     """Return how much a class's probability falls when a grey square hides a place (arXiv:1311.2901, section 4.2).
 
     Args:
-        logits_of: a classifier, from images `[n, height, width, 3]` to logits `[n, classes]`.
+        probabilities_of: a classifier, from images `[n, height, width, 3]` to probabilities `[n, classes]`.
         images: uint8 `[n, height, width, 3]`.
         classes: int64 `[n]`, the class whose probability is explained.
         patch: side of the square in pixels of the images.
@@ -59,7 +57,7 @@ def occlusion_maps(
     places = [(slice(row, row + patch), slice(column, column + patch)) for row in rows for column in columns]
 
     def probability(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return softmax(logits_of(pixels))[np.arange(count), classes]
+        return probabilities_of(pixels)[np.arange(count), classes]
 
     whole = probability(images)
     falls, covered = np.zeros((count, height, width), np.float32), np.zeros((height, width), np.float32)

@@ -17,7 +17,7 @@ TEMPERATURES = (1e-3, 1e3)
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: confidences in bins of equal width, `((b) / bins, (b + 1) / bins]`."""
+    """A reliability diagram: confidences in bins of equal width, `(b / bins, (b + 1) / bins]`."""
 
     images: NDArray[np.int64]  # [bins], predictions whose confidence lies in the bin
     confidence: NDArray[np.float64]  # [bins], their mean confidence; NaN in an empty bin

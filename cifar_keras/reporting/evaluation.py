@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.export import load_saved_model, served_logits
+from cifar_keras.export import served_logits
 from cifar_keras.reporting.metrics import classification_metrics
 
 CALIBRATED = ("loss", "brier", "calibration_error")  # what depends on a temperature
@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    path: Path,
+    model: tf.Module,
     split: LabelledImages,
     class_names: Sequence[str],
     batch_size: int,
@@ -32,20 +32,16 @@ def evaluate(
     *,
     seed: int,
 ) -> Evaluation:
-    """Run every image of a split exactly once through a SavedModel, and measure.
+    """Run every image of a split exactly once through a loaded SavedModel, and measure.
 
     Args:
-        path: a run's workdir, or the folder of its SavedModel.
+        model: what `export.load_saved_model` returned.
         split: the images, uint8 `[n, height, width, 3]`, and their labels, int64 `[n]`.
         class_names: name of each class.
         batch_size: images at a time.
         title: what the progress bar is called.
         seed: of the resamples that the intervals come from.
-
-    Raises:
-        UserError: there is no SavedModel of ours.
     """
-    model = load_saved_model(path)
     started = time.monotonic()
     logits = served_logits(model, split.images, batch_size, title)
     seconds = time.monotonic() - started
