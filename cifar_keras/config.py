@@ -63,6 +63,14 @@ class Divergence(enum.StrEnum):
     ROLLBACK = "rollback"
 
 
+class Views(enum.StrEnum):
+    """What test-time augmentation takes the mean of: an image and its mirror image, or these and both moved by a pixel."""
+
+    NONE = "none"
+    FLIP = "flip"
+    FLIP_AND_SHIFTS = "flip_and_shifts"
+
+
 def setting(
     default: Any,
     help: str,
@@ -131,12 +139,29 @@ class AugmentationConfig:
 class ModelConfig:
     """The network: what it is made of and where it starts."""
 
-    backbone: str = setting("resnet50", "network of keras.applications", choices=tuple(sorted(BACKBONES)))
+    backbone: str = setting(
+        "resnet50",
+        "network of keras.applications, or resnet20, a small one without weights",
+        choices=tuple(sorted(BACKBONES)),
+    )
     weights: str = setting(
         "imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file"
     )
     image_size: int = setting(64, "side in pixels to which the model resizes its input", minimum=1, maximum=2048)
     dropout: float = setting(0.0, "share of the pooled features that is dropped in training", minimum=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """A teacher, whose logits a network learns from beside the labels (arXiv:1503.02531)."""
+
+    teacher: str = setting("", "workdir of the run whose model teaches; empty is none")
+    distillation_weight: float = setting(
+        0.9, "share of the loss that is the distance from the teacher; the rest is from the labels", above=0, maximum=1
+    )
+    distillation_temperature: float = setting(
+        4.0, "what the logits of both are divided by for that distance", above=0, maximum=100
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,9 +242,37 @@ class FinetuneConfig(PhaseConfig):
     unfreeze_from: str = setting(
         "", "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone"
     )
+    sparsity: float = setting(
+        0.0,
+        "share of each learning convolution's weights that is set to zero, smallest first, over the first half of the phase; "
+        "0 is off",
+        minimum=0,
+        below=1,
+    )
     train_batch_norm: bool = setting(
         False,
         "let BatchNormalization learn too (synchronized over devices); otherwise its statistics and scales stay as they are",
+    )
+
+
+CORRUPTIONS = "corruptions"
+TEST_SETS = (CORRUPTIONS, "cifar10_1", "cifar10_corrupted", "cifar10_h", "cifar10_n")
+OF_SEVERAL = ("cifar10_1", "cifar10_corrupted")  # of these a "/" and a TFDS config may follow
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured beside the splits of the run, and reported beside them."""
+
+    test_time_augmentation: Views = setting(
+        Views.NONE,
+        "measure test also by the mean logits of an image and its mirror image (flip), or of these and both moved by a pixel "
+        "(flip_and_shifts); what is served stays as it is",
+    )
+    test_sets: str = setting(
+        "",
+        "other test sets, with commas between: corruptions (made here), and what TFDS has prepared in DATA_DIR of cifar10_1, "
+        "cifar10_corrupted, cifar10_h and cifar10_n",
     )
 
 
@@ -266,15 +319,17 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-# A run that goes on may have others of these: where things lie, and how it survives.
+# A run that goes on may have others of these: where things lie, what is measured beside it, and how it survives.
 FREE_WHEN_RESUMED = (
-    *("workdir", "data_dir", "archive", "source_timeout_seconds"),
+    *("workdir", "data_dir", "archive", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
     *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),
 )
 
@@ -330,9 +385,11 @@ def from_values(values: dict[str, Any]) -> RunConfig:
         data=DataConfig(**by_section["data"]),
         augmentation=AugmentationConfig(**by_section["augmentation"]),
         model=ModelConfig(**by_section["model"]),
+        distillation=DistillationConfig(**by_section["distillation"]),
         compute=ComputeConfig(**by_section["compute"]),
         head=HeadConfig(**by_section["head"]),
         finetune=FinetuneConfig(**by_section["finetune"]),
+        evaluation=EvaluationConfig(**by_section["evaluation"]),
         checkpoint=CheckpointConfig(**by_section["checkpoint"]),
     )
 
@@ -340,6 +397,11 @@ def from_values(values: dict[str, Any]) -> RunConfig:
 def to_values(config: RunConfig) -> dict[str, Any]:
     """Return flag names and plain values (str, int, float, bool), ready for JSON; the inverse of `from_values`."""
     return {leaf.flag: _plain(value_of(config, leaf)) for leaf in settings_of()}
+
+
+def other_sets_of(settings: EvaluationConfig) -> list[str]:
+    """Return the names of the test sets that TFDS has to have."""
+    return [name for name in settings.test_sets.split(",") if name not in ("", CORRUPTIONS)]
 
 
 def validate(config: RunConfig) -> None:
@@ -362,6 +424,11 @@ def validate(config: RunConfig) -> None:
                 f"--{name}_image_size has to be 0 or at least {row.minimum_size} for --backbone={config.model.backbone}. "
                 f"Received: {phase.image_size}"
             )
+    if config.model.weights == "imagenet" and not row.weights_md5:
+        raise UserError(
+            f"--weights=imagenet: there are none for this network; --weights=none begins with random ones. "
+            f"Received: --backbone={config.model.backbone}"
+        )
     if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in row.stages:
         raise UserError(
             f"--finetune_unfreeze_from has to be a stage of {config.model.backbone} ({', '.join(row.stages)}) or empty. "
@@ -390,6 +457,10 @@ def _check_combinations(config: RunConfig) -> None:
     for name, phase in (("head", config.head), ("finetune", config.finetune)):
         if phase.optimizer is OptimizerName.ADAMW and phase.momentum != PhaseConfig.momentum:
             raise UserError(f"--{name}_momentum is for sgd; adamw does not use it. Received: {phase.momentum}")
+    for name in filter(None, config.evaluation.test_sets.split(",")):
+        family, slash, _ = name.partition("/")
+        if family not in (OF_SEVERAL if slash else TEST_SETS):
+            raise UserError(f"--test_sets has to name some of {', '.join(TEST_SETS)}. Received: {name}")
     if config.model.weights == "none" and config.finetune.epochs == 0:
         raise UserError(
             "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"

@@ -10,16 +10,20 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, export, paths
+from cifar_keras import artifacts, paths, saved_model
+from cifar_keras.config import CORRUPTIONS, EvaluationConfig, Views, other_sets_of
 from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.other_sets import find_other_sets, read_other_set
 from cifar_keras.data.splits import Splits
 from cifar_keras.models.classifier import feature_maps
-from cifar_keras.reporting import pictures
+from cifar_keras.reporting import further, pictures
 from cifar_keras.reporting.attribution import activation_maps, occlusion_maps
 from cifar_keras.reporting.calibration import fit_temperature, softmax
 from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, evaluate
 from cifar_keras.reporting.galleries import most_confident_errors
 from cifar_keras.reporting.report import Content, model_card, report_html
+from cifar_keras.reporting.tables import further_table
+from cifar_keras.saved_model import served_logits
 from cifar_keras.training.features import predict_all
 from cifar_keras.training.run_log import RunLog
 
@@ -33,6 +37,7 @@ class Measured(NamedTuple):
     validation: Evaluation
     temperature: float  # of the probabilities that the SavedModel gives
     calibrated_test: dict[str, Any]  # what these probabilities change in the test metrics
+    model: tf.Module  # the SavedModel, loaded
 
 
 def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: int, seed: int) -> Measured:
@@ -45,14 +50,18 @@ def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: 
     tf.config.experimental.enable_tensor_float_32_execution(False)
     reloaded = save_model(classifier, path)
 
-    def evaluate_artifact(split: LabelledImages, title: str, temperature: float) -> Evaluation:
-        export.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL, temperature=temperature)
-        return evaluate(export.load_saved_model(path), split, splits.class_names, batch_size, title, seed=seed)
+    def write_and_load(temperature: float) -> tf.Module:
+        saved_model.export_saved_model(reloaded, splits.class_names, path / paths.SAVED_MODEL, temperature=temperature)
+        return saved_model.load_saved_model(path)
+
+    def evaluate_split(model: tf.Module, split: LabelledImages, title: str) -> Evaluation:
+        return evaluate(model, split, splits.class_names, batch_size, title, seed=seed)
 
     # Twice, because the temperature that the artifact serves is fitted on what the artifact gives.
-    validation = evaluate_artifact(splits.validation, "validation", 1.0)
+    validation = evaluate_split(write_and_load(1.0), splits.validation, "validation")
     temperature = fit_temperature(validation.logits, splits.validation.labels)
-    test = evaluate_artifact(splits.test, "test", temperature)
+    model = write_and_load(temperature)
+    test = evaluate_split(model, splits.test, "test")
     check_is_trained(classifier, splits.test, test.logits, path, batch_size)
     calibrated = calibrated_metrics(
         test.logits, splits.test.labels, splits.class_names, temperature=temperature, seed=seed
@@ -66,7 +75,7 @@ def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: 
         validation_labels=splits.validation.labels,
     )
     artifacts.write_whole(path / paths.PREDICTIONS, predictions.getvalue())
-    return Measured(test, validation, temperature, calibrated)
+    return Measured(test, validation, temperature, calibrated, model)
 
 
 def save_model(classifier: keras.Model, path: Path) -> keras.Model:
@@ -75,7 +84,7 @@ def save_model(classifier: keras.Model, path: Path) -> keras.Model:
     Raises:
         RuntimeError: the weights that are read back are not the trained ones.
     """
-    export.save_classifier(classifier, path / paths.MODEL)
+    saved_model.save_classifier(classifier, path / paths.MODEL)
     reloaded = keras.models.load_model(path / paths.MODEL, compile=False)
     pairs = zip(classifier.get_weights(), reloaded.get_weights(), strict=True)
     if not all(np.array_equal(trained, read) for trained, read in pairs):
@@ -92,12 +101,12 @@ def check_is_trained(
         RuntimeError: they are not.
     """
     trained = predict_all(classifier, split.images, batch_size, "test, model.keras")
-    difference = export.check_same_logits(trained, served, str(path / paths.SAVED_MODEL))
+    difference = saved_model.check_same_logits(trained, served, str(path / paths.SAVED_MODEL))
     print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
 
 
-def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLog, path: Path) -> dict[str, bytes]:
-    """Draw what people look at into the workdir and into TensorBoard, close the log, and return the PNG files by their names."""
+def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLog, path: Path) -> None:
+    """Draw what people look at into the workdir and into TensorBoard, and close the log."""
     test, temperature = measured.test, measured.temperature
     images, labels = splits.test
     probabilities = softmax(test.logits, temperature)
@@ -116,7 +125,6 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
         artifacts.write_whole(path / f"{name}.png", picture)
         log.write_picture(name, picture)
     log.close()
-    return drawn
 
 
 def draw_attribution(
@@ -148,7 +156,97 @@ def draw_attribution(
     return pictures.attribution_picture(images, columns, titles)
 
 
-def write_report(content: Content, path: Path) -> None:
-    """Write `report.html` and `model_card.md` into the workdir."""
+def evaluate_further(
+    model: tf.Module,
+    splits: Splits,
+    path: Path,
+    settings: EvaluationConfig,
+    *,
+    data_dir: str,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Measure what the settings ask for beside the run's own splits, print it, and keep it in the workdir.
+
+    Args:
+        model: what `saved_model.load_saved_model` returned.
+        splits: of the run.
+        path: its workdir. What was measured there earlier and is not asked for again stays.
+        settings: which views and which other test sets.
+        data_dir: TFDS folder with the other sets.
+        temperature: that the model serves with.
+        batch_size: images at a time.
+        seed: of the noise, of the choice of images and of the resamples.
+
+    Raises:
+        UserError: a set is not prepared.
+    """
+
+    def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
+        return served_logits(model, images, batch_size, title) / np.float32(temperature)
+
+    rows: list[dict[str, Any]] = []
+    means: dict[str, Any] = {}
+    sets = find_other_sets(other_sets_of(settings), data_dir)
+    if settings.test_time_augmentation is not Views.NONE:
+        views = settings.test_time_augmentation
+        rows.append(further.with_views(predict, splits.test, views, splits.class_names, seed=seed))
+    if CORRUPTIONS in settings.test_sets.split(","):
+        measured, means[CORRUPTIONS] = further.with_corruptions(predict, splits.test, splits.class_names, seed=seed)
+        rows += measured
+    for name in sets:
+        others = read_other_set(name, data_dir, splits.validation)
+        rows += [further.on_other_set(predict, other, splits.class_names, seed=seed) for other in others]
+    if rows:
+        print(further_table(rows))
+        keep_further(rows, means, path)
+
+
+def keep_further(rows: Sequence[dict[str, Any]], means: dict[str, Any], path: Path) -> None:
+    """Put new rows beside those that the workdir has, or in their place, and draw the corruptions."""
+    file = path / paths.FURTHER
+    kept = artifacts.read_json(file) if file.is_file() else {"rows": [], "means": {}}
+    every = further.merged(kept["rows"], rows)
+    corrupted = [each["accuracy"] for each in every if each["name"].startswith("cifar10_corrupted/")]
+    if corrupted:
+        means = means | {"cifar10_corrupted": {"n": len(corrupted), "accuracy": float(np.mean(corrupted))}}
+    artifacts.write_json(file, {"rows": every, "means": kept["means"] | means})
+    of_corruptions = [each for each in every if each["kind"] == "corruption"]
+    if of_corruptions:
+        artifacts.write_whole(path / "corruptions.png", pictures.corruptions_picture(of_corruptions))
+
+
+def write_report(
+    path: Path, result: dict[str, Any], records: Sequence[dict[str, Any]], logits: NDArray[np.float32], splits: Splits
+) -> None:
+    """Write `report.html` and `model_card.md` of all that lies in a workdir.
+
+    Args:
+        path: the workdir.
+        result: what `result.json` says, or will say.
+        records: lines of `metrics.jsonl`.
+        logits: float32 `[n, classes]`, of the test images.
+        splits: of the run.
+    """
+    content = Content(
+        name=path.resolve().name,
+        result=result,
+        records=records,
+        images=splits.test.images,
+        labels=splits.test.labels,
+        logits=logits,
+        class_names=splits.class_names,
+        pictures={file.stem: file.read_bytes() for file in sorted(path.glob("*.png"))},
+        **{
+            part: artifacts.read_json(path / file)
+            for part, file in (
+                ("further", paths.FURTHER),
+                ("exports", paths.EXPORTS),
+                ("explanation", paths.EXPLANATION),
+            )
+            if (path / file).is_file()
+        },
+    )
     artifacts.write_whole(path / paths.REPORT, report_html(content).encode())
     artifacts.write_whole(path / paths.MODEL_CARD, model_card(content).encode())

@@ -1,130 +1,187 @@
-"""The artifacts of a run: written whole, reloaded, and checked to be the model that was trained."""
+"""`python -m cifar_keras.export --model=WORKDIR --format=onnx,litert`: a run's model for other runtimes, each proven to be that model."""
 
+import importlib.util
+import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from cifar_keras.errors import UserError, reason_of
-from cifar_keras.models.classifier import assemble
-from cifar_keras.models.fused import fused_twin
+from cifar_keras import artifacts, environment, flags, paths, workdir
+from cifar_keras.errors import UserError
+from cifar_keras.finished_run import FinishedRun, read_finished_run
+from cifar_keras.formats import FORMATS, Bound
 
-# Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
-# float32 network differs by about 1e-6 of it; another network by about 1.
-LOGIT_TOLERANCE = 1e-4
+EXAMPLES = 200  # training images that int8 learns its ranges from
 
 
-def save_classifier(classifier: keras.Model, path: Path) -> None:
-    """Write `model.keras` whole or not at all, without the optimizer and its state."""
-    uncompiled = keras.Model(classifier.inputs, classifier.outputs, name=classifier.name)
-    beside = path.with_name(f".{path.name}")  # Keras insists on the ending .keras
-    uncompiled.save(beside)
-    beside.replace(path)
+def main(argv: Sequence[str]) -> None:
+    """Convert, run each export by its own runtime on all test images, compare, and keep those that are within their bounds."""
+    arguments = flags.parse_export(argv)
+    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
+    check_formats(arguments.formats, run.path)
+    environment.set_tensorflow_variables()
+    from cifar_keras import delivery
+    from cifar_keras.reporting.tables import exports_table
+    from cifar_keras.run import load_splits
+    from cifar_keras.saved_model import load_saved_model
+
+    model = load_saved_model(run.path)
+    splits = load_splits(run.config)
+    exports = {}
+    with workdir.claimed(run.path, "--model"), paths.scratch_folder(run.path) as scratch:
+        np.save(scratch / "images.npy", splits.test.images)
+        for name in arguments.formats:
+            exports[name] = export(name, run, model, splits, scratch)
+            keep_export(name, exports[name], run.path)
+        print(exports_table(exports))
+        delivery.write_report(run.path, run.result, run.records, run.logits, splits)
+    if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
+        sys.exit(
+            f"error: further from the model that was measured than the bound of the format, so that exports.json does not have "
+            f"it. Received: {', '.join(outside)}"
+        )
 
 
-def export_saved_model(
-    classifier: keras.Model, class_names: Sequence[str], path: Path, *, temperature: float = 1.0
-) -> None:
-    """Write a SavedModel with two signatures, whole or not at all.
-
-    `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
-    PNG file of any size. Both give `logits` float32 `[n, classes]`, `probabilities` float32 `[n, classes]` and
-    `class_names` string `[classes]`; the probabilities are `softmax(logits / temperature)`. No augmentation is inside, and
-    normalizations are folded into the convolutions before them.
-    """
-
-    def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {
-            "logits": logits,
-            "probabilities": tf.nn.softmax(logits / temperature),
-            "class_names": tf.constant(list(class_names)),
-        }
-
-    backbone = classifier.get_layer("backbone")
-    size = backbone.input_shape[1]
-    twin = fused_twin(backbone, compute_dtype="float32", folded=True)
-    whole = assemble(classifier, twin)
-    resize = assemble(classifier, None, last="resize")
-    classify = assemble(classifier, twin, first="input_transform")
-
-    def decode(file: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(file, channels=3, expand_animations=False)
-        # One size for all of them, made by the classifier's own resize, so that they form a batch.
-        return tf.ensure_shape(resize(image[None], training=False)[0], (size, size, 3))
-
-    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return outputs(whole(images, training=False))
-
-    def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32))
-        return outputs(classify(pixels, training=False))
-
-    archive = keras.export.ExportArchive()
-    archive.track(whole)
-    archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
-    archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
-    beside = path.with_name(f".{path.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    archive.write_out(beside, verbose=False)
-    if path.exists():  # with another temperature, or of a process of this run that ended after it
-        shutil.rmtree(path)
-    beside.replace(path)
-
-
-def load_saved_model(path: Path) -> tf.Module:
-    """Load a run's SavedModel, from the run's workdir or from the SavedModel's own folder.
-
-    Raises:
-        UserError: there is none, it cannot be read, or it is not one of ours.
-    """
-    folder = path / "saved_model" if (path / "saved_model").is_dir() else path
-    if not (folder / "saved_model.pb").is_file():
-        raise UserError(f"--model has to name a run's workdir, or a folder with saved_model.pb. Received: {path}")
-    try:
-        loaded = tf.saved_model.load(str(folder))
-    except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model cannot be loaded: {reason_of(error)}. Received: {path}") from error
-    if not {"serve", "serve_bytes"} <= set(loaded.signatures):
-        raise UserError(f"--model has no signatures serve and serve_bytes, so no run made it. Received: {path}")
-    return loaded
-
-
-def served_logits(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
-    """Run every image once through the `serve` of a loaded SavedModel, with a progress bar.
+def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) -> dict[str, Any]:
+    """Make an export, prove it, and put it into the workdir if it is what it should be.
 
     Args:
-        model: what `load_saved_model` returned.
-        images: uint8 `[n, height, width, 3]`.
-        batch_size: images at a time; the last batch is smaller where it does not divide n.
-        title: what the progress bar is called.
+        name: a key of `FORMATS`.
+        run: the run.
+        model: its SavedModel, loaded.
+        splits: its images.
+        scratch: folder with `images.npy`, the test images.
 
     Returns:
-        float32 `[n, classes]`.
+        What `exports.json` says of a format.
     """
-    starts = range(0, len(images), batch_size)
-    batches = [
-        model.serve(tf.constant(images[start : start + batch_size]))["logits"].numpy()
-        for start in tqdm(starts, desc=title, unit="batch", disable=None)
-    ]
-    return np.concatenate(batches)
+    from cifar_keras.conversion import convert
+
+    place = run.path / FORMATS[name].path
+    if FORMATS[name].converted:
+        file = scratch / place.name
+        chosen = np.random.default_rng(run.config.seed).permutation(len(splits.train.labels))[:EXAMPLES]
+        convert(name, model, file, examples=splits.train.images[chosen], class_names=splits.class_names)
+    else:
+        file = place
+    float32_bytes = 4 * sum(int(np.prod(variable.shape)) for variable in model.variables)
+    found = prove(name, file, scratch, run) | {"share_of_float32": size_of(file) / float32_bytes}
+    if FORMATS[name].converted and found["within_bounds"]:
+        put_in_place(file, place)
+    return found
 
 
-def check_same_logits(trained: NDArray[np.float32], reloaded: NDArray[np.float32], artifact: str) -> float:
-    """Return the largest difference of the logits, as a share of the largest trained logit.
+def check_formats(names: Sequence[str], path: Path) -> None:
+    """Check that what the formats need is there: packages, and the files that the run itself has written.
 
     Raises:
-        RuntimeError: it is more than `LOGIT_TOLERANCE`, or not a number: the artifact is not the model that was trained.
+        UserError: it is not.
     """
-    scale = max(1.0, float(np.abs(trained).max()))
-    difference = float(np.abs(trained - reloaded).max()) / scale
-    if not difference <= LOGIT_TOLERANCE:  # also when it is not a number
-        raise RuntimeError(
-            f"{artifact} is not the model that was trained: their logits differ by up to {difference:.2g} of the largest. "
-            f"Received: {trained.shape[0]} images"
-        )
-    return difference
+    for name in names:
+        if not FORMATS[name].converted and not (path / FORMATS[name].path).exists():
+            raise UserError(f"--format={name}: the run has no {FORMATS[name].path} any more. Received: {path}")
+        missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"--format={name} needs {', '.join(missing)}: `pip install 'cifar_keras[export]'`. Received: {','.join(names)}"
+            )
+
+
+def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, Any]:
+    """Run an export by its own runtime in a process of its own, and compare it with the run's predictions.
+
+    Args:
+        name: a key of `FORMATS`.
+        file: the export.
+        scratch: folder with `images.npy`, the test images.
+        run: the run, whose `predictions.npz` is what an export is compared with.
+
+    Returns:
+        What `exports.json` says of a format, but for `share_of_float32`.
+
+    Raises:
+        RuntimeError: the runtime cannot run it.
+    """
+    found = scratch / "logits.npz"
+    command = [sys.executable, "-m", "cifar_keras.runtimes", name, str(file), str(scratch / "images.npy"), str(found)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the runtime of {name} cannot run it. Received: status {done.returncode}")
+    with np.load(found) as kept:
+        compared = compare(kept["logits"], run.logits, run.labels)
+        return {
+            "path": FORMATS[name].path,
+            "bytes": size_of(file),
+            **compared,
+            "within_bounds": is_within(compared, FORMATS[name].bound),
+            "images_per_second": float(kept["images_per_second"]),
+            "batch_size": int(kept["batch_size"]),
+            "runtime": str(kept["runtime"]),
+        }
+
+
+def compare(logits: NDArray[np.float32], wanted: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Compare the logits of an export, `[n, classes]`, with those that the run measured.
+
+    Returns:
+        `logit_difference`, the largest, as a share of the largest logit; `agreement`, the share of images with the same
+        prediction; `accuracy` of the export, and `lost_accuracy` by it; all fractions.
+
+    Raises:
+        RuntimeError: they are not finite, or of another shape.
+    """
+    if logits.shape != wanted.shape or not np.isfinite(logits).all():
+        raise RuntimeError(f"the export gives other logits than finite ones {wanted.shape}. Received: {logits.shape}")
+    predicted, expected = logits.argmax(axis=1), wanted.argmax(axis=1)
+    accuracy = float((predicted == labels).mean())
+    return {
+        "logit_difference": float(np.abs(logits - wanted).max() / np.abs(wanted).max()),
+        "agreement": float((predicted == expected).mean()),
+        "accuracy": accuracy,
+        "lost_accuracy": float((expected == labels).mean()) - accuracy,
+    }
+
+
+def is_within(compared: Mapping[str, float], bound: Bound) -> bool:
+    """Say whether an export is as near to the model as its format promises."""
+    return (
+        (bound.logit_difference is None or compared["logit_difference"] <= bound.logit_difference)
+        and compared["agreement"] >= bound.agreement
+        and compared["lost_accuracy"] <= bound.lost_accuracy
+    )
+
+
+def size_of(file: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return (
+        sum(part.stat().st_size for part in file.rglob("*") if part.is_file()) if file.is_dir() else file.stat().st_size
+    )
+
+
+def put_in_place(file: Path, place: Path) -> None:
+    """Move a file to its place in one step, also over an earlier one."""
+    place.parent.mkdir(exist_ok=True)
+    shutil.move(file, place)
+    artifacts.sync_folder(place.parent)
+
+
+def keep_export(name: str, found: Mapping[str, Any], path: Path) -> None:
+    """Put what was found of a format into the workdir if it is within its bounds, beside what is known of others."""
+    file = path / paths.EXPORTS
+    file.parent.mkdir(exist_ok=True)
+    known = artifacts.read_json(file) if file.is_file() else {}
+    if found["within_bounds"]:
+        known[name] = found
+    artifacts.write_json(file, {each: known[each] for each in FORMATS if each in known})
+
+
+if __name__ == "__main__":
+    flags.run_command(main)

@@ -14,6 +14,7 @@ from absl import flags
 from cifar_keras import config as config_lib
 from cifar_keras import paths
 from cifar_keras.errors import InterruptedRunError, UserError
+from cifar_keras.formats import FORMATS
 
 BAD_INPUT_STATUS = 2
 MOST_RUNS = 8  # that colours and markers tell apart
@@ -59,6 +60,23 @@ class EvaluateArguments(NamedTuple):
 
     model: Path  # a run's workdir
     data_dir: str  # "" is the run's own
+    settings: config_lib.EvaluationConfig
+
+
+class ExportArguments(NamedTuple):
+    """What `cifar_keras.export` is told."""
+
+    model: Path  # a run's workdir
+    data_dir: str  # "" is the run's own
+    formats: list[str]  # keys of `formats.FORMATS`
+
+
+class ExplainArguments(NamedTuple):
+    """What `cifar_keras.explain` is told."""
+
+    model: Path  # a run's workdir
+    data_dir: str  # "" is the run's own
+    train_images: int  # 0 is all
 
 
 class PredictArguments(NamedTuple):
@@ -84,11 +102,52 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     """
     values = flags.FlagValues()
     _define_model(values)
+    _define_data_dir(values)
+    leaves = [leaf for leaf in config_lib.settings_of() if leaf.section == "evaluation"]
+    for leaf in leaves:
+        _define_flag(leaf, values)
+    parse_arguments(values, argv)
+    config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in leaves})
+    config_lib.validate(config)
+    return EvaluateArguments(_model_of(values), values["data_dir"].value, config.evaluation)
+
+
+def parse_export(argv: Sequence[str]) -> ExportArguments:
+    """Parse the command line of `cifar_keras.export`.
+
+    Raises:
+        UserError: an unknown or malformed flag, no --model, or a format that there is not.
+    """
+    values = flags.FlagValues()
+    _define_model(values)
+    _define_data_dir(values)
     flags.DEFINE_string(
-        "data_dir", "", "TFDS folder with cifar10/3.0.2; empty is the one of the run", flag_values=values
+        "format", ",".join(FORMATS), f"formats, with commas between [{', '.join(FORMATS)}]", flag_values=values
     )
     parse_arguments(values, argv)
-    return EvaluateArguments(_model_of(values), values["data_dir"].value)
+    names = list(dict.fromkeys(values["format"].value.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise UserError(f"--format has to name some of {', '.join(FORMATS)}. Received: {','.join(unknown)!r}")
+    return ExportArguments(_model_of(values), values["data_dir"].value, names)
+
+
+def parse_explain(argv: Sequence[str]) -> ExplainArguments:
+    """Parse the command line of `cifar_keras.explain`.
+
+    Raises:
+        UserError: an unknown or malformed flag, no --model, or --train_images below 0.
+    """
+    values = flags.FlagValues()
+    _define_model(values)
+    _define_data_dir(values)
+    flags.DEFINE_integer(
+        "train_images", 0, "training images that are looked at, drawn by the run's seed; 0 is all", flag_values=values
+    )
+    parse_arguments(values, argv)
+    count = values["train_images"].value
+    if count < 0:
+        raise UserError(f"--train_images has to be at least 0. Received: {count}")
+    return ExplainArguments(_model_of(values), values["data_dir"].value, count)
 
 
 def parse_predict(argv: Sequence[str]) -> PredictArguments:
@@ -160,6 +219,12 @@ def _check_flagfiles_are_named(argv: Sequence[str]) -> None:
 
 def _define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", "", "workdir of a run", flag_values=values)
+
+
+def _define_data_dir(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "data_dir", "", "TFDS folder with cifar10/3.0.2; empty is the one of the run", flag_values=values
+    )
 
 
 def _model_of(values: flags.FlagValues) -> Path:

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     environment.set_tensorflow_variables()
     import tensorflow as tf
 
-    from cifar_keras.export import load_saved_model
+    from cifar_keras.saved_model import load_saved_model
 
     model = load_saved_model(arguments.model)
     for path, content in zip(arguments.files, contents, strict=True):

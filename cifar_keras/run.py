@@ -8,8 +8,10 @@ import keras
 import numpy as np
 
 from cifar_keras import artifacts, delivery, environment, paths, workdir
-from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, to_values
+from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, other_sets_of, to_values
 from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.data.cifar10 import Dataset
+from cifar_keras.data.other_sets import find_other_sets
 from cifar_keras.data.pipeline import hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
@@ -18,15 +20,16 @@ from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
-from cifar_keras.reporting.report import Content
 from cifar_keras.reporting.tables import metrics_table, with_interval
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
+from cifar_keras.training.distillation import check_classes, load_teacher, teacher_logits, with_teacher
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import Phase, PhaseName
+from cifar_keras.training.pruning import sparsity_of
 from cifar_keras.training.run_log import RunLog
 from cifar_keras.training.trainer import Trainer
 
@@ -96,12 +99,12 @@ def _train_and_evaluate(
         prepared = prepared._replace(compute_dtype=state.values["compute_dtype"])
     log = RunLog(path)
     describe_run(config, prepared, path, log)
+    with watch.time("prepare"):
+        prepared = ask_teacher(config, prepared, path)
     trainer = Trainer(config, prepared, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption)
     trainer.train(state)
     with watch.time("evaluate"):
-        batch_size = config.data.global_batch_size
-        measured = delivery.measure(prepared.classifier, prepared.splits, path, batch_size=batch_size, seed=config.seed)
-        drawn = delivery.draw(prepared.classifier, measured, prepared.splits, log, path)
+        measured = _deliver(config, prepared, path, log)
     summaries = trainer.summaries
     result = {
         "test": measured.test.metrics,
@@ -113,6 +116,7 @@ def _train_and_evaluate(
         | {"evaluate": measured.test.images_per_second},
         "compute_dtype": prepared.compute_dtype,
         "phases": {name: summary._asdict() for name, summary in summaries.items()},
+        "sparsity": sparsity_of(prepared.classifier.get_layer("backbone")),
         "rollbacks": trainer.rollbacks,
         "states": trainer.saving,
         "config": to_values(config),
@@ -125,11 +129,26 @@ def _train_and_evaluate(
         f"calibration error {with_interval(measured.test.metrics, 'calibration_error')}, "
         f"at temperature {measured.temperature:.2f} {with_interval(measured.calibrated_test, 'calibration_error')}"
     )
-    images, labels = prepared.splits.test
-    logits, class_names = measured.test.logits, prepared.splits.class_names
-    delivery.write_report(Content(path.name, result, log.records, images, labels, logits, class_names, drawn), path)
+    delivery.write_report(path, result, log.records, measured.test.logits, prepared.splits)
     artifacts.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
     return result
+
+
+def _deliver(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> delivery.Measured:
+    batch_size, seed = config.data.global_batch_size, config.seed
+    measured = delivery.measure(prepared.classifier, prepared.splits, path, batch_size=batch_size, seed=seed)
+    delivery.draw(prepared.classifier, measured, prepared.splits, log, path)
+    delivery.evaluate_further(
+        measured.model,
+        prepared.splits,
+        path,
+        config.evaluation,
+        data_dir=config.data.data_dir,
+        temperature=measured.temperature,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return measured
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -141,7 +160,11 @@ def prepare(config: RunConfig) -> Prepared:
     compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
+    teacher = load_teacher(config.distillation.teacher) if config.distillation.teacher else None
     splits = load_splits(config)
+    if teacher is not None:
+        check_classes(teacher, splits.class_names, config.distillation.teacher)
+    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)  # rather now than after the training
     class_count = len(splits.class_names)
     train_examples, train_split = hold(splits.train, class_count)
     validation_examples, validation_split = hold(splits.validation, class_count)
@@ -151,14 +174,32 @@ def prepare(config: RunConfig) -> Prepared:
     check_no_empty_share(len(splits.validation.labels), config.data.global_batch_size, replicas)
     with strategy.scope():
         classifier = make_classifier(config, class_count)
-    return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype)
+    return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype, teacher)
+
+
+def ask_teacher(config: RunConfig, prepared: Prepared, path: Path) -> Prepared:
+    """Put the teacher's logits behind the labels, if there is a teacher."""
+    if prepared.teacher is None:
+        return prepared
+    file = path / paths.CHECKPOINTS / "teacher_logits.npz"
+    logits = teacher_logits(prepared.teacher, prepared.splits, file, config.data.global_batch_size)
+    return prepared._replace(
+        train=with_teacher(prepared.train, logits["train"]),
+        validation=with_teacher(prepared.validation, logits["validation"]),
+        teacher=None,  # it has said all that it knows
+        distillation=config.distillation,
+    )
+
+
+def load_images(config: RunConfig) -> Dataset:
+    """Load the verified images of a run."""
+    data = config.data
+    return load_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds, config.seed)
 
 
 def load_splits(config: RunConfig) -> Splits:
     """Load the verified images of a run and divide them."""
-    data = config.data
-    dataset = load_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds, config.seed)
-    return make_splits(dataset, data.validation_share, config.seed)
+    return make_splits(load_images(config), config.data.validation_share, config.seed)
 
 
 def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:

@@ -48,8 +48,8 @@ def check_workdir(workdir: str, resume: Resume) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Make the folder of a run and keep other processes out of it; it goes again if nothing was put into it.
+def claimed(path: Path, flag: str = "--workdir") -> Iterator[None]:
+    """Make the folder of a run, which a flag names, and keep other processes out; it goes again if nothing was put into it.
 
     The system takes the lock from a process that dies.
 
@@ -62,9 +62,9 @@ def claimed(path: Path) -> Iterator[None]:
             lock = filelock.FileLock(path / LOCK, blocking=False)
             lock.acquire()
         except filelock.Timeout as error:
-            raise UserError(f"--workdir is in use by another process. Received: {path}") from error
+            raise UserError(f"{flag} is in use by another process. Received: {path}") from error
         except OSError as error:
-            raise UserError(f"--workdir cannot be made or written: {error.strerror}. Received: {path}") from error
+            raise UserError(f"{flag} cannot be made or written: {error.strerror}. Received: {path}") from error
         try:
             yield
         finally:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cifar_keras.config import RunConfig, to_values
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 RESULT_HEADER = (
@@ -108,6 +110,27 @@ def profile_table(profile: Result) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def smaller_models_table(smaller: Result) -> str:
+    """Return the table of smaller models: how good, how large and how fast each is."""
+    header = "| run | format | network | zeros | test accuracy | MB | deflated MB | images/s (low to high; at a time) | commit |"
+    lines = [header, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in smaller["rows"]:
+        taught = ", with a teacher" if row["teacher"] else ""
+        cells = [
+            f"`{row['run']}`",
+            row["format"],
+            f"{row['backbone']} at {row['image_size']} px{taught}",
+            f"{100 * row['sparsity']:.1f} %",
+            f"{100 * row['accuracy']:.2f} %",
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['deflated_bytes'] / 1e6:.2f}",
+            f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})",
+            _commit(row),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """Return a document with the table between its two marks replaced."""
     begin, end = f"<!-- {name}: begin, written by experiments/tables.py -->", f"<!-- {name}: end -->"
@@ -124,7 +147,11 @@ def main() -> None:
     readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
     wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
     text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
-    for name, table in (("benchmarks", benchmark_table), ("profile", profile_table)):
+    for name, table in (
+        ("benchmarks", benchmark_table),
+        ("profile", profile_table),
+        ("smaller_models", smaller_models_table),
+    ):
         path = RESULTS / f"{name}.json"
         if path.exists():
             text = with_table(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
@@ -139,10 +166,11 @@ def main() -> None:
 
 
 def _differences(trial: Result, recipe: Result) -> list[str]:
+    defaults = to_values(RunConfig())  # what was not a setting yet when a run was made
     flags = [
         f"--{flag}={value}"
-        for flag, value in trial["config"].items()
-        if flag not in NOT_COMPARED and value != recipe["config"].get(flag)
+        for flag, value in (defaults | trial["config"]).items()
+        if flag not in NOT_COMPARED and value != (defaults | recipe["config"])[flag]
     ]
     own, usual = trial["environment"]["variables"], recipe["environment"]["variables"]
     changed = sorted(name for name in own.keys() | usual.keys() if own.get(name) != usual.get(name))

@@ -27,6 +27,24 @@ from cifar_keras.models.backbones import BACKBONES
 hypothesis.settings.register_profile("house", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("house")
 
+# Those that take longest, so that none of them is what everybody waits for in the end.
+BEGIN = (
+    "test_kills",
+    "test_bad_input",
+    "test_run",
+    "test_fuzz",
+    "test_devices",
+    "test_export",
+    "test_fused",
+    "test_halves",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(BEGIN)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(BEGIN)))  # which keeps the order of all others
+
+
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 IMAGES_PER_BATCH = 4
 
@@ -87,10 +105,13 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     values["image_size"] = draw(st.integers(row.minimum_size, 2048))
     values["finetune_unfreeze_from"] = draw(st.sampled_from(["", *row.stages]))
     values["virtual_devices"] = min(values["virtual_devices"], values["global_batch_size"])
+    if values["weights"] == "imagenet" and not row.weights_md5:
+        values["weights"] = "none"
     if values["data_source"] not in ("auto", "archive"):
         values["archive"] = ""
     if values["finetune_epochs"] == 0 and (values["head_epochs"] == 0 or values["weights"] == "none"):
         values["finetune_epochs"] = 1
+    values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
     for phase in ("head", "finetune"):
         values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))
         if values[f"{phase}_optimizer"] == "adamw":

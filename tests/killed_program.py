@@ -24,9 +24,16 @@ from small_runs import BATCH, prepare_small, small_config, train_small
 from cifar_keras import artifacts
 from cifar_keras.training import checkpoints, phases, trainer
 from cifar_keras.training.devices import make_strategy, set_up_devices
+from cifar_keras.training.distillation import with_teacher
 from cifar_keras.training.run_log import RunLog
 
-FLAGS = {"finetune_cached_features": False, "checkpoint_every_steps": 2, "deterministic": True}
+# With as much as there is to get wrong: weights that are pruned, and the logits of a teacher.
+FLAGS = {
+    "finetune_cached_features": False,
+    "checkpoint_every_steps": 2,
+    "deterministic": True,
+    "finetune_sparsity": 0.5,
+}
 DROPOUT = 0.3  # whose seeds are part of the state
 
 
@@ -91,6 +98,12 @@ def main() -> None:
     strategy = make_strategy(BATCH)
     config = small_config(**FLAGS)
     prepared = prepare_small(config, strategy, dropout=DROPOUT)
+    logits = np.random.default_rng(0).normal(size=(prepared.train.total + prepared.validation.total, 10))
+    prepared = prepared._replace(
+        train=with_teacher(prepared.train, logits[: prepared.train.total].astype(np.float32)),
+        validation=with_teacher(prepared.validation, logits[prepared.train.total :].astype(np.float32)),
+        distillation=config.distillation,
+    )
     log = RunLog(folder)
     note_everything(folder, Moments(folder, moment, number))
     if seconds:

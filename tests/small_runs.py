@@ -1,20 +1,26 @@
-"""A small run that is ready to train, as `run.prepare` gives one of a whole network of keras.applications."""
+"""Small runs: one that is ready to train, as `run.prepare` gives one of a whole network, and one that is finished."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
-from small_networks import settle_normalizations, small_backbone
+from small_networks import settle_normalizations, small_backbone, small_classifier
 
-from cifar_keras.config import RunConfig, from_values
+from cifar_keras import artifacts, paths
+from cifar_keras.config import RunConfig, from_values, to_values
 from cifar_keras.data import synthetic
 from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
 from cifar_keras.data.pipeline import hold
-from cifar_keras.data.splits import Splits
+from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.paths import CHECKPOINTS
+from cifar_keras.reporting import pictures
+from cifar_keras.reporting.metrics import classification_metrics
 from cifar_keras.run import plan_phases
+from cifar_keras.saved_model import export_saved_model, save_classifier
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.interruption import Interruption
@@ -23,6 +29,7 @@ from cifar_keras.training.run_log import RunLog
 from cifar_keras.training.trainer import Trainer
 
 TRAIN, VALIDATION, TEST = 96, 30, 20  # images
+TEMPERATURE = 1.5
 BATCH = 24  # so that the last batch of validation is smaller, and an epoch has 4 steps
 
 SMALL = {
@@ -86,3 +93,64 @@ def train_small(config: RunConfig, prepared: Prepared, log: RunLog, folder: Path
     with interruption.listening():
         trainer.train(checkpoints.newest())
     return trainer
+
+
+def finish_small_run(folder: Path, *, weights: str = "none") -> Path:
+    """A workdir like that of a finished run: a small classifier, whose head is a regression, on the synthetic set."""
+    splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
+    classifier = small_classifier()
+    settle_normalizations(classifier.get_layer("backbone"))
+    fit_head(classifier, splits.train)
+    folder.mkdir(parents=True)
+    save_classifier(classifier, folder / paths.MODEL)
+    export_saved_model(classifier, CLASS_NAMES, folder / paths.SAVED_MODEL, temperature=TEMPERATURE)
+    logits = {name: classifier.predict(getattr(splits, name).images, verbose=0) for name in ("test", "validation")}
+    metrics = {
+        name: classification_metrics(values, getattr(splits, name).labels, CLASS_NAMES)
+        for name, values in logits.items()
+    }
+    calibrated = classification_metrics(logits["test"] / np.float32(TEMPERATURE), splits.test.labels, CLASS_NAMES)
+    result = {
+        **metrics,
+        "calibration": {"temperature": TEMPERATURE, "test": calibrated},
+        "minutes": {"total": 1.5},
+        "images_per_second": {"evaluate": 100.0},
+        "config": to_values(from_values({"data_source": "synthetic", "global_batch_size": BATCH, "weights": weights})),
+        "environment": {"cores": 2, "processor": "a processor", "devices": ["CPU:0"]},
+        "seed": 0,
+        "commit": "0123456789",
+    }
+    artifacts.write_json(folder / paths.RESULT, result)
+    records = [
+        {
+            "phase": "head",
+            "epoch": 0,
+            "step": 9,
+            "learning_rate": 0.1,
+            "loss": 0.9,
+            "accuracy": 0.6,
+            "cross_entropy": 0.9,
+        }
+        | {"validation_loss": 0.8, "validation_accuracy": 0.7}
+    ]
+    (folder / paths.METRICS).write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    np.savez(folder / paths.PREDICTIONS, test_logits=logits["test"], test_labels=splits.test.labels)
+    figures = {
+        "reliability": pictures.reliability_picture(logits["test"], splits.test.labels, TEMPERATURE),
+        "confusion_matrix": pictures.confusion_matrix_picture(metrics["test"]["confusion_matrix"], CLASS_NAMES),
+        "learning_curves": pictures.learning_curves_picture(records),
+    }
+    for name, picture in figures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    return folder
+
+
+def fit_head(classifier: keras.Model, train: LabelledImages) -> None:
+    """Give the head the ridge regression of the labels on the features, which no training could be as quick as."""
+    head = classifier.get_layer("head")
+    features = keras.Model(classifier.inputs, head.input).predict(train.images, verbose=0).astype(np.float64)
+    mean, wanted = features.mean(axis=0), 20 * np.eye(10)[train.labels] - 2
+    centred = features - mean
+    kernel = np.linalg.solve(centred.T @ centred + 1e-3 * np.eye(centred.shape[1]) * len(centred), centred.T @ wanted)
+    head.kernel.assign(kernel)
+    head.bias.assign(wanted.mean(axis=0) - mean @ kernel)

@@ -22,9 +22,9 @@ import tensorflow as tf
 
 import cifar_keras
 from cifar_keras.config import RunConfig, to_values
-from cifar_keras.export import export_saved_model
 from cifar_keras.flags import parse_config
 from cifar_keras.models.classifier import build_classifier
+from cifar_keras.saved_model import export_saved_model
 
 PROCESS_SECONDS = 300  # ends a test that hangs
 Files = Callable[[Path], Any]
@@ -150,6 +150,20 @@ FLAG_CASES = [
     Case("evaluate --model=.", "result.json", writes("result.json", b"{}")),
     Case("evaluate --model=.", "result.json", writes("result.json", b'{"config": {"sed": 3}}')),
     Case("evaluate --model=.", "result.json", writes("result.json", b"[]")),
+    Case("evaluate --model=. --test_time_augmentation=rotate", "--test_time_augmentation"),
+    Case("evaluate --model=. --test_sets=cifar100", "--test_sets"),
+    Case("train --test_sets=corruptions,mnist", "--test_sets"),
+    Case("train --test_sets=cifar10_h/x", "--test_sets"),
+    Case("train --backbone=resnet20", "--weights=imagenet"),
+    Case("train --finetune_sparsity=1", "--finetune_sparsity"),
+    Case("train --distillation_weight=0", "--distillation_weight"),
+    Case("train --distillation_temperature=0", "--distillation_temperature"),
+    Case("train --test_time_augmentation=mirror", "--test_time_augmentation"),
+    Case("export --model=.", "result.json"),
+    Case("export --model=missing", "--model"),
+    Case("export --model=. --format=tflite", "--format"),
+    Case("explain --model=.", "result.json"),
+    Case("explain --model=. --train_images=-1", "--train_images"),
 ]
 
 
@@ -292,8 +306,18 @@ def run_of_damaged_states(folder: Path) -> None:
 
 
 def run_without_its_model(folder: Path) -> None:
-    result = {"config": to_values(RunConfig()), "test": {"loss": 1.0}, "validation": {"loss": 1.0}}
+    """All that the commands read of a run before they load its model."""
+    measured = {"loss": 1.0, "intervals": {"accuracy": [0.0, 1.0]}}
+    result = {
+        "config": to_values(RunConfig()),
+        "test": measured,
+        "validation": measured,
+        "calibration": {"temperature": 1.0, "test": measured},
+        "minutes": {"total": 1.0},
+    }
     writes("result.json", json.dumps(result).encode())(folder)
+    writes("metrics.jsonl", b'{"step": 1, "validation_accuracy": 0.5}\n')(folder)
+    np.savez(folder / "predictions.npz", test_logits=np.zeros((3, 10), np.float32), test_labels=np.arange(3))
 
 
 ARCHIVE = "train --workdir=run --data_dir=data --data_source=archive"
@@ -360,6 +384,13 @@ TENSORFLOW_CASES = {
     "no model in the folder": Case("predict --model=. good.png", "--model", writes("good.png", png())),
     "a broken model": Case("predict --model=. good.png", "--model", image_and_broken_model),
     "somebody else's model": Case("predict --model=. good.png", "--model", image_and_foreign_model),
+    "a teacher that is not there": Case(f"{SYNTHETIC} --weights=none --teacher=nobody", "--teacher"),
+    "a test set that is not there": Case(
+        f"{SYNTHETIC} --test_sets=cifar10_1 --data_dir=data", "cifar10_1/v6 is not prepared"
+    ),
+    "a run without a model to explain": Case("explain --model=.", "model.keras", run_without_its_model),
+    "a run without a model to export": Case("export --model=. --format=keras", "model.keras", run_without_its_model),
+    "a run without a model to convert": Case("export --model=. --format=litert", "--model", run_without_its_model),
     "a run without a model": Case("evaluate --model=.", "--model", run_without_its_model),
 }
 

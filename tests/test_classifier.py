@@ -53,7 +53,7 @@ def test_the_input_transform_is_the_familys_own_on_resized_pixels(convention: In
     np.testing.assert_allclose(transform.predict(images, verbose=0), wanted, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("name", FAMILY_OF_BACKBONE)
 def test_every_row_names_the_convention_of_its_own_family(name: str) -> None:
     pixels = some_images().astype(np.float32)
     wanted = FAMILY_OF_BACKBONE[name].preprocess_input(pixels.copy())
@@ -67,8 +67,9 @@ def test_every_row_builds_at_its_minimum_size_and_has_its_stages_in_order(name: 
     names = [layer.name for layer in backbone.layers]
     firsts = [next(i for i, layer in enumerate(names) if layer.startswith(stage)) for stage in row.stages]
     assert firsts == sorted(firsts)
-    with pytest.raises(ValueError, match="Input size must be at least"):
-        build_backbone(name, row.minimum_size - 1)
+    if row.application:
+        with pytest.raises(ValueError, match="Input size must be at least"):
+            build_backbone(name, row.minimum_size - 1)
 
 
 def test_the_head_starts_at_zero_logits_of_float32() -> None:

@@ -22,6 +22,7 @@ def make_run(folder: Path, logits: NDArray[np.float32], labels: NDArray[np.int64
     test = classification_metrics(logits, labels, NAMES)
     result = {
         "test": test,
+        "validation": test,
         "calibration": {"temperature": 1.5, "test": {"loss": 0.25}},
         "minutes": {"total": 12.34},
         "config": {"global_batch_size": 10},

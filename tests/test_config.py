@@ -154,7 +154,13 @@ def test_unknown_names_are_refused() -> None:
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_an_image_has_to_be_as_large_as_the_backbone_asks(backbone: str) -> None:
-    smallest = 75 if backbone == "inception_v3" else 32  # as the docstrings of keras.applications say
+    # As the docstrings of keras.applications say; the small network would take anything.
+    smallest = {"inception_v3": 75, "resnet20": 8}.get(backbone, 32)
+    weights = "none" if backbone == "resnet20" else "imagenet"
+
+    def config_of(**values: Any) -> RunConfig:
+        return from_values({"weights": weights, **values})
+
     validate(config_of(backbone=backbone, image_size=smallest))
     match = rf"^--image_size has to be at least {smallest} for --backbone={backbone}\. Received: {smallest - 1}$"
     with pytest.raises(UserError, match=match):
@@ -165,6 +171,12 @@ def test_an_image_has_to_be_as_large_as_the_backbone_asks(backbone: str) -> None
         match = rf"^--{flag} has to be 0 or at least {smallest} for --backbone={backbone}\. Received: {smallest - 1}$"
         with pytest.raises(UserError, match=match):
             validate(config_of(backbone=backbone, image_size=2048, **{flag: smallest - 1}))
+
+
+def test_a_network_without_imagenet_weights_says_so() -> None:
+    validate(config_of(backbone="resnet20", weights="none"))
+    with pytest.raises(UserError, match=r"^--weights=imagenet: .* Received: --backbone=resnet20$"):
+        validate(config_of(backbone="resnet20"))
 
 
 def test_features_are_cached_in_the_head_phase_unless_said_otherwise() -> None:

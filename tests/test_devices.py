@@ -58,6 +58,7 @@ def test_a_whole_run_on_two_devices_with_early_stopping(tmp_path: Path) -> None:
         "workdir": tmp_path / "run",
         "virtual_devices": 2,
         "data_source": "synthetic",
+        "backbone": "resnet20",
         "weights": "none",
         "image_size": 32,
         "global_batch_size": 60,  # leaves 40 of 100 test images for the last batch
@@ -67,7 +68,7 @@ def test_a_whole_run_on_two_devices_with_early_stopping(tmp_path: Path) -> None:
         "head_early_stopping_patience": 1,
         "finetune_epochs": 1,
         "finetune_steps_per_epoch": 2,
-        "finetune_unfreeze_from": "conv5",
+        "finetune_unfreeze_from": "conv4",
     }
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     subprocess.run(

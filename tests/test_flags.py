@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_keras import flags
-from cifar_keras.config import DataSource, OptimizerName, RunConfig, Setting, from_values, settings_of
+from cifar_keras.config import (
+    DataSource,
+    EvaluationConfig,
+    OptimizerName,
+    RunConfig,
+    Setting,
+    Views,
+    from_values,
+    other_sets_of,
+    settings_of,
+)
 from cifar_keras.errors import UserError
+from cifar_keras.formats import FORMATS
 from cifar_keras.models.backbones import BACKBONES
 
 SETTINGS = settings_of()
@@ -157,9 +168,35 @@ def test_bad_flagfiles_are_refused_in_one_line(tmp_path: Path, content: bytes, m
 
 
 def test_evaluate_takes_a_model_and_a_data_folder(tmp_path: Path) -> None:
-    assert flags.parse_evaluate(["evaluate", f"--model={tmp_path}"]) == (tmp_path, "")
+    assert flags.parse_evaluate(["evaluate", f"--model={tmp_path}"]) == (tmp_path, "", EvaluationConfig())
     arguments = flags.parse_evaluate(["evaluate", f"--model={tmp_path}", "--data_dir=d"])
     assert (arguments.model, arguments.data_dir) == (tmp_path, "d")
+
+
+def test_evaluate_takes_the_settings_of_evaluation(tmp_path: Path) -> None:
+    asked = ["--test_time_augmentation=flip", "--test_sets=corruptions,cifar10_1/v4"]
+    settings = flags.parse_evaluate(["evaluate", f"--model={tmp_path}", *asked]).settings
+    assert settings == EvaluationConfig(Views.FLIP, "corruptions,cifar10_1/v4")
+    assert other_sets_of(settings) == ["cifar10_1/v4"]
+
+
+def test_export_takes_formats(tmp_path: Path) -> None:
+    parsed = flags.parse_export(["export", f"--model={tmp_path}", "--format=onnx,litert,onnx"])
+    assert parsed == (tmp_path, "", ["onnx", "litert"])
+    assert flags.parse_export(["export", f"--model={tmp_path}"]).formats == list(FORMATS)
+
+
+@pytest.mark.parametrize("value", ["", "tflite", "onnx,,litert", "onnx litert"])
+def test_a_format_that_there_is_not_is_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--format has to name some of keras, .* Received: "):
+        flags.parse_export(["export", f"--model={tmp_path}", f"--format={value}"])
+
+
+def test_explain_takes_a_number_of_images(tmp_path: Path) -> None:
+    assert flags.parse_explain(["explain", f"--model={tmp_path}"]) == (tmp_path, "", 0)
+    assert flags.parse_explain(["explain", f"--model={tmp_path}", "--train_images=5"]).train_images == 5
+    with pytest.raises(UserError, match=r"^--train_images has to be at least 0\. Received: -1$"):
+        flags.parse_explain(["explain", f"--model={tmp_path}", "--train_images=-1"])
 
 
 def test_predict_takes_a_model_and_files(tmp_path: Path) -> None:
@@ -212,9 +249,18 @@ def test_evaluate_takes_no_files() -> None:
         flags.parse_evaluate(["evaluate", "--model=/", "a.png"])
 
 
-@pytest.mark.parametrize(("module", "listed"), [("evaluate", {"model", "data_dir"}), ("predict", {"model", "top"})])
+@pytest.mark.parametrize(
+    ("module", "listed"),
+    [
+        ("evaluate", {"model", "data_dir", "test_sets", "test_time_augmentation"}),
+        ("predict", {"model", "top"}),
+        ("export", {"model", "data_dir", "format"}),
+        ("explain", {"model", "data_dir", "train_images"}),
+        ("compare", {"picture"}),
+    ],
+)
 def test_every_command_has_help(module: str, listed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
-    parse_command = {"evaluate": flags.parse_evaluate, "predict": flags.parse_predict}[module]
+    parse_command = getattr(flags, f"parse_{module}")
     with pytest.raises(SystemExit) as stopped:
         parse_command([module, "--help"])
     assert stopped.value.code == 0

@@ -189,3 +189,26 @@ def test_pictures_need_neither_pyplot_nor_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_corruptions_are_drawn_by_their_accuracy() -> None:
+    def rows(accuracy: float) -> list[dict[str, Any]]:
+        names = [f"{name} {severity}" for name in ("gaussian_noise", "jpeg_compression") for severity in range(1, 6)]
+        return [{"name": "none", "accuracy": 0.9}, *({"name": name, "accuracy": accuracy} for name in names)]
+
+    low, high = (decode(pictures.corruptions_picture(rows(accuracy))) for accuracy in (0.1, 0.9))
+    assert low.shape == high.shape
+    assert (low != high).any(axis=-1).mean() > 0.1
+
+
+def test_the_feature_map_has_a_panel_for_each_class() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    points = generator.normal(size=(400, 2)).astype(np.float32)
+    pixels = decode(pictures.feature_map_picture(points, labels, NAMES, np.array([0.4, 0.2])))
+    blue = (pixels == (0x00, 0x72, 0xB2)).all(axis=-1)
+    width = pixels.shape[1]
+    assert all(blue[:, place * width // 4 : (place + 1) * width // 4].any() for place in range(4))
+    without = decode(pictures.feature_map_picture(points, labels * 0, NAMES, np.array([0.4, 0.2])))
+    blue = (without == (0x00, 0x72, 0xB2)).all(axis=-1)
+    assert not blue[:, width // 2 :].any()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cifar_keras.data.corruptions import SEVERITIES
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.calibration import softmax
 from cifar_keras.reporting.metrics import classification_metrics
-from cifar_keras.reporting.report import Content, model_card, report_html
+from cifar_keras.reporting.report import Content, image_uri, model_card, report_html
 
 NAMES = ["cat", "dog & cat", "<script>alert(1)</script>"]
 TEMPERATURE = 0.5
@@ -54,6 +55,50 @@ def make_content() -> Content:
     return Content("a run", result, records, images, labels, logits, NAMES, drawn)
 
 
+def with_everything(content: Content) -> Content:
+    """The same run after `evaluate`, `export` and `explain`."""
+
+    def row(kind: str, name: str, accuracy: float) -> dict[str, Any]:
+        interval = [accuracy - 0.01, accuracy + 0.01]
+        figures = {"accuracy": accuracy, "loss": 0.5, "calibration_error": 0.02, "intervals": {"accuracy": interval}}
+        return {"kind": kind, "name": name, "n": 300, **figures}
+
+    corrupted = [row("corruption", f"{name} {level}", level / 7) for name in ("fog", "jpeg") for level in SEVERITIES]
+    people = row("test set", "cifar10_h", 0.8211) | {"human_cross_entropy": 0.7123, "human_entropy": 0.2123}
+    further: dict[str, Any] = {
+        "rows": [row("views", "flip", 0.9123), people, row("corruption", "none", 0.95), *corrupted],
+        "means": {
+            "corruptions": {"n": 300, "accuracy": 0.4321, "interval": [0.42, 0.44]},
+            "cifar10_corrupted": {"n": 95, "accuracy": 0.5432},
+        },
+    }
+    exports = {
+        name: {
+            **{"path": f"exports/{name}", "bytes": 94_050_000, "share_of_float32": 0.257, "logit_difference": 2e-6},
+            **{"agreement": 0.9987, "accuracy": 0.8765, "lost_accuracy": 0.001, "within_bounds": True},
+            **{"images_per_second": 43.2, "batch_size": 1, "runtime": f"a runtime of {name} 1.2"},
+        }
+        for name in ("onnx", "litert_int8")
+    }
+    picture = image_uri(content.images[0])
+    near = {"image": picture, "label": "cat", "cosine": 0.9876}
+    error = {"image": picture, "label": "cat", "predicted": NAMES[2], "confidence": 0.99, "nearest": [near] * 6}
+    suspect = {"image": picture, "index": 12345, "label": "cat", "likely": NAMES[1]}
+    suspect |= {"probability_of_label": 0.01, "probability_of_likely": 0.97}
+    explanation = {
+        "train_images": 45_000,
+        "neighbours": [error] * 3,
+        "suspects": {"images": 50_000, "suspects": 1_234, "accuracy": 0.8899, "shown": [suspect] * 3},
+    }
+    points = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    drawn = {
+        "corruptions": pictures.corruptions_picture([row("corruption", "none", 0.95), *corrupted]),
+        "feature_map": pictures.feature_map_picture(points, content.labels, ["a", "b", "c"], np.array([0.3, 0.1])),
+    }
+    every = {**content.pictures, **drawn}
+    return content._replace(pictures=every, further=further, exports=exports, explanation=explanation)
+
+
 @pytest.fixture(scope="module")
 def content() -> Content:
     return make_content()
@@ -61,7 +106,7 @@ def content() -> Content:
 
 @pytest.fixture(scope="module")
 def html(content: Content) -> str:
-    return report_html(content)
+    return report_html(with_everything(content))
 
 
 class Page(HTMLParser):
@@ -117,6 +162,20 @@ def test_the_page_says_the_figures_of_the_result(content: Content, page: Page) -
         assert "".join(map(str, row)) in "".join(text.split())
 
 
+def test_the_page_says_what_was_found_after_the_run(content: Content, html: str, page: Page) -> None:
+    text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
+    for figure in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 corrupted sets"):
+        assert figure in text, figure
+    for figure in ("a runtime of onnx 1.2", "94.0", "25.7 %", "2.0e-06", "99.87 %", "87.65 %"):
+        assert figure in text, figure
+    for figure in ("0.988", "1,234 of 50,000", "88.99 %", "45,000 training images"):
+        assert figure in text, figure
+    plain = report_html(content)
+    for heading in ('id="further"', 'id="exports"', 'id="features"'):
+        assert heading in html
+        assert heading not in plain
+
+
 def test_what_a_class_is_called_cannot_become_a_script(html: str) -> None:
     assert "<script>alert" not in html
     assert html.count("<script>") == 1
@@ -146,6 +205,10 @@ def test_the_card_says_the_figures_of_the_result(content: Content) -> None:
     assert card.startswith("# a run\n")
     assert f"| test | 300 | {100 * test['accuracy']:.2f} % |" in card
     rows = [line for line in card.splitlines() if line.startswith("| cat |")]
+    assert "Other formats" not in card
+    whole = model_card(with_everything(content))
+    assert "| litert_int8 | `exports/litert_int8` | 94.0 | 87.65 % | 99.87 % |" in whole.splitlines()
+    assert "43.21 %" in whole
     assert rows == ["| cat | " + " | ".join(f"{100 * test['per_class']['cat'][rate]:.2f} %" for rate in RATES) + " |"]
 
 

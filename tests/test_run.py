@@ -18,7 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras import config as config_lib
-from cifar_keras import delivery, evaluate, export, predict, run, train
+from cifar_keras import delivery, evaluate, predict, run, saved_model, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
@@ -27,16 +27,17 @@ from cifar_keras.workdir import claimed
 
 ROOT = Path(__file__).parent.parent
 
-# A whole ResNet50, since the table has no smaller network; at its smallest size and on the synthetic set.
+# The smallest network of the table, on the synthetic set.
 FLAGS = {
     "data_source": "synthetic",
+    "backbone": "resnet20",
     "weights": "none",
     "image_size": 32,
     "head_epochs": 1,
     "head_steps_per_epoch": 2,
     "finetune_epochs": 2,
     "finetune_steps_per_epoch": 2,
-    "finetune_unfreeze_from": "conv5",
+    "finetune_unfreeze_from": "conv4",
 }
 
 
@@ -81,7 +82,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
 def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert set(result) == {
         *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
-        *("calibration", "compute_dtype", "phases", "rollbacks", "states"),
+        *("calibration", "compute_dtype", "phases", "rollbacks", "sparsity", "states"),
     }
     assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
     assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}
@@ -94,7 +95,7 @@ def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
 def test_the_result_says_how_each_phase_was_computed(result: dict[str, Any]) -> None:
     assert result["compute_dtype"] in ("float32", "bfloat16")
     assert list(result["phases"]) == ["head", "finetune"]
-    learning = {"head": 0, "finetune": 10}  # convolutions in conv5 of a ResNet50
+    learning = {"head": 0, "finetune": 7}  # convolutions in conv4 of a ResNet-20
     for name, summary in result["phases"].items():
         assert set(summary) == {
             *("images_per_second", "pipeline_images_per_second", "cached_features", "kernel_gradients_by_matmul")
@@ -134,7 +135,7 @@ def test_the_predictions_that_are_kept_are_those_of_the_figures(workdir: Path, r
 def test_the_probabilities_that_are_served_are_calibrated_on_validation(workdir: Path, result: dict[str, Any]) -> None:
     """The figures after temperature scaling, from what the SavedModel gives and scikit-learn."""
     kept, calibration = np.load(workdir / "predictions.npz"), result["calibration"]
-    model = export.load_saved_model(workdir)
+    model = saved_model.load_saved_model(workdir)
     served = model.serve(tf.constant(make_splits(synthetic.make_dataset(0), 0.1, seed=0).test.images))
     probabilities = served["probabilities"].numpy().astype(np.float64)
     wanted = tf.nn.softmax(kept["test_logits"] / calibration["temperature"])
@@ -150,7 +151,10 @@ def test_the_probabilities_that_are_served_are_calibrated_on_validation(workdir:
 
     best = validation_loss(calibration["temperature"])
     assert best <= result["validation"]["loss"] + 1e-9
-    assert all(best <= validation_loss(factor * calibration["temperature"]) for factor in (0.9, 1.1))
+    inner = [
+        factor for factor in (0.9, 1.1) if 1e-3 < factor * calibration["temperature"] < 1e3
+    ]  # random weights can ask for an end
+    assert all(best <= validation_loss(factor * calibration["temperature"]) + 1e-9 for factor in inner)
 
 
 def test_the_best_epoch_by_validation_is_the_one_that_ships(workdir: Path, result: dict[str, Any]) -> None:
@@ -182,7 +186,8 @@ def test_evaluate_tells_a_model_that_is_not_the_reported_one(
 ) -> None:
     changed = json.loads(json.dumps(result))
     changed["test"]["loss"] += 0.001
-    (tmp_path / "saved_model").symlink_to(workdir / "saved_model")
+    for name in ("saved_model", "predictions.npz", "metrics.jsonl"):
+        (tmp_path / name).symlink_to(workdir / name)
     (tmp_path / "result.json").write_text(json.dumps(changed))
     with pytest.raises(SystemExit, match="not the figures"):
         evaluate.main(["evaluate", f"--model={tmp_path}"])
@@ -212,7 +217,7 @@ def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.Mo
     kernel = classifier.get_layer("head").kernel
     kernel.assign(np.asarray(kernel) + np.random.default_rng(0).normal(size=kernel.shape))
     splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
-    served = export.served_logits(export.load_saved_model(workdir), splits.test.images, 50, "test")
+    served = saved_model.served_logits(saved_model.load_saved_model(workdir), splits.test.images, 50, "test")
     with pytest.raises(RuntimeError, match="is not the model that was trained"):
         delivery.check_is_trained(classifier, splits.test, served, workdir, batch_size=50)
 
@@ -303,6 +308,33 @@ def test_more_steps_than_the_split_has_are_refused() -> None:
         run.plan_phases(config, 360)
 
 
+def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:
+    """From the teacher alone: the loss of its one epoch is the distance of its logits from the teacher's, image by image."""
+    flags = FLAGS | {"teacher": str(workdir), "distillation_weight": 1.0, "distillation_temperature": 2.0}
+    flags |= {"head_epochs": 0, "finetune_epochs": 1, "finetune_train_batch_norm": True, "finetune_sparsity": 0.5}
+    student = tmp_path / "student"
+    train.main(command_line(student, flags))
+    last = json.loads((student / "metrics.jsonl").read_text().splitlines()[-1])
+    images = make_splits(synthetic.make_dataset(0), 0.1, seed=0).validation.images
+    teacher = keras.models.load_model(workdir / "model.keras")
+    views = [teacher.predict(view, verbose=0) for view in (images, np.ascontiguousarray(images[:, :, ::-1]))]
+    wanted, said = (
+        np.asarray(tf.nn.log_softmax(logits.astype(np.float64) / 2))
+        for logits in (np.mean(views, axis=0), np.load(student / "predictions.npz")["validation_logits"])
+    )
+    distance = (np.exp(wanted) * (wanted - said)).sum(axis=1).mean()
+    assert last["validation_loss"] == pytest.approx(4 * distance, rel=1e-3)
+    assert not (student / "checkpoints").exists()
+    result = json.loads((student / "result.json").read_text())
+    assert result["config"]["teacher"] == str(workdir)
+    backbone = keras.models.load_model(student / "model.keras").get_layer("backbone")
+    kernels = [np.asarray(weight) for weight in backbone.weights if len(weight.shape) == 4]
+    zeros = sum((kernel == 0).sum() for kernel in kernels) / sum(kernel.size for kernel in kernels)
+    assert result["sparsity"] == pytest.approx(zeros)
+    assert 0.3 < zeros < 0.5  # half of what learned: conv4, which has three quarters of the weights
+    assert f"the model of `{workdir}`" in (student / "model_card.md").read_text()
+
+
 @pytest.mark.real_data
 def test_a_run_with_nothing_but_default_flags(tmp_path: Path) -> None:
     """Only what says "synthetic" and where to write is set; the weights are ImageNet's."""
@@ -313,10 +345,16 @@ def test_a_run_with_nothing_but_default_flags(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_a_short_run_on_real_images_with_real_weights(tmp_path: Path) -> None:
-    flags = {"image_size": 32, "head_steps_per_epoch": 40, "finetune_epochs": 1, "finetune_steps_per_epoch": 20}
+    flags = {
+        "backbone": "resnet50",
+        "image_size": 32,
+        "head_steps_per_epoch": 40,
+        "finetune_epochs": 1,
+        "finetune_steps_per_epoch": 20,
+    }
     train.main(command_line(tmp_path / "run", flags))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["test"]["n"], result["validation"]["n"]) == (10_000, 5_000)
     # 2,560 images for the head and 1,280 for the backbone. A logistic head on all of them gives 0.67 at 32 px.
     assert result["test"]["accuracy"] > 0.5
-    assert export.load_saved_model(tmp_path / "run").signatures
+    assert saved_model.load_saved_model(tmp_path / "run").signatures

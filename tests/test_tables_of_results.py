@@ -11,7 +11,7 @@ from cifar_keras.config import from_values
 from experiments import tables
 
 ROOT = Path(__file__).parent.parent
-NO_RUNS = ("benchmarks", "profile")
+NO_RUNS = ("benchmarks", "profile", "smaller_models")
 RESULTS = sorted(path for path in (ROOT / "experiments" / "results").glob("*.json") if path.stem not in NO_RUNS)
 
 

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_networks import small_backbone
 
-from cifar_keras import export, fetching
+from cifar_keras import fetching, saved_model
 from cifar_keras.config import DataSource
 from cifar_keras.data import sources
 from cifar_keras.errors import SourceError, UserError
@@ -237,7 +237,7 @@ def test_weights_of_a_file_arrive_bit_for_bit(name: str, tmp_path: Path, monkeyp
     earlier = redrawn(small_backbone())
     if name.endswith(".keras"):
         run = classifier.build_classifier(earlier, "caffe", class_count=10, dropout=0.1, seed=1)
-        export.save_classifier(run, tmp_path / name)
+        saved_model.save_classifier(run, tmp_path / name)
     elif name.endswith(".weights.h5"):
         earlier.save_weights(tmp_path / name)
     else:

@@ -5,13 +5,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.models.backbones import BACKBONES, InputConvention
+from cifar_keras.models.small_resnet import build_small_resnet
 
 # Mean of the ImageNet training pixels in BGR order, 0..255, as keras.applications' "caffe" preprocessing subtracts it.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 
 
 def build_backbone(name: str, image_size: int) -> keras.Model:
-    """Build a headless keras.applications network with random weights and average-pooled features.
+    """Build a headless network with random weights and average-pooled features.
 
     Args:
         name: a row of `BACKBONES`.
@@ -21,9 +22,12 @@ def build_backbone(name: str, image_size: int) -> keras.Model:
         A model called "backbone" from float32 `[n, image_size, image_size, 3]`, in the network's own input convention,
         to float32 features `[n, features]`.
     """
-    application = getattr(keras.applications, BACKBONES[name].application)
-    shape = (image_size, image_size, 3)
-    return application(weights=None, include_top=False, pooling="avg", input_shape=shape, name="backbone")
+    shape, application = (image_size, image_size, 3), BACKBONES[name].application
+    if not application:
+        return build_small_resnet(shape, name="backbone")
+    return getattr(keras.applications, application)(
+        weights=None, include_top=False, pooling="avg", input_shape=shape, name="backbone"
+    )
 
 
 def build_classifier(

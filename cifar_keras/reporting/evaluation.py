@@ -9,8 +9,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.export import served_logits
 from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.saved_model import served_logits
 
 CALIBRATED = ("loss", "brier", "calibration_error")  # what depends on a temperature
 
@@ -35,7 +35,7 @@ def evaluate(
     """Run every image of a split exactly once through a loaded SavedModel, and measure.
 
     Args:
-        model: what `export.load_saved_model` returned.
+        model: what `saved_model.load_saved_model` returned.
         split: the images, uint8 `[n, height, width, 3]`, and their labels, int64 `[n]`.
         class_names: name of each class.
         batch_size: images at a time.

@@ -102,6 +102,31 @@ def confusion_matrix_picture(
     return _png(figure)
 
 
+def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw the accuracy on corrupted images: a row for each corruption, a column for each severity.
+
+    Args:
+        rows: of `further.with_corruptions`: `name` is "none", or a corruption and its severity; `accuracy` is a fraction.
+    """
+    accuracy = {row["name"]: row["accuracy"] for row in rows}
+    corrupted = [name.rpartition(" ")[::2] for name in accuracy if name != "none"]
+    names, severities = (list(dict.fromkeys(column)) for column in zip(*corrupted, strict=True))
+    shares = np.array([[accuracy[f"{name} {severity}"] for severity in severities] for name in names])
+    figure = _new_figure(0.85 * len(severities) + 2.6, 0.5 * len(names) + 1.5)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        color = "black" if share > 0.55 else "white"
+        axes.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color=color, fontsize=10)
+    axes.set_xticks(range(len(severities)), severities, fontsize=10)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=10)
+    axes.set_xlabel("severity", fontsize=11)
+    axes.set_title(f"accuracy in %; {100 * accuracy['none']:.1f} without corruption", fontsize=12)
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    return _png(figure)
+
+
 def predictions_picture(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
@@ -232,6 +257,38 @@ def attribution_picture(
                 alpha=np.clip(np.abs(values) / limit, 0, 1) * 0.75,
                 interpolation="nearest",
             )
+    return _png(figure)
+
+
+def feature_map_picture(
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    shares: NDArray[np.float64],
+) -> bytes:
+    """Draw images as points, in a panel for each class: its own dark before all others, which are grey.
+
+    Ten colours in one cloud could not be told apart by everybody; ten panels can.
+
+    Args:
+        points: float32 `[n, 2]`, e.g. two principal components of their features.
+        labels: int64 `[n]`.
+        class_names: the name of each class.
+        shares: of the variance, that the two directions have.
+    """
+    columns = min(5, len(class_names))
+    rows = math.ceil(len(class_names) / columns)
+    figure = _new_figure(2.1 * columns, 2.2 * rows + 0.5)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for index, (axes, name) in enumerate(zip(panels, class_names, strict=False)):
+        own = labels == index
+        axes.scatter(points[~own, 0], points[~own, 1], s=1, color="#d0d0d0", linewidths=0, rasterized=True)
+        axes.scatter(points[own, 0], points[own, 1], s=3, color=BLUE, linewidths=0, rasterized=True)
+        axes.set_title(f"{name}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
+    figure.supxlabel(f"first principal component, {100 * shares[0]:.1f} % of the variance", fontsize=10)
+    figure.supylabel(f"second, {100 * shares[1]:.1f} %", fontsize=10)
     return _png(figure)
 
 

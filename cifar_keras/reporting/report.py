@@ -10,6 +10,7 @@ import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.formats import FORMATS
 from cifar_keras.reporting.calibration import BINS, reliability, softmax
 from cifar_keras.reporting.galleries import (
     most_confident_errors,
@@ -33,6 +34,9 @@ class Content(NamedTuple):
     logits: NDArray[np.float32]  # [n, classes], of the SavedModel
     class_names: Sequence[str]
     pictures: Mapping[str, bytes]  # PNG files by their names in the workdir, without ".png"
+    further: Mapping[str, Any] | None = None  # what further_evaluation.json says, where there is one
+    exports: Mapping[str, Any] | None = None  # exports.json
+    explanation: Mapping[str, Any] | None = None  # explanation.json
 
 
 class Shown(NamedTuple):
@@ -57,13 +61,21 @@ def report_html(content: Content) -> str:
         epochs=[record for record in content.records if "validation_accuracy" in record],
         bins=_bins(content),
         galleries=_galleries(content, probabilities),
+        further=content.further,
+        exports=content.exports,
+        formats=FORMATS,
+        explanation=content.explanation,
     )
 
 
 def model_card(content: Content) -> str:
     """Return `model_card.md`: what the model is, what it was trained and measured on, and what it is not for."""
     return _template("model_card.md.j2").render(
-        name=content.name, result=content.result, class_names=content.class_names
+        name=content.name,
+        result=content.result,
+        class_names=content.class_names,
+        further=content.further,
+        exports=content.exports,
     )
 
 
@@ -102,7 +114,7 @@ def _shown(content: Content, probabilities: NDArray[np.float64], index: np.int64
     row = probabilities[index]
     order = np.argsort(-row, kind="stable")[:PROBABLE]
     return Shown(
-        uri=_uri(_png(content.images[index])),
+        uri=image_uri(content.images[index]),
         true=content.class_names[content.labels[index]],
         predicted=content.class_names[order[0]],
         confidence=float(row[order[0]]),
@@ -129,6 +141,11 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, image, format="png")
     return buffer.getvalue()
+
+
+def image_uri(image: NDArray[np.uint8]) -> str:
+    """Return an image, uint8 `[height, width, 3]`, as a `data:` address of a PNG file."""
+    return _uri(_png(image))
 
 
 def _uri(png: bytes) -> str:

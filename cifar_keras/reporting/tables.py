@@ -70,7 +70,42 @@ def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
     return _aligned(rows, names=2)
 
 
-def with_interval(metrics: dict[str, Any], name: str) -> str:
+def further_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out rows of `further.row`, in lines without a newline at the end."""
+    cells = [("beside the test split", "images", "accuracy, 95 % interval", "loss", "calibration error")]
+    cells += [
+        (
+            f"{row['kind']}: {row['name']}",
+            f"{row['n']:,}",
+            with_interval(row, "accuracy"),
+            f"{row['loss']:.4f}",
+            f"{_percent(row['calibration_error'])} %",
+        )
+        for row in rows
+    ]
+    return _aligned(cells, names=1)
+
+
+def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out what `export` found of each format, in lines without a newline at the end."""
+    cells = [("format", "MB", "of float32", "logits differ", "same class", "accuracy", "images/s", "within bounds")]
+    cells += [
+        (
+            name,
+            f"{export['bytes'] / 1e6:.1f}",
+            f"{_percent(export['share_of_float32'])} %",
+            f"{export['logit_difference']:.1e}",
+            f"{_percent(export['agreement'])} %",
+            f"{_percent(export['accuracy'])} %",
+            f"{export['images_per_second']:.0f}",
+            "yes" if export["within_bounds"] else "NO",
+        )
+        for name, export in exports.items()
+    ]
+    return _aligned(cells, names=1)
+
+
+def with_interval(metrics: Mapping[str, Any], name: str) -> str:
     """Return a rate in percent with the interval that it lies in, e.g. `90.79 % (90.22 to 91.35)`."""
     low, high = metrics["intervals"][name]
     return f"{_percent(metrics[name])} % ({_percent(low)} to {_percent(high)})"

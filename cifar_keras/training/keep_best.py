@@ -19,14 +19,20 @@ class KeepBest(keras.callbacks.Callback):
         self.best: tuple[float, float] | None = None  # (accuracy, -cross-entropy)
         self.best_weights: list[NDArray[Any]] = []
         self.waited = 0  # epochs of this phase since the best, or since it began
-        self._patience = 0
+        self._patience, self._first_epoch = 0, 0
 
-    def begin_phase(self, patience: int) -> None:
-        """Give a phase its patience in epochs; 0 never stops."""
-        self._patience, self.waited = patience, 0
+    def begin_phase(self, patience: int, *, first_epoch: int = 0) -> None:
+        """Give a phase its patience in epochs; 0 never stops. Epochs before `first_epoch` do not count."""
+        self._patience, self._first_epoch, self.waited = patience, first_epoch, 0
+
+    def forget(self) -> None:
+        """Let no epoch so far be the best."""
+        self.best, self.best_weights = None, []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the weights of a better epoch; stop when patience is over."""
+        if epoch < self._first_epoch:
+            return
         figures = logs or {}
         value = (float(figures["val_accuracy"]), -float(figures["val_cross_entropy"]))
         if self.best is None or value > self.best:

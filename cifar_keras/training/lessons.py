@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from cifar_keras.config import KernelGradientChoice, RunConfig
+from cifar_keras.config import DistillationConfig, KernelGradientChoice, RunConfig
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import Change, Examples
 from cifar_keras.data.splits import Splits
@@ -27,6 +27,8 @@ class Prepared(NamedTuple):
     strategy: tf.distribute.Strategy
     classifier: keras.Model
     compute_dtype: str
+    teacher: tf.Module | None = None  # its SavedModel, until it has been asked
+    distillation: DistillationConfig | None = None  # where a teacher's logits are behind the labels
 
 
 class Lesson(NamedTuple):

@@ -3,14 +3,16 @@
 Keras ignores a change of `trainable` after compile, so each phase builds and compiles a model of its own.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from cifar_keras.config import FinetuneConfig, PhaseConfig
+from cifar_keras.config import DistillationConfig, FinetuneConfig, PhaseConfig
+from cifar_keras.training.distillation import DistillationLoss
 from cifar_keras.training.optimizers import make_optimizer
 
 PhaseName = Literal["head", "finetune"]
@@ -46,7 +48,12 @@ def set_trainable(classifier: keras.Model, config: PhaseConfig, *, synchronize: 
 
 
 def compile_phase(
-    model: keras.Model, phase: Phase, strategy: tf.distribute.Strategy, *, compute_dtype: str = "float32"
+    model: keras.Model,
+    phase: Phase,
+    strategy: tf.distribute.Strategy,
+    *,
+    compute_dtype: str = "float32",
+    distillation: DistillationConfig | None = None,
 ) -> None:
     """Compile a model for a phase inside the strategy's scope.
 
@@ -55,20 +62,22 @@ def compile_phase(
         phase: the phase that comes next.
         strategy: the strategy of the run.
         compute_dtype: of the activations; in float16 small gradients would vanish if the loss were not scaled.
+        distillation: how to learn from a teacher, whose logits are behind the labels; None where there is none.
     """
+    smoothing = phase.config.label_smoothing
     with strategy.scope():
         optimizer = make_optimizer(phase.config, phase.steps)
         if compute_dtype == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model.compile(
             optimizer=optimizer,
-            loss=keras.losses.CategoricalCrossentropy(
-                from_logits=True, label_smoothing=phase.config.label_smoothing, name="loss"
-            ),
+            loss=DistillationLoss(distillation, smoothing)
+            if distillation
+            else keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, name="loss"),
             metrics=[
-                keras.metrics.CategoricalAccuracy(name="accuracy"),
+                _of_labels(keras.metrics.categorical_accuracy, "accuracy"),
                 # The loss without label smoothing, which is the same measure in both phases and at the evaluation.
-                keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),
+                _of_labels(functools.partial(keras.losses.categorical_crossentropy, from_logits=True), "cross_entropy"),
             ],
             jit_compile=False,  # XLA makes a ResNet50's training step on a CPU half as fast
         )
@@ -120,6 +129,15 @@ def fit_phase(
         batches, first = batches.skip(left), first + 1
     if first < last:
         fit(batches, range(first, last), phase.steps_per_epoch)
+
+
+def _of_labels(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], name: str) -> keras.metrics.Metric:
+    """Make a metric of a function of labels and logits; a teacher's logits, which may be behind the labels, are left out."""
+
+    def of_labels(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return function(y_true[:, : y_pred.shape[-1]], y_pred)
+
+    return keras.metrics.MeanMetricWrapper(of_labels, name=name)
 
 
 def _unfreeze(backbone: keras.Model, config: FinetuneConfig, *, synchronize: bool) -> None:

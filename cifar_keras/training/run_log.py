@@ -24,7 +24,8 @@ class RunLog:
     `metrics.jsonl` gets one JSON object a line: `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
     "learning_rate", "images_per_second"}` every `LOG_EVERY_STEPS` steps, and with `validation_loss`,
     `validation_accuracy` and `validation_cross_entropy` at the end of an epoch. The first three are means since the epoch
-    began; `loss` has the label smoothing of its phase in it, `cross_entropy` has none; the speed is the phase's so far.
+    began; `loss` is what the phase minimizes, with label smoothing or a teacher in it, `cross_entropy` is of the labels alone; the
+    speed is the phase's so far.
     `tensorboard/train` and `tensorboard/validation` get the same figures, so that TensorBoard draws both splits into one chart.
     """
 

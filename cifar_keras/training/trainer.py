@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_keras import environment
-from cifar_keras.config import Divergence, RunConfig, to_values
+from cifar_keras.config import Divergence, FinetuneConfig, RunConfig, to_values
 from cifar_keras.data.pipeline import evaluation_batches, measure_speed, training_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.stopwatch import Stopwatch
@@ -22,6 +22,7 @@ from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.lessons import Lesson, Prepared, make_lesson
 from cifar_keras.training.phases import Phase, compile_phase, fit_phase
+from cifar_keras.training.pruning import Prune, first_sparse_epoch
 from cifar_keras.training.run_log import LogPhase, RunLog
 
 PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
@@ -113,8 +114,14 @@ class Trainer:
         rate = self._rate_share * phase.config.learning_rate
         phase = phase._replace(config=dataclasses.replace(phase.config, learning_rate=rate))
         lesson = make_lesson(self._config, self._prepared, phase)
-        compile_phase(lesson.model, phase, self._prepared.strategy, compute_dtype=self._prepared.compute_dtype)
-        self._keep_best.begin_phase(phase.config.early_stopping_patience)
+        compile_phase(
+            lesson.model,
+            phase,
+            self._prepared.strategy,
+            compute_dtype=self._prepared.compute_dtype,
+            distillation=self._prepared.distillation,
+        )
+        self._begin_keeping(phase)
         if within is not None:
             self._restore_within(lesson.model, within)
         logger, pipeline_speed = self._fit(phase, lesson, within)
@@ -134,6 +141,14 @@ class Trainer:
         self._position = Position(self._position.phase + 1, phase.first_epoch + phase.config.epochs)
         self._rate_share = 1.0
         self._save(None)
+
+    def _begin_keeping(self, phase: Phase) -> None:
+        """Say which epochs can be what ships: in a phase that prunes, those at whose end all is pruned that shall be."""
+        sparse = isinstance(phase.config, FinetuneConfig) and phase.config.sparsity > 0
+        first_epoch = first_sparse_epoch(phase) if sparse else 0
+        self._keep_best.begin_phase(phase.config.early_stopping_patience, first_epoch=first_epoch)
+        if sparse and self._position.epoch <= first_epoch:
+            self._keep_best.forget()
 
     def _fit(self, phase: Phase, lesson: Lesson, within: State | None) -> tuple[LogPhase, float]:
         batch_size = self._config.data.global_batch_size
@@ -161,6 +176,8 @@ class Trainer:
         )
         validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
         callbacks = [logger, self._keep_best, saver]
+        if isinstance(phase.config, FinetuneConfig) and phase.config.sparsity:
+            callbacks.insert(0, Prune(phase, phase.config.sparsity, first_step=step))  # before the state is saved
         if step:  # Keras makes the variables of the metrics, whose values the saver restores, when it sees a batch
             lesson.model.evaluate(validation_batches.take(1), verbose=0)
         first_epoch = epoch if within else None

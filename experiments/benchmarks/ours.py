@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras import export
+from cifar_keras import saved_model
 from cifar_keras.config import AugmentationConfig, ComputeDtype, FinetuneConfig, HeadConfig, KernelGradientChoice
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
@@ -105,10 +105,10 @@ def _augmented(batch_size: int) -> tf.data.Dataset:
 
 def _inference(classifier: keras.Model, images: Any) -> Runnable:
     folder = Path(tempfile.mkdtemp()) / "saved_model"
-    export.export_saved_model(classifier, CLASS_NAMES, folder)
-    loaded = export.load_saved_model(folder)
+    saved_model.export_saved_model(classifier, CLASS_NAMES, folder)
+    loaded = saved_model.load_saved_model(folder)
 
     def run(count: int) -> None:
-        export.served_logits(loaded, np.tile(images, (count, 1, 1, 1)), len(images), "inference")
+        saved_model.served_logits(loaded, np.tile(images, (count, 1, 1, 1)), len(images), "inference")
 
     return Runnable(run, len(images))

@@ -1,0 +1,33 @@
+"""`python -m cifar_keras.explain --model=WORKDIR`: what a run's model finds alike, and which training labels look wrong."""
+
+from collections.abc import Sequence
+
+from cifar_keras import artifacts, environment, flags, paths, workdir
+from cifar_keras.errors import UserError
+from cifar_keras.finished_run import read_finished_run
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compute features of test and training images, and write what they say into the workdir and its report."""
+    arguments = flags.parse_explain(argv)
+    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
+    if not (run.path / paths.MODEL).is_file():
+        raise UserError(f"the run has no {paths.MODEL} any more. Received: {run.path}")
+    environment.set_tensorflow_variables()
+    from cifar_keras import delivery
+    from cifar_keras.data.splits import make_splits
+    from cifar_keras.explanation import explain_labels, explain_predictions
+    from cifar_keras.run import load_images
+
+    dataset = load_images(run.config)
+    splits = make_splits(dataset, run.config.data.validation_share, run.config.seed)
+    with workdir.claimed(run.path, "--model"):
+        explanation = explain_predictions(run, splits, arguments.train_images)
+        explanation["suspects"] = explain_labels(run, dataset, arguments.train_images)
+        artifacts.write_json(run.path / paths.EXPLANATION, explanation)
+        delivery.write_report(run.path, run.result, run.records, run.logits, splits)
+    print(f"written: {run.path / paths.REPORT}")
+
+
+if __name__ == "__main__":
+    flags.run_command(main)

@@ -1,0 +1,62 @@
+"""What a finished run left in its workdir, read for the commands that go on from it."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras import artifacts, config, paths
+from cifar_keras.errors import UserError, reason_of
+
+
+class FinishedRun(NamedTuple):
+    """A run whose workdir is whole."""
+
+    path: Path
+    result: dict[str, Any]
+    config: config.RunConfig
+    logits: NDArray[np.float32]  # [n, classes], of the test images
+    labels: NDArray[np.int64]  # [n]
+    records: list[dict[str, Any]]  # of metrics.jsonl
+
+    def with_data_dir(self, data_dir: str) -> "FinishedRun":
+        """Return the run with its images in another folder; "" leaves them where they were."""
+        data = dataclasses.replace(self.config.data, data_dir=data_dir or self.config.data.data_dir)
+        return self._replace(config=dataclasses.replace(self.config, data=data))
+
+
+def read_finished_run(path: Path) -> FinishedRun:
+    """Read what a run left in its workdir.
+
+    Raises:
+        UserError: something is missing, damaged, or of another version.
+    """
+    result, run_config = _read_result(path / paths.RESULT)
+    try:
+        with np.load(path / paths.PREDICTIONS) as kept:
+            logits, labels = kept["test_logits"], kept["test_labels"]
+        records = artifacts.read_json_lines(path / paths.METRICS)
+        float(records[-1]["validation_accuracy"]), int(records[-1]["step"])  # of the last epoch's end
+    except OSError as error:
+        raise UserError(f"the run cannot be used: {reason_of(error)}. Received: {path}") from error
+    except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"the run cannot be used, no run of this version left it: {type(error).__name__}, {error}. Received: {path}"
+        ) from error
+    return FinishedRun(path, result, run_config, logits, labels, records)
+
+
+def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
+    result = artifacts.read_json(path)
+    try:
+        run_config = config.from_values(result["config"])
+        config.validate(run_config)
+        float(result["test"]["intervals"]["accuracy"][1]), float(result["calibration"]["test"]["loss"])
+        float(result["calibration"]["temperature"]), float(result["minutes"]["total"])
+        float(result["test"]["loss"]), float(result["validation"]["loss"])
+    except (UserError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"the result cannot be used: {type(error).__name__}, {error}. Received: {path}") from error
+    return result, run_config

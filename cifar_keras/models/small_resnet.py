@@ -1,0 +1,55 @@
+"""A small residual network for small pictures, which has no ImageNet weights: ResNet-20."""
+
+from typing import Any
+
+import keras
+
+WIDTHS = (16, 32, 64)  # of the stages conv2, conv3 and conv4
+BLOCKS = 3  # in a stage
+
+
+def build_small_resnet(input_shape: tuple[int, int, int], *, name: str) -> keras.Model:
+    """Build the 20-layer network for CIFAR-10 of He et al. (arXiv:1512.03385, section 4.2), without its classifier.
+
+    Where the width grows, the shortcut is a 1x1 convolution (their option B); it has 0.27 million weights.
+
+    Args:
+        input_shape: height, width, 3.
+        name: of the model.
+
+    Returns:
+        A model from float32 `[n, height, width, 3]` to float32 `[n, 64]`. The names of its layers begin with conv1 to conv4.
+    """
+    images = keras.Input(input_shape)
+    features = _normalized(images, WIDTHS[0], 3, 1, "conv1")
+    features = keras.layers.ReLU(name="conv1_relu")(features)
+    for stage, width in enumerate(WIDTHS, start=2):
+        for block in range(1, BLOCKS + 1):
+            stride = 2 if block == 1 and stage > 2 else 1
+            features = _block(features, width, stride, f"conv{stage}_block{block}")
+    pooled = keras.layers.GlobalAveragePooling2D(name="avg_pool")(features)
+    return keras.Model(images, pooled, name=name)
+
+
+def _block(features: Any, width: int, stride: int, name: str) -> Any:
+    shortcut = features
+    if stride > 1:
+        shortcut = _normalized(features, width, 1, stride, f"{name}_0")
+    features = keras.layers.ReLU(name=f"{name}_1_relu")(_normalized(features, width, 3, stride, f"{name}_1"))
+    features = _normalized(features, width, 3, 1, f"{name}_2")
+    summed = keras.layers.Add(name=f"{name}_add")([shortcut, features])
+    return keras.layers.ReLU(name=f"{name}_out")(summed)
+
+
+def _normalized(features: Any, width: int, kernel: int, stride: int, name: str) -> Any:
+    """A convolution without bias and the BatchNormalization after it."""
+    features = keras.layers.Conv2D(
+        width,
+        kernel,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(features)
+    return keras.layers.BatchNormalization(name=f"{name}_bn")(features)

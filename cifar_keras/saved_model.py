@@ -1,0 +1,130 @@
+"""The artifacts of a run: written whole, reloaded, and checked to be the model that was trained."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cifar_keras.errors import UserError, reason_of
+from cifar_keras.models.classifier import assemble
+from cifar_keras.models.fused import fused_twin
+
+# Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
+# float32 network differs by about 1e-6 of it; another network by about 1.
+LOGIT_TOLERANCE = 1e-4
+
+
+def save_classifier(classifier: keras.Model, path: Path) -> None:
+    """Write `model.keras` whole or not at all, without the optimizer and its state."""
+    uncompiled = keras.Model(classifier.inputs, classifier.outputs, name=classifier.name)
+    beside = path.with_name(f".{path.name}")  # Keras insists on the ending .keras
+    uncompiled.save(beside)
+    beside.replace(path)
+
+
+def export_saved_model(
+    classifier: keras.Model, class_names: Sequence[str], path: Path, *, temperature: float = 1.0
+) -> None:
+    """Write a SavedModel with two signatures, whole or not at all.
+
+    `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
+    PNG file of any size. Both give `logits` float32 `[n, classes]`, `probabilities` float32 `[n, classes]` and
+    `class_names` string `[classes]`; the probabilities are `softmax(logits / temperature)`. No augmentation is inside, and
+    normalizations are folded into the convolutions before them.
+    """
+
+    def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {
+            "logits": logits,
+            "probabilities": tf.nn.softmax(logits / temperature),
+            "class_names": tf.constant(list(class_names)),
+        }
+
+    backbone = classifier.get_layer("backbone")
+    size = backbone.input_shape[1]
+    twin = fused_twin(backbone, compute_dtype="float32", folded=True)
+    whole = assemble(classifier, twin)
+    resize = assemble(classifier, None, last="resize")
+    classify = assemble(classifier, twin, first="input_transform")
+
+    def decode(file: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_image(file, channels=3, expand_animations=False)
+        # One size for all of them, made by the classifier's own resize, so that they form a batch.
+        return tf.ensure_shape(resize(image[None], training=False)[0], (size, size, 3))
+
+    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return outputs(whole(images, training=False))
+
+    def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels = tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32))
+        return outputs(classify(pixels, training=False))
+
+    archive = keras.export.ExportArchive()
+    archive.track(whole)
+    archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
+    archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
+    beside = path.with_name(f".{path.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    archive.write_out(beside, verbose=False)
+    if path.exists():  # with another temperature, or of a process of this run that ended after it
+        shutil.rmtree(path)
+    beside.replace(path)
+
+
+def load_saved_model(path: Path) -> tf.Module:
+    """Load a run's SavedModel, from the run's workdir or from the SavedModel's own folder.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is not one of ours.
+    """
+    folder = path / "saved_model" if (path / "saved_model").is_dir() else path
+    if not (folder / "saved_model.pb").is_file():
+        raise UserError(f"--model has to name a run's workdir, or a folder with saved_model.pb. Received: {path}")
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"--model cannot be loaded: {reason_of(error)}. Received: {path}") from error
+    if not {"serve", "serve_bytes"} <= set(loaded.signatures):
+        raise UserError(f"--model has no signatures serve and serve_bytes, so no run made it. Received: {path}")
+    return loaded
+
+
+def served_logits(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
+    """Run every image once through the `serve` of a loaded SavedModel, with a progress bar.
+
+    Args:
+        model: what `load_saved_model` returned.
+        images: uint8 `[n, height, width, 3]`.
+        batch_size: images at a time; the last batch is smaller where it does not divide n.
+        title: what the progress bar is called.
+
+    Returns:
+        float32 `[n, classes]`.
+    """
+    starts = range(0, len(images), batch_size)
+    batches = [
+        model.serve(tf.constant(images[start : start + batch_size]))["logits"].numpy()
+        for start in tqdm(starts, desc=title, unit="batch", disable=None)
+    ]
+    return np.concatenate(batches)
+
+
+def check_same_logits(trained: NDArray[np.float32], reloaded: NDArray[np.float32], artifact: str) -> float:
+    """Return the largest difference of the logits, as a share of the largest trained logit.
+
+    Raises:
+        RuntimeError: it is more than `LOGIT_TOLERANCE`, or not a number: the artifact is not the model that was trained.
+    """
+    scale = max(1.0, float(np.abs(trained).max()))
+    difference = float(np.abs(trained - reloaded).max()) / scale
+    if not difference <= LOGIT_TOLERANCE:  # also when it is not a number
+        raise RuntimeError(
+            f"{artifact} is not the model that was trained: their logits differ by up to {difference:.2g} of the largest. "
+            f"Received: {trained.shape[0]} images"
+        )
+    return difference

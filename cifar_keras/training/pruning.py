@@ -1,0 +1,88 @@
+"""Magnitude pruning while a phase trains: the smallest weights become zero, and stay it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifar_keras.training.phases import Phase
+
+RAMP_SHARE = 0.5  # of the phase's steps, after which nothing more is pruned and what is left recovers
+STEPS_BETWEEN = 10  # two choices of what is zero; choosing sorts all kernels
+
+
+def sparsity_at(step: int, steps: int, final: float) -> float:
+    """Return the share of zeros after `step` of `steps` steps: `final * (1 - (1 - step / ramp)^3)` (arXiv:1710.01878, equation 1)."""
+    ramp = max(1.0, RAMP_SHARE * steps)
+    return final * (1.0 - (1.0 - min(1.0, step / ramp)) ** 3)
+
+
+def sparsity_of(model: keras.Model) -> float:
+    """Return the share of zeros among the weights of all convolution kernels of a model, those inside of its layers too."""
+    kernels = [np.asarray(kernel) for kernel in _kernels_of(model.weights)]
+    total = sum(kernel.size for kernel in kernels)
+    return sum(int((kernel == 0).sum()) for kernel in kernels) / total if total else 0.0
+
+
+def first_sparse_epoch(phase: Phase) -> int:
+    """Return the first epoch of a phase, counted on through the phases, at whose end nothing more is pruned."""
+    ramp = max(1.0, RAMP_SHARE * phase.steps)
+    return phase.first_epoch + int(np.ceil(ramp / phase.steps_per_epoch)) - 1
+
+
+class Prune(keras.callbacks.Callback):
+    """Sets the smallest weights of every kernel that learns to zero after each step.
+
+    What is zero is chosen for each kernel on its own, by magnitude, every `STEPS_BETWEEN` steps while the share grows. It can be
+    read off the kernels themselves, so that a run that goes on needs no other state.
+
+    Args:
+        phase: the phase, whose model this is used with.
+        final: share of zeros, 0 < final < 1.
+        first_step: steps of its first epoch that are done.
+    """
+
+    def __init__(self, phase: Phase, final: float, *, first_step: int = 0) -> None:
+        super().__init__()
+        self._phase, self._final, self._first_step = phase, final, first_step
+        self._step = 0
+        self._masks: list[tuple[Any, tf.Tensor]] = []
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Take what is zero already from the kernels."""
+        kernels = _kernels_of(self.model.trainable_weights)
+        self._masks = [(kernel, tf.cast(tf.not_equal(kernel.value, 0), kernel.dtype)) for kernel in kernels]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count on from where the epoch begins."""
+        self._step = (epoch - self._phase.first_epoch) * self._phase.steps_per_epoch + self._first_step
+        self._first_step = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Choose what is zero if it is time to, and set it to zero again, which the optimizer has moved."""
+        self._step += 1
+        before, now = (sparsity_at(step, self._phase.steps, self._final) for step in (self._step - 1, self._step))
+        last = now == self._final != before
+        if last or (now > before and self._step % STEPS_BETWEEN == 0):
+            self._masks = [(kernel, mask * _mask(kernel.value, now)) for kernel, mask in self._masks]
+        for kernel, mask in self._masks:
+            kernel.assign(kernel.value * mask)
+
+
+def _mask(kernel: tf.Tensor, sparsity: float) -> tf.Tensor:
+    """Return 0 for the smallest magnitudes of a kernel and 1 for the others, in its shape; of equal ones the first are 0."""
+    size = int(np.prod(kernel.shape))
+    order = tf.argsort(tf.reshape(tf.abs(kernel), [-1]), stable=True)
+    flat = tf.tensor_scatter_nd_update(
+        tf.ones([size], kernel.dtype),
+        order[: round(sparsity * size), None],
+        tf.zeros([round(sparsity * size)], kernel.dtype),
+    )
+    return tf.reshape(flat, kernel.shape)
+
+
+def _kernels_of(weights: list[Any]) -> Iterator[Any]:
+    """Yield the kernels of convolutions, which have four axes; biases, normalizations and the head have fewer."""
+    return (weight for weight in weights if len(weight.shape) == 4)

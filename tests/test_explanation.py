@@ -1,0 +1,148 @@
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_networks import small_classifier
+from small_runs import finish_small_run
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.projector import projector_plugin
+
+from cifar_keras import evaluate, explain, explanation, run
+from cifar_keras.data.cifar10 import CLASS_NAMES
+from cifar_keras.data.splits import split_train
+from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.errors import UserError
+
+DATASET = make_dataset(0)
+WRONG = np.arange(0, 400, 40)  # training images that are given the label of another class
+DATASET.train.labels[WRONG] = (DATASET.train.labels[WRONG] + 5) % 10
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that says it began with ImageNet's weights; here they are those of another small classifier."""
+    path = finish_small_run(tmp_path_factory.mktemp("runs") / "small", weights="imagenet")
+    with tf.summary.create_file_writer(str(path / "tensorboard" / "train")).as_default():
+        tf.summary.scalar("loss", 1.0, step=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explanation, "make_classifier", lambda config, count: small_classifier())
+        patch.setattr(run, "load_images", lambda config: DATASET)
+        explain.main(["explain", f"--model={path}"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(workdir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((workdir / "explanation.json").read_text())
+    return content
+
+
+def test_neighbours_are_those_of_the_models_own_features(workdir: Path, found: dict[str, Any]) -> None:
+    """Plain Keras and NumPy."""
+    model = keras.models.load_model(workdir / "model.keras")
+    features = keras.Model(model.inputs, model.get_layer("head").input)
+    train, _ = split_train(DATASET.train.labels, 0.1, seed=0)
+    of_test, of_train = (
+        values / np.linalg.norm(values, axis=1, keepdims=True)
+        for values in (
+            features.predict(images, verbose=0) for images in (DATASET.test.images, DATASET.train.images[train])
+        )
+    )
+    logits = np.load(workdir / "predictions.npz")["test_logits"].astype(np.float64) / 1.5
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    wrong = np.where(logits.argmax(axis=1) != DATASET.test.labels, probabilities.max(axis=1), 0)
+    assert found["train_images"] == 360
+    assert len(found["neighbours"]) == min((wrong > 0).sum(), explanation.ERRORS) > 3
+    for error, row in zip(np.argsort(-wrong), found["neighbours"], strict=False):
+        assert row["confidence"] == pytest.approx(wrong[error])
+        assert row["label"] == CLASS_NAMES[DATASET.test.labels[error]]
+        assert row["predicted"] == CLASS_NAMES[logits[error].argmax()]
+        cosines = of_train @ of_test[error]
+        nearest = np.argsort(-cosines)[: explanation.NEIGHBOURS]
+        np.testing.assert_allclose([image["cosine"] for image in row["nearest"]], cosines[nearest], atol=1e-4)
+        labels = [CLASS_NAMES[label] for label in DATASET.train.labels[train][nearest]]
+        assert [image["label"] for image in row["nearest"]] == labels
+
+
+def test_suspects_are_listed_by_their_place_in_the_train_set(workdir: Path, found: dict[str, Any]) -> None:
+    with (workdir / "suspect_labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found["suspects"]["suspects"] > 0
+    assert found["suspects"]["images"] == 400
+    assert len({int(row["index"]) for row in rows} & set(WRONG.tolist())) >= 7  # of ten
+    for row in rows:
+        assert row["label"] == CLASS_NAMES[DATASET.train.labels[int(row["index"])]] != row["likely"]
+    confidences = [float(row["probability_of_label"]) for row in rows]
+    assert confidences == sorted(confidences)
+    shown = found["suspects"]["shown"]
+    assert [str(row["index"]) for row in shown] == [row["index"] for row in rows[: explanation.SUSPECTS]]
+
+
+def test_the_report_shows_them(workdir: Path, found: dict[str, Any]) -> None:
+    html = (workdir / "report.html").read_text()
+    for row in (*found["neighbours"], *found["suspects"]["shown"]):
+        assert row["image"] in html
+    assert 'href="#features"' in html
+    assert not re.search(r'src="(?!data:)', html)
+    assert (workdir / "feature_map.png").is_file()
+
+
+def test_tensorboard_finds_the_projector(workdir: Path) -> None:
+    """Its own plugin lists the runs that have one."""
+    logdir = str(workdir / "tensorboard")
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(logdir).Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, logdir)
+    context = base_plugin.TBContext(logdir=logdir, data_provider=provider, multiplexer=multiplexer)
+    plugin = projector_plugin.ProjectorPlugin(context)
+    plugin._update_configs()
+    assert [(run, next(iter(config.embeddings)).tensor_path) for run, config in plugin._configs.items()] == [
+        ("train", "features.tsv")
+    ]
+
+
+def test_too_few_images_are_refused(workdir: Path) -> None:
+    with pytest.raises(UserError, match=r"^--train_images has to leave 5 images of each class\. Received: 20$"):
+        explain.main(["explain", f"--model={workdir}", "--train_images=20"])
+
+
+def test_a_run_that_began_with_nothing_has_no_suspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finish_small_run(tmp_path / "run")
+    explain.main(["explain", f"--model={path}", "--train_images=50"])
+    assert "no suspect labels" in capsys.readouterr().out
+    content = json.loads((path / "explanation.json").read_text())
+    assert content["suspects"] is None
+    assert content["train_images"] == 50
+    assert not (path / "suspect_labels.csv").exists()
+    (path / "model.keras").unlink()
+    with pytest.raises(UserError, match=r"no model\.keras any more\. Received: "):
+        explain.main(["explain", f"--model={path}"])
+
+
+def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two calls: what the first one found stays."""
+    path = finish_small_run(tmp_path / "run")
+    evaluate.main(["evaluate", f"--model={path}"])
+    assert not (path / "report.html").exists()  # nothing was asked for
+    evaluate.main(["evaluate", f"--model={path}", "--test_time_augmentation=flip"])
+    evaluate.main(["evaluate", f"--model={path}", "--test_sets=corruptions"])
+    content = json.loads((path / "further_evaluation.json").read_text())
+    names = [row["name"] for row in content["rows"]]
+    assert names[:3] == ["flip", "none", "gaussian_noise 1"]
+    assert len(names) == 42
+    model = keras.models.load_model(path / "model.keras")
+    images, labels = DATASET.test
+    logits = model.predict(images, verbose=0) + model.predict(np.ascontiguousarray(images[:, :, ::-1]), verbose=0)
+    assert content["rows"][0]["accuracy"] == (logits.argmax(axis=1) == labels).mean()
+    assert content["rows"][1]["accuracy"] == json.loads((path / "result.json").read_text())["test"]["accuracy"]
+    printed, html = capsys.readouterr().out, (path / "report.html").read_text()
+    assert "corruption: pixelate 5" in printed
+    assert f"{100 * content['means']['corruptions']['accuracy']:.2f}" in html
+    assert (path / "corruptions.png").is_file()
+    assert "under noise, blur" in (path / "model_card.md").read_text()

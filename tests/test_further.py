@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as sklearn_metrics
+
+from cifar_keras.config import Views
+from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
+from cifar_keras.data.corruptions import CORRUPTIONS, SEVERITIES
+from cifar_keras.data.other_sets import OtherSet
+from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.reporting import further
+from cifar_keras.reporting.calibration import softmax
+
+TEST = make_dataset(0).test
+WEIGHTS = np.random.default_rng(0).normal(size=(32 * 32 * 3, 10)) / 2000
+
+
+def linear(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
+    """A model that is not the same for a mirror image, and linear, so that a mean of images gives the mean of logits."""
+    assert title
+    return (images.reshape(len(images), -1) @ WEIGHTS).astype(np.float32)
+
+
+def moved(images: NDArray[np.uint8], down: int) -> NDArray[np.uint8]:
+    """Move by one pixel, down and right or up and left, by hand."""
+    result = np.empty_like(images)
+    for row in range(32):
+        for column in range(32):
+            source = [place - down for place in (row, column)]
+            source = [1 if place < 0 else 30 if place > 31 else place for place in source]  # reflected
+            result[:, row, column] = images[:, source[0], source[1]]
+    return result
+
+
+def test_views_are_the_image_its_mirror_image_and_their_shifts() -> None:
+    for views, shifted in (
+        (Views.NONE, []),
+        (Views.FLIP, [(1.0, TEST.images)]),
+        (
+            Views.FLIP_AND_SHIFTS,
+            [(0.5, TEST.images), (0.25, moved(TEST.images, -1)), (0.25, moved(TEST.images, 1))],
+        ),
+    ):
+        mean = sum(share * images.astype(float) for share, images in further.views_of(TEST.images, views))
+        wanted = sum(share * (images + images[:, :, ::-1].astype(float)) / 2 for share, images in shifted)
+        np.testing.assert_allclose(mean, wanted if shifted else TEST.images)
+
+
+def test_test_time_augmentation_averages_logits() -> None:
+    row = further.with_views(linear, TEST, Views.FLIP, CLASS_NAMES, seed=0)
+    mirrored = np.ascontiguousarray(TEST.images[:, :, ::-1])
+    logits = (linear(TEST.images, "a") + linear(mirrored, "b")) / np.float32(2)
+    assert (row["kind"], row["name"], row["n"]) == ("views", "flip", 100)
+    assert row["accuracy"] == sklearn_metrics.accuracy_score(TEST.labels, logits.argmax(axis=1))
+    assert row["loss"] == pytest.approx(sklearn_metrics.log_loss(TEST.labels, softmax(logits)), rel=1e-5)
+    low, high = row["intervals"]["accuracy"]
+    assert low < row["accuracy"] < high
+
+
+def test_every_corruption_has_a_row_and_the_mean_is_theirs() -> None:
+    rows, mean = further.with_corruptions(linear, TEST, CLASS_NAMES, seed=0)
+    assert [row["name"] for row in rows] == [
+        "none",
+        *(f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES),
+    ]
+    accuracy = np.mean([row["accuracy"] for row in rows[1:]])
+    assert mean["accuracy"] == pytest.approx(accuracy)
+    assert mean["n"] == 100
+    assert mean["interval"][0] < accuracy < mean["interval"][1]
+    assert rows[0]["accuracy"] == (linear(TEST.images, "test").argmax(axis=1) == TEST.labels).mean()
+
+
+def test_only_some_images_are_corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(further, "CORRUPTED_IMAGES", 30)
+    monkeypatch.setattr(further, "CORRUPTIONS", ["contrast"])
+    rows, mean = further.with_corruptions(linear, TEST, CLASS_NAMES, seed=0)
+    assert {row["n"] for row in rows} == {mean["n"]} == {30}
+    again, _ = further.with_corruptions(linear, TEST, CLASS_NAMES, seed=1)
+    assert again[0]["loss"] != rows[0]["loss"]
+
+
+def test_people_are_measured_by_cross_entropy() -> None:
+    soft = np.zeros((2, 10))
+    soft[0, :2] = 0.5  # two people of four see each
+    soft[1, 3] = 1.0
+    logits = np.zeros((2, 10), np.float32)
+    logits[0, 0] = np.log(3.0)  # 3/12 of the probability, and 1/12 for each other class
+    logits[1, 3] = np.log(27.0)  # 27/36
+    split = LabelledImages(TEST.images[:2], np.array([0, 3]))
+    row = further.on_other_set(lambda *_: logits, OtherSet("cifar10_h", split, soft), CLASS_NAMES, seed=0)
+    wanted = [-(np.log(3 / 12) + np.log(1 / 12)) / 2, -np.log(27 / 36)]
+    assert row["human_cross_entropy"] == pytest.approx(np.mean(wanted))
+    assert row["human_entropy"] == pytest.approx(np.log(2) / 2)
+    assert row["accuracy"] == 1.0
+    plain = further.on_other_set(lambda *_: logits, OtherSet("cifar10_1/v6", split), CLASS_NAMES, seed=0)
+    assert set(row) - set(plain) == {"human_cross_entropy", "human_entropy"}
+
+
+def test_new_rows_take_the_place_of_old_ones() -> None:
+    old = [{"kind": "views", "name": "flip", "n": 1}, {"kind": "corruption", "name": "none", "n": 2}]
+    new = [{"kind": "views", "name": "flip", "n": 3}, {"kind": "test set", "name": "none", "n": 4}]
+    assert further.merged(old, new) == [new[0], old[1], new[1]]

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from small_runs import SHORT, prepare_small, small_config, train_small
+
+from cifar_keras.config import FinetuneConfig
+from cifar_keras.training.phases import Phase
+from cifar_keras.training.pruning import Prune, first_sparse_epoch, sparsity_at, sparsity_of
+from cifar_keras.training.run_log import RunLog
+
+
+def test_the_share_grows_like_a_cube_and_stays() -> None:
+    """Of 100 steps the first 50; half of the way leaves an eighth of the whole."""
+    assert sparsity_at(0, 100, 0.8) == 0
+    assert sparsity_at(25, 100, 0.8) == pytest.approx(0.8 * 7 / 8)
+    assert sparsity_at(50, 100, 0.8) == sparsity_at(100, 100, 0.8) == 0.8
+    shares = [sparsity_at(step, 100, 0.8) for step in range(101)]
+    assert shares == sorted(shares)
+    assert sparsity_at(1, 1, 0.5) == 0.5  # one step is a phase, too
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "first"), [(1, 10, 7), (4, 10, 8), (3, 10, 8), (2, 10, 7), (5, 1, 9)]
+)
+def test_epochs_count_from_where_nothing_more_is_pruned(epochs: int, steps_per_epoch: int, first: int) -> None:
+    phase = Phase("finetune", FinetuneConfig(epochs=epochs), steps_per_epoch, first_epoch=7)
+    assert first_sparse_epoch(phase) == first
+    done = (first - 7 + 1) * steps_per_epoch
+    assert sparsity_at(done, phase.steps, 0.9) == 0.9
+    if first > 7:
+        assert sparsity_at(done - steps_per_epoch, phase.steps, 0.9) < 0.9
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_learns_is_as_sparse_as_asked(cached: bool, tmp_path: Path) -> None:
+    config = small_config(**SHORT, finetune_sparsity=0.75, finetune_cached_features=cached)
+    prepared = prepare_small(config)
+    backbone = prepared.classifier.get_layer("backbone")
+    frozen, learning = (backbone.get_layer(f"conv{stage}_conv").kernel for stage in (1, 2))
+    train_small(config, prepared, RunLog(tmp_path), tmp_path)
+    assert (np.asarray(frozen) != 0).all()
+    zero = np.asarray(learning) == 0
+    assert zero.sum() == round(0.75 * zero.size)
+    share = zero.sum() / (zero.size + np.asarray(frozen).size)
+    assert sparsity_of(backbone) == pytest.approx(share)
+    assert (np.asarray(prepared.classifier.get_layer("head").kernel) != 0).all()
+
+
+def test_a_dense_epoch_is_never_what_ships(tmp_path: Path) -> None:
+    """The head phase, which is better than what a ruined network gives, and the epochs before the share is reached."""
+    config = small_config(
+        flip=False, head_epochs=4, finetune_epochs=4, finetune_sparsity=0.95, finetune_learning_rate=1e-6
+    )
+    prepared = prepare_small(config)
+    log = RunLog(tmp_path)
+    train_small(config, prepared, log, tmp_path)
+    accuracies = [record["validation_accuracy"] for record in log.records if "validation_accuracy" in record]
+    assert max(accuracies[:4]) > max(accuracies[5:])
+    kernel = np.asarray(prepared.classifier.get_layer("backbone").get_layer("conv2_conv").kernel)
+    assert (kernel == 0).mean() == pytest.approx(0.95, abs=0.001)
+
+
+def test_what_is_zero_stays_zero_whatever_the_optimizer_does() -> None:
+    """Noise after each of 40 steps, in place of an optimizer. What goes on from step 17 does as what was never stopped."""
+    phase = Phase("finetune", FinetuneConfig(epochs=4), 10, first_epoch=3)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(8, 1)])
+    kernels = [layer.kernel for layer in model.layers]
+
+    def steps(prune: Prune, first: int, last: int) -> None:
+        prune.set_model(model)
+        prune.on_train_begin()
+        for step in range(first, last):
+            if step == first or step % 10 == 0:
+                prune.on_epoch_begin(3 + step // 10)
+            for number, kernel in enumerate(kernels):
+                kernel.assign(kernel + np.random.default_rng([step, number]).normal(size=kernel.shape) / 50)
+            zero = [np.asarray(kernel) == 0 for kernel in kernels]
+            prune.on_train_batch_end(step % 10)
+            for kernel, before in zip(kernels, zero, strict=True):
+                assert (np.asarray(kernel)[before] == 0).all()
+
+    steps(Prune(phase, 0.8), 0, 17)
+    begun = [np.asarray(kernel).copy() for kernel in kernels]
+    assert [(kernel == 0).mean() for kernel in begun] == pytest.approx([sparsity_at(10, 40, 0.8)] * 2, abs=0.01)
+    steps(Prune(phase, 0.8, first_step=7), 17, 40)
+    ended = [np.asarray(kernel).copy() for kernel in kernels]
+    assert [(kernel == 0).sum() for kernel in ended] == [round(0.8 * kernel.size) for kernel in ended]
+    zero = [kernel == 0 for kernel in begun]
+    assert all((late[early] == 0).all() for early, late in zip(zero, ended, strict=True))
+
+
+def test_the_smallest_become_zero() -> None:
+    phase = Phase("finetune", FinetuneConfig(epochs=1), 1, first_epoch=0)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3)])
+    kernel = model.layers[0].kernel
+    before = np.asarray(kernel).copy()
+    prune = Prune(phase, 0.4)
+    prune.set_model(model)
+    prune.on_train_begin()
+    prune.on_epoch_begin(0)
+    prune.on_train_batch_end(0)
+    limit = np.sort(np.abs(before).ravel())[round(0.4 * before.size)]
+    np.testing.assert_array_equal(np.asarray(kernel), np.where(np.abs(before) < limit, 0, before))
