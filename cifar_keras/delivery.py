@@ -23,7 +23,6 @@ from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, eva
 from cifar_keras.reporting.galleries import most_confident_errors
 from cifar_keras.reporting.report import Content, model_card, report_html
 from cifar_keras.reporting.tables import further_table
-from cifar_keras.saved_model import served_logits
 from cifar_keras.training.features import predict_all
 from cifar_keras.training.run_log import RunLog
 
@@ -184,7 +183,7 @@ def evaluate_further(
     """
 
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
-        return served_logits(model, images, batch_size, title) / np.float32(temperature)
+        return saved_model.served_logits(model, images, batch_size, title) / np.float32(temperature)
 
     rows: list[dict[str, Any]] = []
     means: dict[str, Any] = {}

@@ -89,7 +89,7 @@ def check_formats(names: Sequence[str], path: Path) -> None:
         missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
         if missing:
             raise UserError(
-                f"--format={name} needs {', '.join(missing)}: `pip install 'cifar_keras[export]'`. Received: {','.join(names)}"
+                f"--format={name} needs {', '.join(missing)}: `pip install '.[export]'`. Received: {','.join(names)}"
             )
 
 

@@ -1,6 +1,6 @@
 """Common corruptions of images at five severities, made here: nothing has to be downloaded.
 
-Eight of those of Hendrycks and Dietterich (arXiv:1903.12261, section 3), as strong as their CIFAR-10-C has them. They are for
+Eight of those of Hendrycks and Dietterich (arXiv:1903.12261), as strong as their CIFAR-10-C has them. They are for
 evaluation; training never sees them.
 """
 

@@ -38,7 +38,7 @@ def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, N
     """Yield each view of images, uint8 `[n, height, width, 3]`, behind its share in the mean.
 
     The pixel that a shift (up and left, or down and right) leaves open is the reflection of the image; both shifts together
-    count as much as the image that stays (arXiv:2404.00498, section 3.5).
+    count as much as the image that stays, as in airbench (arXiv:2404.00498).
     """
     if views is Views.NONE:
         yield 1.0, images
@@ -80,7 +80,7 @@ def on_other_set(predict: Predict, other: OtherSet, class_names: Sequence[str], 
     """Measure another test set, and return its row.
 
     Where people's soft labels are known: `human_cross_entropy`, the mean of `-sum over classes of share * ln(probability)` in nats
-    (Peterson et al., arXiv:1908.07086, section 4), and `human_entropy`, the least that it can be.
+    (Peterson et al., arXiv:1908.07086), and `human_entropy`, the least that it can be.
     """
     logits = predict(other.split.images, other.name)
     values = row("test set", other.name, logits, other.split.labels, class_names, seed=seed)

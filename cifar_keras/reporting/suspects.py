@@ -38,7 +38,7 @@ def out_of_sample_probabilities(
 def suspect_labels(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the images that are counted off the diagonal of the confident joint (section 3.1, equations 1 and 2).
+    """Find the images that are counted off the diagonal of the confident joint of the paper.
 
     A class is likely for an image if its probability is at least the mean that the class has over the images with its label.
     An image is suspect if the most probable of its likely classes is not its label, and neither is the most probable of all.
