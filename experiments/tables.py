@@ -36,6 +36,13 @@ BENCHMARK_COLUMNS = {
     "limit_float32": "matmul limit",
 }
 
+RATIO_COLUMNS = {
+    "to Keras as it comes": ["keras_float32"],
+    "to the fastest Keras": ["keras_float32", "keras_float32_onednn", "keras_bfloat16"],
+    "to the fastest PyTorch": ["torch_float32", "torch_bfloat16"],
+    "to the matmul limit": ["limit_float32", "limit_bfloat16"],
+}
+
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds")
 
 Result = dict[str, Any]
@@ -85,16 +92,28 @@ def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
 
 def benchmark_table(benchmarks: Result) -> str:
     """Return the table of speeds: medians in images/s, with the lowest and the highest trial, and the batch size."""
-    rows: dict[tuple[str, int, int], dict[str, str]] = {}
-    for row in benchmarks["rows"]:
-        # Where systems chose their batch sizes themselves, they share a line.
-        own_batch = row["batch_size"] if row["work"] == "inference" else 0
-        cell = f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})"
-        rows.setdefault((row["work"], row["image_size"], own_batch), {})[row["system"]] = cell
     header = ["work", "px", *BENCHMARK_COLUMNS.values()]
     lines = [header, ["---"] * len(header)]
-    for (work, image_size, _), cells in rows.items():
+    for (work, image_size, _), systems in _by_work(benchmarks).items():
+        cells = {
+            name: f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})"
+            for name, row in systems.items()
+        }
         lines.append([work, str(image_size), *(cells.get(system, "-") for system in BENCHMARK_COLUMNS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ratios_table(benchmarks: Result) -> str:
+    """Return the table of how many times as fast ours is: our median over the others', the fastest of their kind."""
+    header = ["work", "px", "images at a time", *RATIO_COLUMNS]
+    lines = [header, ["---"] * len(header)]
+    for (work, image_size, _), systems in _by_work(benchmarks).items():
+        speeds = {name: row["images_per_second"] for name, row in systems.items()}
+        ratios = []
+        for others in RATIO_COLUMNS.values():
+            best = max((speeds[name] for name in others if name in speeds), default=None)
+            ratios.append("-" if best is None else f"{speeds['ours'] / best:.2f}")
+        lines.append([work, str(image_size), str(systems["ours"]["batch_size"]), *ratios])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -147,14 +166,15 @@ def main() -> None:
     readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
     wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
     text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
-    for name, table in (
-        ("benchmarks", benchmark_table),
-        ("profile", profile_table),
-        ("smaller_models", smaller_models_table),
+    for mark, source, table in (
+        ("benchmarks", "benchmarks", benchmark_table),
+        ("ratios", "benchmarks", ratios_table),
+        ("profile", "profile", profile_table),
+        ("smaller_models", "smaller_models", smaller_models_table),
     ):
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / f"{source}.json"
         if path.exists():
-            text = with_table(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
+            text = with_table(text, mark, table(json.loads(path.read_text(encoding="utf-8"))))
     wanted[lab_book] = with_table(text, "trials", trials)
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:
@@ -163,6 +183,16 @@ def main() -> None:
     elif stale:
         names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
         sys.exit(f"run `python -m experiments.tables`: the results are not in {names}")
+
+
+def _by_work(benchmarks: Result) -> dict[tuple[str, int, int], dict[str, Result]]:
+    """Return the rows of each line of a table, by their systems."""
+    lines: dict[tuple[str, int, int], dict[str, Result]] = {}
+    for row in benchmarks["rows"]:
+        # Where systems chose their batch sizes themselves, they share a line.
+        own_batch = row["batch_size"] if row["work"] == "inference" else 0
+        lines.setdefault((row["work"], row["image_size"], own_batch), {})[row["system"]] = row
+    return lines
 
 
 def _differences(trial: Result, recipe: Result) -> list[str]:

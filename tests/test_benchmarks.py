@@ -55,6 +55,11 @@ def test_the_table_shows_every_row_once() -> None:
     lines = tables.benchmark_table({"rows": rows}).splitlines()
     assert lines[2] == "| train_step | 64 | 1,234 (1,200 to 1,300; 32) | 99 (98 to 100; 64) | - | - | - | - | - |"
     assert len(lines) == 3
+    rows.append(row | {"system": "keras_float32_onednn", "images_per_second": 617.2})
+    rows.append(row | {"system": "limit_float32", "images_per_second": 2468.8})
+    assert tables.ratios_table({"rows": rows}).splitlines()[2:] == [
+        "| train_step | 64 | 32 | 12.47 | 2.00 | - | 0.50 |"
+    ]
 
 
 def test_a_profile_adds_up_what_onednn_says() -> None:
@@ -108,6 +113,7 @@ def test_torch_computes_the_same_network_as_keras() -> None:
     assert sorted(sizes) == sorted(wanted)
 
 
+@pytest.mark.slow
 def test_systems_work_on_the_same_number_of_images() -> None:
     from experiments.benchmarks import ours, plain_keras
 

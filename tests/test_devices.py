@@ -35,6 +35,7 @@ def test_two_devices_train_the_model_that_one_trains(tmp_path: Path) -> None:
         np.testing.assert_allclose(one[name], two[name], rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_batch_norm_that_learns_on_two_devices_stays_one_model(tmp_path: Path) -> None:
     one = train(tmp_path / "one.npz", train_batch_norm=1)
     two = train(tmp_path / "two.npz", virtual_devices=2, train_batch_norm=1)
@@ -52,6 +53,7 @@ def test_deterministic_runs_are_bit_identical(tmp_path: Path) -> None:
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_two_devices_with_early_stopping(tmp_path: Path) -> None:
     """At a rate that changes no bit, the head phase stops after its second epoch of nine."""
     flags = {

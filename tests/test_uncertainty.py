@@ -23,8 +23,10 @@ def predictions(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray
 
 def test_a_sample_in_which_images_repeat_has_the_figures_of_scikit_learn() -> None:
     logits, labels = predictions(400)
-    times = np.bincount(np.random.default_rng(5).integers(400, size=400), minlength=400)
-    found = resampled_metrics(softmax(logits), labels, top=TOP)(times)
+    drawn = np.random.default_rng(5).integers(400, size=[3, 400])
+    samples = np.stack([np.bincount(row, minlength=400) for row in drawn])
+    figures = resampled_metrics(softmax(logits), labels, top=TOP)(samples)
+    times, found = samples[1], {name: values[1] for name, values in figures.items()}
     logits, labels = np.repeat(logits, times, axis=0), np.repeat(labels, times)
     probabilities, predicted = softmax(logits), logits.argmax(axis=1)
     classes = np.arange(CLASSES)
@@ -55,8 +57,8 @@ def test_intervals_are_those_of_scipy() -> None:
     generator = np.random.default_rng(0)
     values = generator.exponential(size=300)
 
-    def mean(times: NDArray[np.int64]) -> dict[str, float]:
-        return {"mean": float(values @ times / times.sum())}
+    def mean(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        return {"mean": times @ values / times.sum(axis=1)}
 
     low, high = bootstrap_intervals(mean, 300, seed=1, resamples=20_000)["mean"]
     reference = stats.bootstrap((values,), np.mean, method="basic", n_resamples=20_000, rng=np.random.default_rng(2))
@@ -71,8 +73,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     for seed in range(300):
         right = generator.random(200) < 0.8
 
-        def accuracy(times: NDArray[np.int64], right: NDArray[np.bool_] = right) -> dict[str, float]:
-            return {"accuracy": float(right @ times / times.sum())}
+        def accuracy(times: NDArray[np.int64], right: NDArray[np.bool_] = right) -> dict[str, NDArray[np.float64]]:
+            return {"accuracy": times @ right / times.sum(axis=1)}
 
         low, high = bootstrap_intervals(accuracy, 200, seed=seed, resamples=500)["accuracy"]
         covered += low <= 0.8 <= high

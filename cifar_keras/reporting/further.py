@@ -72,7 +72,7 @@ def with_corruptions(
         rows.append(row("corruption", f"{name} {severity}", logits, labels, class_names, seed=seed))
         right[place] = logits.argmax(axis=1) == labels
     of_image = right.mean(axis=0)
-    interval = bootstrap_intervals(lambda times: {"mean": float(of_image @ times / count)}, count, seed=seed)["mean"]
+    interval = bootstrap_intervals(lambda times: {"mean": times @ of_image / count}, count, seed=seed)["mean"]
     return rows, {"n": count, "accuracy": float(of_image.mean()), "interval": [interval.low, min(1.0, interval.high)]}
 
 

@@ -11,6 +11,7 @@ from cifar_keras.reporting.calibration import BINS, bin_of
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+DRAWN_TOGETHER = 1_000_000  # images of all samples that are looked at together: 8 MB
 
 
 class Interval(NamedTuple):
@@ -20,7 +21,8 @@ class Interval(NamedTuple):
     high: float
 
 
-Statistics = Callable[[NDArray[np.int64]], dict[str, float]]
+# int64 `[samples, count]`, how often each image is in each sample -> figures, float64 `[samples]` each
+Statistics = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 
 def bootstrap_intervals(
@@ -37,26 +39,32 @@ def bootstrap_intervals(
     calibration error of a good model.
 
     Args:
-        statistics: figures, none below 0, of a sample in which each image is there as often as `[count]` says.
+        statistics: figures, none below 0, of samples in which each image is there as often as `[samples, count]` says.
         count: images.
         seed: of the resamples.
         resamples: how many; each draws `count` images with replacement.
     """
     generator = np.random.default_rng(seed)
-    of_sample = statistics(np.ones(count, np.int64))
-    names = list(of_sample)
-    drawn = np.empty((resamples, len(names)))
-    for resample in drawn:
-        times = np.bincount(generator.integers(count, size=count), minlength=count)
-        values = statistics(times)
-        resample[:] = [values[name] for name in names]
+    of_sample = statistics(np.ones([1, count], np.int64))
+    together = max(1, DRAWN_TOGETHER // count)
+    drawn = []
+    for first in range(0, resamples, together):
+        samples = min(together, resamples - first)
+        times = counts_of_rows(generator.integers(count, size=[samples, count]), count)
+        drawn.append(np.stack(list(statistics(times).values()), axis=-1))
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    estimate = np.array([of_sample[name] for name in names])
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
+    estimate = np.array([float(values[0]) for values in of_sample.values()])
     return {
         name: Interval(max(0.0, float(lower)), float(upper))
-        for name, lower, upper in zip(names, 2 * estimate - high, 2 * estimate - low, strict=True)
+        for name, lower, upper in zip(of_sample, 2 * estimate - high, 2 * estimate - low, strict=True)
     }
+
+
+def counts_of_rows(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Count how often 0..size - 1 occur in each row of values, int64 `[rows, n]`; returns int64 `[rows, size]`."""
+    rows = len(values)
+    return np.bincount((values + size * np.arange(rows)[:, None]).ravel(), minlength=rows * size).reshape(rows, size)
 
 
 def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, top: int) -> Statistics:
@@ -70,8 +78,8 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
         top: how many of the largest probabilities count for `top5`.
 
     Returns:
-        From int `[n]`, how often each image is there, to the figures by their names in `classification_metrics`; those of the
-        class with index i are named `precision/i`, `recall/i` and `f1/i`.
+        From int `[samples, n]`, how often each image is there, to the figures by their names in `classification_metrics`;
+        those of the class with index i are named `precision/i`, `recall/i` and `f1/i`.
     """
     count, classes = probabilities.shape
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -79,31 +87,33 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
     right = predicted == labels
     # What each image adds to a mean; ties are broken as scikit-learn breaks them.
     ranked = np.argsort(probabilities, axis=1, kind="stable")[:, ::-1]
-    summands = np.stack(
-        [
-            right,
-            (ranked[:, :top] == labels[:, None]).any(axis=1),
-            -np.log(np.maximum(of_label, np.finfo(np.float64).eps)),
-            (probabilities**2).sum(axis=1) - 2 * of_label + 1,
-        ]
-    )
-    cells, bins, gaps = labels * classes + predicted, bin_of(confidence), right - confidence
+    means = {
+        "accuracy": right.astype(np.float64),
+        "top5": (ranked[:, :top] == labels[:, None]).any(axis=1).astype(np.float64),
+        "loss": -np.log(np.maximum(of_label, np.finfo(np.float64).eps)),
+        "brier": (probabilities**2).sum(axis=1) - 2 * of_label + 1,
+    }
+    # What each image adds to a cell of the confusion matrix and to a bin of the calibration error, as one matrix product.
+    cells = np.eye(classes**2)[labels * classes + predicted]
+    gaps = np.eye(BINS)[bin_of(confidence)] * (right - confidence)[:, None]
+    summands = np.concatenate([np.stack(list(means.values()), axis=1), gaps, cells], axis=1)
 
-    def statistics(times: NDArray[np.int64]) -> dict[str, float]:
-        confusion = np.bincount(cells, times, classes**2).reshape(classes, classes)
-        hits, support, predictions = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    def statistics(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        sums, gap_sums, counts = np.split(times.astype(np.float64) @ summands, [len(means), len(means) + BINS], axis=1)
+        images = times.sum(axis=1)
+        confusion = counts.reshape(-1, classes, classes)
+        hits, support, predictions = np.einsum("sii->si", confusion), confusion.sum(axis=2), confusion.sum(axis=1)
         rates = {
             "precision": hits / np.maximum(predictions, 1),
             "recall": hits / np.maximum(support, 1),
             "f1": 2 * hits / np.maximum(predictions + support, 1),
         }
-        means = dict(zip(("accuracy", "top5", "loss", "brier"), summands @ times / times.sum(), strict=True))
         return {
-            **means,
-            "calibration_error": np.abs(np.bincount(bins, gaps * times, BINS)).sum() / times.sum(),
-            **{f"macro_{name}": values.mean() for name, values in rates.items()},
-            **{f"weighted_{name}": values @ support / times.sum() for name, values in rates.items()},
-            **{f"{name}/{index}": values[index] for name, values in rates.items() for index in range(classes)},
+            **dict(zip(means, sums.T / images, strict=True)),
+            "calibration_error": np.abs(gap_sums).sum(axis=1) / images,
+            **{f"macro_{name}": values.mean(axis=1) for name, values in rates.items()},
+            **{f"weighted_{name}": (values * support).sum(axis=1) / images for name, values in rates.items()},
+            **{f"{name}/{index}": values[:, index] for name, values in rates.items() for index in range(classes)},
         }
 
     return statistics
