@@ -34,8 +34,8 @@ def export_saved_model(
 
     `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
     PNG file of any size. Both give `logits` float32 `[n, classes]`, `probabilities` float32 `[n, classes]` and
-    `class_names` string `[classes]`; the probabilities are `softmax(logits / temperature)`. No augmentation is inside.
-    Normalizations are folded into the convolutions before them, and those are constants, which no one can train any more.
+    `class_names` string `[classes]`; the probabilities are `softmax(logits / temperature)`. No augmentation is inside, and
+    normalizations are folded into the convolutions before them.
     """
 
     def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -47,14 +47,10 @@ def export_saved_model(
 
     backbone = classifier.get_layer("backbone")
     size = backbone.input_shape[1]
-    resize = assemble(classifier, None, last="resize")
     twin = fused_twin(backbone, compute_dtype="float32", folded=True)
+    whole = assemble(classifier, twin)
+    resize = assemble(classifier, None, last="resize")
     classify = assemble(classifier, twin, first="input_transform")
-
-    # A function of its own, so that the constants are in the file once.
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
-    def logits_of(pixels: tf.Tensor) -> tf.Tensor:
-        return classify(pixels, training=False)
 
     def decode(file: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(file, channels=3, expand_animations=False)
@@ -62,14 +58,14 @@ def export_saved_model(
         return tf.ensure_shape(resize(image[None], training=False)[0], (size, size, 3))
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return outputs(logits_of(resize(images, training=False)))
+        return outputs(whole(images, training=False))
 
     def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32))
-        return outputs(logits_of(pixels))
+        return outputs(classify(pixels, training=False))
 
     archive = keras.export.ExportArchive()
-    archive.track(classify)
+    archive.track(whole)
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
     archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
     beside = path.with_name(f".{path.name}")

@@ -27,28 +27,31 @@ class Fusion(NamedTuple):
     activation: keras.layers.Layer | None
 
 
-class _OneLayer(keras.layers.Layer):
-    """What one layer does for a fusion, whatever its kernel and shift come from. Outputs are of the activation dtype."""
+class FusedConvolution(keras.layers.Layer):
+    """One fusion as one layer, which has no variables but those of the layers that it is made of.
+
+    Outputs are of the activation dtype. Kernel, scale and shift are computed in float32 and then rounded.
+    """
 
     def __init__(self, fusion: Fusion, name: str, activation_dtype: str) -> None:
         # In a float32 layer, because Keras would round the variables of another one before they are multiplied.
         super().__init__(name=name, dtype="float32", autocast=False)
-        convolution = fusion.convolution
-        self.geometry = Geometry(convolution.strides, convolution.padding, convolution.dilation_rate)
-        self.activation = fusion.activation
-        self.kernel_gradient: KernelGradient = "convolution"  # may be set until the layer is traced
         self._activation_dtype = activation_dtype
-        self._depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
-        # It comes before a normalization, and then nothing is fused.
-        self._own_activation = convolution.activation
-        self._output_shape_of = convolution.compute_output_shape
+        self.convolution, self.normalization, self.activation = fusion
+        self.kernel_gradient: KernelGradient = "convolution"  # may be set until the layer is traced
+        self._depthwise = isinstance(self.convolution, keras.layers.DepthwiseConv2D)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the kernel moves."""
+        return Geometry(self.convolution.strides, self.convolution.padding, self.convolution.dilation_rate)
 
     def build(self, input_shape: Any) -> None:
         """Do nothing: the layers that it is made of are built."""
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the shape of the convolution's outputs."""
-        return self._output_shape_of(input_shape)
+        return self.convolution.compute_output_shape(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Convolve, scale, shift, activate."""
@@ -62,22 +65,9 @@ class _OneLayer(keras.layers.Layer):
         )
         if shift is not None:
             outputs = tf.nn.bias_add(outputs, tf.cast(shift, self._activation_dtype))
-        outputs = self._own_activation(outputs)
+        # The convolution's own activation comes before a normalization, and then nothing is fused.
+        outputs = self.convolution.activation(outputs)
         return outputs if self.activation is None else self.activation(outputs)
-
-    def _kernel_and_shift(self) -> tuple[tf.Tensor, tf.Tensor | None]:
-        raise NotImplementedError
-
-
-class FusedConvolution(_OneLayer):
-    """One fusion as one layer, which has no variables but those of the layers that it is made of.
-
-    Kernel, scale and shift are computed in float32 and then rounded.
-    """
-
-    def __init__(self, fusion: Fusion, name: str, activation_dtype: str) -> None:
-        super().__init__(fusion, name, activation_dtype)
-        self.convolution, self.normalization, _ = fusion
 
     def _kernel_and_shift(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         kernel = tf.convert_to_tensor(self.convolution.kernel)
@@ -87,30 +77,6 @@ class FusedConvolution(_OneLayer):
         scale, shift = scale_and_shift(self.normalization)
         per_channel = tf.reshape(scale, kernel.shape[2:]) if self._depthwise else scale
         return kernel * per_channel, shift if bias is None else shift + bias * scale
-
-
-class FoldedConvolution(_OneLayer):
-    """One fusion as one layer that stays as it is: kernel, with the scale in it, and shift are constants of the graph.
-
-    oneDNN packs a constant kernel for its matrix products once, and a variable at every call, which is most of the time of a
-    call with few images.
-    """
-
-    def __init__(self, fusion: Fusion, name: str, activation_dtype: str) -> None:
-        super().__init__(fusion, name, activation_dtype)
-        convolution, normalization, _ = fusion
-        kernel = np.asarray(convolution.kernel, np.float64)
-        shift = np.asarray(convolution.bias, np.float64) if convolution.use_bias else np.zeros(())
-        if normalization is not None:
-            scale, offset = (np.asarray(values, np.float64) for values in scale_and_shift(normalization))
-            kernel *= scale.reshape(kernel.shape[2:]) if self._depthwise else scale
-            shift = shift * scale + offset
-        # Rounded here, because TensorFlow would do it at every call.
-        rounded = tf.as_dtype(activation_dtype).as_numpy_dtype
-        self._kernel, self._shift = kernel.astype(rounded), shift.astype(rounded)
-
-    def _kernel_and_shift(self) -> tuple[tf.Tensor, tf.Tensor | None]:
-        return tf.constant(self._kernel), tf.constant(self._shift) if self._shift.ndim else None
 
 
 def scale_and_shift(normalization: keras.layers.BatchNormalization) -> tuple[tf.Tensor, tf.Tensor]:
@@ -178,7 +144,7 @@ def fused_twin(
         backbone: a functional model, each of whose layers is called once. It is left as it is, and shares its variables.
         compute_dtype: of the activations: float32, bfloat16 or float16. Variables stay float32.
         input_shape: height, width and channels of the inputs; None for the backbone's own. Convolutions take any size.
-        folded: make constants of kernels and scales, for inference; it does not follow the backbone any more.
+        folded: multiply the scales into kernels of the twin's own, for inference; it does not follow the backbone any more.
 
     Returns:
         A model with the backbone's name, inputs and outputs; features are float32, whatever the compute dtype.
@@ -187,12 +153,12 @@ def fused_twin(
     readers = readers_of(backbone)
     passed = {layer.name for fusion in fusions.values() for layer in (fusion.normalization, fusion.activation) if layer}
 
-    def fuse(fusion: Fusion) -> keras.layers.Layer:
+    def fuse(fusion: Fusion) -> FusedConvolution:
         end = fusion.activation or fusion.normalization or fusion.convolution
         dtype = compute_dtype if readers[end.name] else "float32"
         if fusion.activation is not None:
             fusion = fusion._replace(activation=_with_dtype(fusion.activation, dtype))
-        return (FoldedConvolution if folded else FusedConvolution)(fusion, fusion.convolution.name, dtype)
+        return FusedConvolution(_folded(fusion) if folded else fusion, fusion.convolution.name, dtype)
 
     def twin_of(layer: keras.Operation) -> keras.Operation:
         if layer.name in fusions:
@@ -222,6 +188,22 @@ def _copied(layer: keras.layers.Layer) -> keras.layers.Layer:
     copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
     return copy
+
+
+def _folded(fusion: Fusion) -> Fusion:
+    """Return a convolution of its own that computes the same without a normalization."""
+    convolution, normalization, activation = fusion
+    settings = convolution.get_config() | {"use_bias": True, "dtype": "float32", "trainable": False}
+    twin = type(convolution).from_config(settings)
+    twin.build(convolution.input.shape)
+    kernel = np.asarray(convolution.kernel, np.float64)
+    bias = np.asarray(convolution.bias, np.float64) if convolution.use_bias else np.zeros(twin.bias.shape)
+    if normalization is not None:
+        scale, shift = (np.asarray(values, np.float64) for values in scale_and_shift(normalization))
+        depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
+        kernel, bias = kernel * (scale.reshape(kernel.shape[2:]) if depthwise else scale), bias * scale + shift
+    twin.set_weights([kernel, bias])
+    return Fusion(twin, None, activation)
 
 
 def _is_normalization(layer: keras.Operation | None, *, inference: bool) -> bool:
