@@ -70,7 +70,7 @@ def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) 
         convert(name, model, file, examples=splits.train.images[chosen], class_names=splits.class_names)
     else:
         file = place
-    float32_bytes = 4 * sum(int(np.prod(variable.shape)) for variable in model.variables)
+    float32_bytes = 4 * sum(int(np.prod(variable.shape)) for variable in model.signatures["serve"].variables)
     found = prove(name, file, scratch, run) | {"share_of_float32": size_of(file) / float32_bytes}
     if FORMATS[name].converted and found["within_bounds"]:
         put_in_place(file, place)

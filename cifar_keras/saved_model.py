@@ -64,8 +64,9 @@ def export_saved_model(
         pixels = tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32))
         return outputs(classify(pixels, training=False))
 
-    archive = keras.export.ExportArchive()
-    archive.track(whole)
+    archive = (
+        keras.export.ExportArchive()
+    )  # finds the variables itself; those that are given to it as well are stored twice
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
     archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
     beside = path.with_name(f".{path.name}")

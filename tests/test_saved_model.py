@@ -38,6 +38,13 @@ def test_nothing_but_the_artifacts_is_written(workdir: Path) -> None:
     assert {path.name for path in workdir.iterdir()} == {"model.keras", "saved_model"}
 
 
+def test_every_variable_is_in_the_file_once(workdir: Path) -> None:
+    """By hand: a 1x1 convolution for the pixels, two 3x3 ones of 8 and 16 filters, each with its shifts, and the head."""
+    stored = tf.train.list_variables(str(workdir / "saved_model" / "variables" / "variables"))
+    parts = [3 * 3 + 3, 9 * 3 * 8 + 8, 9 * 8 * 16 + 16, 16 * 10 + 10]
+    assert sum(int(np.prod(shape)) for _, shape in stored if shape) == sum(parts)
+
+
 def test_both_signatures_give_the_classifiers_logits(classifier: keras.Model, workdir: Path) -> None:
     loaded = saved_model.load_saved_model(workdir)
     assert set(loaded.signatures) >= {"serve", "serve_bytes"}
