@@ -157,6 +157,7 @@ def draw_attribution(
 
 def evaluate_further(
     model: tf.Module,
+    test_logits: NDArray[np.float32],
     splits: Splits,
     path: Path,
     settings: EvaluationConfig,
@@ -170,6 +171,7 @@ def evaluate_further(
 
     Args:
         model: what `saved_model.load_saved_model` returned.
+        test_logits: that it gives of the test images.
         splits: of the run.
         path: its workdir. What was measured there earlier and is not asked for again stays.
         settings: which views and which other test sets.
@@ -185,18 +187,19 @@ def evaluate_further(
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
         return saved_model.served_logits(model, images, batch_size, title) / np.float32(temperature)
 
+    test, plain, class_names = splits.test, test_logits / np.float32(temperature), splits.class_names
     rows: list[dict[str, Any]] = []
     means: dict[str, Any] = {}
     sets = find_other_sets(other_sets_of(settings), data_dir)
     if settings.test_time_augmentation is not Views.NONE:
         views = settings.test_time_augmentation
-        rows.append(further.with_views(predict, splits.test, views, splits.class_names, seed=seed))
+        rows.append(further.with_views(predict, test, plain, views, class_names, seed=seed))
     if CORRUPTIONS in settings.test_sets.split(","):
-        measured, means[CORRUPTIONS] = further.with_corruptions(predict, splits.test, splits.class_names, seed=seed)
+        measured, means[CORRUPTIONS] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured
     for name in sets:
         others = read_other_set(name, data_dir, splits.validation)
-        rows += [further.on_other_set(predict, other, splits.class_names, seed=seed) for other in others]
+        rows += [further.on_other_set(predict, other, class_names, seed=seed) for other in others]
     if rows:
         print(further_table(rows))
         keep_further(rows, means, path)

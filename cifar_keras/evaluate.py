@@ -28,12 +28,13 @@ def main(argv: Sequence[str]) -> None:
     model = load_saved_model(arguments.model)  # before the data, which can take minutes
     find_other_sets(other_sets_of(arguments.settings), data.data_dir)
     splits = load_splits(run.config)
-    differs = False
-    for name, split in (("test", splits.test), ("validation", splits.validation)):
-        metrics = evaluate(model, split, splits.class_names, data.global_batch_size, name, seed=seed).metrics
-        print(metrics_table(metrics, f"{name}, {arguments.model}"))
-        differs |= abs(metrics["loss"] - run.result[name]["loss"]) > LOSS_TOLERANCE
-    if differs:
+    measured = {
+        name: evaluate(model, split, splits.class_names, data.global_batch_size, name, seed=seed)
+        for name, split in (("test", splits.test), ("validation", splits.validation))
+    }
+    for name, found in measured.items():
+        print(metrics_table(found.metrics, f"{name}, {arguments.model}"))
+    if any(abs(found.metrics["loss"] - run.result[name]["loss"]) > LOSS_TOLERANCE for name, found in measured.items()):
         sys.exit(f"error: these are not the figures that {arguments.model / paths.RESULT} reports")
     print(f"as {arguments.model / paths.RESULT} reports")
     if arguments.settings == EvaluationConfig():
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     with workdir.claimed(run.path, "--model"):
         delivery.evaluate_further(
             model,
+            measured["test"].logits,
             splits,
             run.path,
             arguments.settings,

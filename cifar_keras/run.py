@@ -140,6 +140,7 @@ def _deliver(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> 
     delivery.draw(prepared.classifier, measured, prepared.splits, log, path)
     delivery.evaluate_further(
         measured.model,
+        measured.test.logits,
         prepared.splits,
         path,
         config.evaluation,

@@ -47,7 +47,7 @@ def test_views_are_the_image_its_mirror_image_and_their_shifts() -> None:
 
 
 def test_test_time_augmentation_averages_logits() -> None:
-    row = further.with_views(linear, TEST, Views.FLIP, CLASS_NAMES, seed=0)
+    row = further.with_views(linear, TEST, linear(TEST.images, "plain"), Views.FLIP, CLASS_NAMES, seed=0)
     mirrored = np.ascontiguousarray(TEST.images[:, :, ::-1])
     logits = (linear(TEST.images, "a") + linear(mirrored, "b")) / np.float32(2)
     assert (row["kind"], row["name"], row["n"]) == ("views", "flip", 100)
@@ -58,7 +58,7 @@ def test_test_time_augmentation_averages_logits() -> None:
 
 
 def test_every_corruption_has_a_row_and_the_mean_is_theirs() -> None:
-    rows, mean = further.with_corruptions(linear, TEST, CLASS_NAMES, seed=0)
+    rows, mean = further.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=0)
     assert [row["name"] for row in rows] == [
         "none",
         *(f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES),
@@ -73,9 +73,9 @@ def test_every_corruption_has_a_row_and_the_mean_is_theirs() -> None:
 def test_only_some_images_are_corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(further, "CORRUPTED_IMAGES", 30)
     monkeypatch.setattr(further, "CORRUPTIONS", ["contrast"])
-    rows, mean = further.with_corruptions(linear, TEST, CLASS_NAMES, seed=0)
+    rows, mean = further.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=0)
     assert {row["n"] for row in rows} == {mean["n"]} == {30}
-    again, _ = further.with_corruptions(linear, TEST, CLASS_NAMES, seed=1)
+    again, _ = further.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=1)
     assert again[0]["loss"] != rows[0]["loss"]
 
 

@@ -27,15 +27,31 @@ Kind = Literal["views", "corruption", "test set"]
 
 
 def with_views(
-    predict: Predict, test: LabelledImages, views: Views, class_names: Sequence[str], *, seed: int
+    predict: Predict,
+    test: LabelledImages,
+    plain: NDArray[np.float32],
+    views: Views,
+    class_names: Sequence[str],
+    *,
+    seed: int,
 ) -> dict[str, Any]:
-    """Measure the mean logits of several views of each test image, and return its row."""
-    logits = sum(share * predict(images, f"test, {views}") for share, images in views_of(test.images, views))
-    return row("views", views, np.asarray(logits, np.float32), test.labels, class_names, seed=seed)
+    """Measure the mean logits of several views of each test image, and return its row.
+
+    Args:
+        predict: the model.
+        test: images and labels.
+        plain: what `predict` gives of the images as they are.
+        views: which views.
+        class_names: of the model.
+        seed: of the resamples.
+    """
+    (share, _), *others = views_of(test.images, views)
+    logits = share * plain + sum(share * predict(images, f"test, {views}") for share, images in others)
+    return row("views", views, logits.astype(np.float32), test.labels, class_names, seed=seed)
 
 
 def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Yield each view of images, uint8 `[n, height, width, 3]`, behind its share in the mean.
+    """Yield each view of images, uint8 `[n, height, width, 3]`, behind its share in the mean; first the images as they are.
 
     The pixel that a shift (up and left, or down and right) leaves open is the reflection of the image; both shifts together
     count as much as the image that stays, as in airbench (arXiv:2404.00498).
@@ -53,9 +69,16 @@ def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, N
 
 
 def with_corruptions(
-    predict: Predict, test: LabelledImages, class_names: Sequence[str], *, seed: int
+    predict: Predict, test: LabelledImages, plain: NDArray[np.float32], class_names: Sequence[str], *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Measure corrupted test images, at most `CORRUPTED_IMAGES` of them, drawn by the seed.
+
+    Args:
+        predict: the model.
+        test: images and labels.
+        plain: what `predict` gives of the images as they are.
+        class_names: of the model.
+        seed: of the choice of images, of the noise and of the resamples.
 
     Returns:
         A row for each corruption and severity, and one for the same images as they are; and the mean accuracy over all
@@ -64,7 +87,7 @@ def with_corruptions(
     count = min(CORRUPTED_IMAGES, len(test.labels))
     chosen = np.sort(np.random.default_rng(seed).choice(len(test.labels), count, replace=False))
     images, labels = test.images[chosen], test.labels[chosen]
-    rows = [row("corruption", "none", predict(images, "no corruption"), labels, class_names, seed=seed)]
+    rows = [row("corruption", "none", plain[chosen], labels, class_names, seed=seed)]
     right = np.zeros((len(CORRUPTIONS) * len(SEVERITIES), count))
     cells = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     for place, (name, severity) in enumerate(cells):

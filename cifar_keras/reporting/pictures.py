@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from cifar_keras.reporting.calibration import expected_calibration_error, reliability, softmax
@@ -331,7 +331,11 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     _draw_series(rate, records, _Series("learning_rate", "learning rate", {**_TRAIN_STYLE, "color": GREY}))
     rate.set_ylabel("learning rate", fontsize=10)
-    rate.set_ylim(bottom=0)
+    # Of a finetune phase at a hundredth of the head phase's rate a linear axis would show nothing.
+    highest = max(record["learning_rate"] for record in records)
+    rate.set_yscale("log")
+    rate.set_ylim(highest / 500, highest * 2)
+    rate.yaxis.set_major_locator(LogLocator(numticks=9))
     rate.set_xlabel("training step", fontsize=10)
     rate.set_xlim(left=0)
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
