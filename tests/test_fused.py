@@ -14,7 +14,7 @@ from small_networks import settle_normalizations, small_backbone
 from cifar_keras.config import FinetuneConfig
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.convolution import KernelGradient
-from cifar_keras.models.fused import FusedConvolution, find_fusions, fused_twin, scale_and_shift
+from cifar_keras.models.fused import FusedConvolution, FusedNormalization, find_fusions, fused_twin, scale_and_shift
 from cifar_keras.training.phases import set_trainable
 
 
@@ -486,6 +486,40 @@ def test_a_normalization_that_learns_is_not_fused_and_updates_its_statistics() -
     after = {variable.path: np.asarray(variable) for variable in backbone.variables if variable.name != "bias"}
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     assert moved == {path for path in before if "conv2" in path}
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale": False, "momentum": 0.7}, {"center": False, "epsilon": 0.1}])
+def test_a_normalization_that_learns_is_one_kernel_that_does_what_keras_does(settings: dict[str, Any]) -> None:
+    """Outputs, statistics and gradients of one step, and outputs by these statistics."""
+    images = keras.Input((5, 7, 3))
+    normalization = layers.BatchNormalization(name="bn", **settings)
+    model = keras.Model(images, normalization(images))
+    for variable in normalization.variables:
+        variable.assign(np.random.default_rng(len(variable.path)).uniform(0.5, 1.5, variable.shape))
+    start = model.get_weights()
+    pixels = np.random.default_rng(1).normal(2.0, 3.0, (4, 5, 7, 3)).astype(np.float32)
+    wanted_of, found_of = model, fused_twin(model, compute_dtype="float32")
+    assert isinstance(found_of.get_layer("bn"), FusedNormalization)
+
+    def step(model: keras.Model) -> list[NDArray[np.float32]]:
+        normalization.set_weights(start)
+        watched = tf.constant(pixels)
+        with tf.GradientTape() as tape:
+            tape.watch(watched)
+            outputs = model(watched, training=True)
+            loss = tf.reduce_sum(outputs * tf.sin(watched))
+        gradients = tape.gradient(loss, [watched, *model.trainable_variables])
+        statistics = [normalization.moving_mean, normalization.moving_variance]
+        return [np.asarray(value) for value in (outputs, *gradients, *statistics, model(pixels, training=False))]
+
+    for found, wanted in zip(step(found_of), step(wanted_of), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_normalization_that_devices_share_is_left_to_keras() -> None:
+    images = keras.Input((5, 7, 3))
+    model = keras.Model(images, layers.BatchNormalization(synchronized=True, name="bn")(images))
+    assert fused_twin(model, compute_dtype="float32").get_layer("bn") is model.get_layer("bn")
 
 
 @pytest.mark.parametrize("kernel_gradient", ["convolution", "matmul"])

@@ -79,6 +79,43 @@ class FusedConvolution(keras.layers.Layer):
         return kernel * per_channel, shift if bias is None else shift + bias * scale
 
 
+class FusedNormalization(keras.layers.Layer):
+    """A BatchNormalization that learns, as TensorFlow's one kernel for it, where Keras computes means and all else one by one.
+
+    It has the variables of that layer and updates its statistics in the same way. Outputs are of the activation dtype.
+    """
+
+    def __init__(self, normalization: keras.layers.BatchNormalization, activation_dtype: str) -> None:
+        super().__init__(name=normalization.name, dtype="float32", autocast=False)
+        self._activation_dtype = activation_dtype
+        self.normalization = normalization
+
+    def build(self, input_shape: Any) -> None:
+        """Do nothing: the layer that it is made of is built."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        """Normalize by the batch in training, and by the statistics otherwise; a mask, which pictures have none of, is refused."""
+        assert mask is None
+        layer = self.normalization
+        mean, variance = (tf.convert_to_tensor(values) for values in (layer.moving_mean, layer.moving_variance))
+        normalized = tf.raw_ops.FusedBatchNormV3(
+            x=tf.cast(inputs, self._activation_dtype),
+            scale=tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones_like(mean),
+            offset=tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros_like(mean),
+            mean=[] if training else mean,
+            variance=[] if training else variance,
+            epsilon=layer.epsilon,
+            is_training=bool(training),
+        )
+        if training:
+            # The kernel divides by one less than the number of values, as an estimate of the population does; Keras does not.
+            values = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+            of_batch = normalized.batch_variance * (values - 1) / values
+            for variable, statistic in ((layer.moving_mean, normalized.batch_mean), (layer.moving_variance, of_batch)):
+                variable.assign(variable * layer.momentum + statistic * (1 - layer.momentum))
+        return normalized.y
+
+
 def scale_and_shift(normalization: keras.layers.BatchNormalization) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the two constants per channel, float32, that a frozen BatchNormalization is."""
     scale = tf.math.rsqrt(tf.convert_to_tensor(normalization.moving_variance) + normalization.epsilon)
@@ -165,6 +202,8 @@ def fused_twin(
             return fuse(fusions[layer.name])
         if layer.name in passed or not isinstance(layer, keras.layers.Layer):
             return layer
+        if not folded and _is_one_kernel(layer):
+            return FusedNormalization(layer, compute_dtype if readers[layer.name] else "float32")
         if layer.weights:
             return _copied(layer) if folded else layer
         return _with_dtype(layer, compute_dtype) if readers[layer.name] else layer
@@ -210,6 +249,17 @@ def _is_normalization(layer: keras.Operation | None, *, inference: bool) -> bool
     if not isinstance(layer, keras.layers.BatchNormalization) or layer.axis not in (-1, 3):
         return False
     return inference or not layer.trainable
+
+
+def _is_one_kernel(layer: keras.layers.Layer) -> bool:
+    """Whether it is a BatchNormalization that learns, of pictures, whose statistics are those of one device's images."""
+    return (
+        isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and layer.axis in (-1, 3)
+        and len(layer.output.shape) == 4
+        and not (layer.synchronized or layer.renorm)
+    )
 
 
 def _is_plain_activation(layer: keras.Operation | None) -> bool:
