@@ -166,12 +166,16 @@ class DistillationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How the network is computed. None of it changes what is computed, but for rounding."""
+    """How the network is computed.
+
+    What is computed stays the same but for rounding, with one exception: where cached features do not fit into the memory
+    that they may take, a phase learns from images, and those are augmented in all ways that are asked for.
+    """
 
     compute_dtype: ComputeDtype = setting(
         ComputeDtype.AUTO,
         "dtype of activations while training (weights stay float32, and so does what is exported); auto measures whether "
-        "bfloat16 is faster where the processor has it",
+        "bfloat16 is faster where the processor has it (with --deterministic it takes it there)",
     )
     kernel_gradient: KernelGradientChoice = setting(
         KernelGradientChoice.AUTO,
@@ -457,6 +461,8 @@ def _check_combinations(config: RunConfig) -> None:
     for name, phase in (("head", config.head), ("finetune", config.finetune)):
         if phase.optimizer is OptimizerName.ADAMW and phase.momentum != PhaseConfig.momentum:
             raise UserError(f"--{name}_momentum is for sgd; adamw does not use it. Received: {phase.momentum}")
+    if config.finetune.sparsity and not config.finetune.epochs:
+        raise UserError(f"--finetune_sparsity needs a finetune phase. Received: {config.finetune.sparsity}")
     for name in filter(None, config.evaluation.test_sets.split(",")):
         family, slash, _ = name.partition("/")
         if family not in (OF_SEVERAL if slash else TEST_SETS):

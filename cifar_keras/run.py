@@ -158,7 +158,7 @@ def prepare(config: RunConfig) -> Prepared:
     keras.utils.set_random_seed(config.seed)
     strategy = make_strategy(config.data.global_batch_size)
     print(f"devices: {', '.join(device_names())}", flush=True)
-    compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype)
+    compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
     teacher = load_teacher(config.distillation.teacher) if config.distillation.teacher else None

@@ -21,6 +21,9 @@ LOGIT_TOLERANCE = 1e-4
 
 def save_classifier(classifier: keras.Model, path: Path) -> None:
     """Write `model.keras` whole or not at all, without the optimizer and its state."""
+    for layer in classifier.get_layer("backbone").layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = False  # of training on several devices; other backends of Keras refuse to load it
     uncompiled = keras.Model(classifier.inputs, classifier.outputs, name=classifier.name)
     beside = path.with_name(f".{path.name}")  # Keras insists on the ending .keras
     uncompiled.save(beside)

@@ -111,6 +111,8 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
         values["archive"] = ""
     if values["finetune_epochs"] == 0 and (values["head_epochs"] == 0 or values["weights"] == "none"):
         values["finetune_epochs"] = 1
+    if values["finetune_epochs"] == 0:
+        values["finetune_sparsity"] = 0.0
     values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
     for phase in ("head", "finetune"):
         values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))

@@ -54,15 +54,15 @@ def never(*arguments: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_dtype_is_taken_as_asked(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "_step_seconds", never)
-    assert choose_compute_dtype(ComputeDtype(dtype)) == (dtype, "as asked")
+    assert choose_compute_dtype(ComputeDtype(dtype), deterministic=False) == (dtype, "as asked")
 
 
 def test_float16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     give_gpus(monkeypatch)
     with pytest.raises(UserError, match=r"^--compute_dtype=float16 needs a GPU\. Received: no GPU$"):
-        choose_compute_dtype(ComputeDtype.FLOAT16)
+        choose_compute_dtype(ComputeDtype.FLOAT16, deterministic=False)
     give_gpus(monkeypatch, (7, 0))
-    assert choose_compute_dtype(ComputeDtype.FLOAT16) == ("float16", "as asked")
+    assert choose_compute_dtype(ComputeDtype.FLOAT16, deterministic=False) == ("float16", "as asked")
 
 
 @pytest.mark.parametrize("instructions", [[], ["avx2"], ["avx2", "avx512f"], ["asimd", "sve"]])
@@ -71,7 +71,10 @@ def test_a_processor_without_bfloat16_computes_in_float32(
 ) -> None:
     monkeypatch.setattr(compute, "_step_seconds", never)
     monkeypatch.setattr(compute, "instruction_sets", lambda: instructions)
-    assert choose_compute_dtype(ComputeDtype.AUTO) == ("float32", "the processor has no bfloat16 instructions")
+    assert choose_compute_dtype(ComputeDtype.AUTO, deterministic=False) == (
+        "float32",
+        "the processor has no bfloat16 instructions",
+    )
 
 
 @pytest.mark.parametrize("instruction", ["avx512_bf16", "amx_bf16", "bf16"])
@@ -84,19 +87,29 @@ def test_a_processor_with_bfloat16_computes_in_what_is_clearly_faster(
     monkeypatch.setattr(compute, "instruction_sets", lambda: ["avx2", instruction])
     time_steps(monkeypatch, float32=1.0, bfloat16=seconds)
     reason = f"bfloat16 makes a convolution's step {1 / seconds:.1f} times as fast"
-    assert choose_compute_dtype(ComputeDtype.AUTO) == (chosen, reason)
+    assert choose_compute_dtype(ComputeDtype.AUTO, deterministic=False) == (chosen, reason)
+
+
+def test_a_deterministic_run_takes_the_dtype_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_step_seconds", never)
+    for instruction, chosen in (("amx_bf16", "bfloat16"), ("avx2", "float32")):
+        monkeypatch.setattr(compute, "instruction_sets", lambda instruction=instruction: [instruction])
+        assert choose_compute_dtype(ComputeDtype.AUTO, deterministic=True)[0] == chosen
 
 
 def test_gpus_measure_only_where_all_have_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "instruction_sets", lambda: ["amx_bf16"])  # the processor's do not count
     monkeypatch.setattr(compute, "_step_seconds", never)
     give_gpus(monkeypatch, (9, 0), (7, 5))
-    assert choose_compute_dtype(ComputeDtype.AUTO) == ("float32", "the GPU has no bfloat16 instructions")
+    assert choose_compute_dtype(ComputeDtype.AUTO, deterministic=False) == (
+        "float32",
+        "the GPU has no bfloat16 instructions",
+    )
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {})
-    assert choose_compute_dtype(ComputeDtype.AUTO)[0] == "float32"
+    assert choose_compute_dtype(ComputeDtype.AUTO, deterministic=False)[0] == "float32"
     give_gpus(monkeypatch, (8, 0), (9, 0))
     time_steps(monkeypatch, float32=3.0, bfloat16=1.0)
-    assert choose_compute_dtype(ComputeDtype.AUTO)[0] == "bfloat16"
+    assert choose_compute_dtype(ComputeDtype.AUTO, deterministic=False)[0] == "bfloat16"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

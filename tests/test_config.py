@@ -219,6 +219,7 @@ REFUSED = {
     "weights": {"weights": "none", "finetune_epochs": 0},
     "head_momentum": {"head_momentum": 0.5},
     "finetune_momentum": {"finetune_optimizer": "adamw", "finetune_momentum": 0.95},
+    "finetune_sparsity": {"finetune_sparsity": 0.5, "finetune_epochs": 0},
     "workdir": {"workdir": ""},
     "finetune_unfreeze_from": {"finetune_unfreeze_from": "block5"},
     "finetune_unfreeze_from ": {"finetune_unfreeze_from": "conv"},

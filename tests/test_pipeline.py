@@ -291,8 +291,8 @@ def test_speed_is_measured_over_the_first_batches_only(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("count", [1, 16])
-def test_a_single_batch_has_no_speed_that_could_be_too_low(count: int) -> None:
-    assert measure_speed(evaluation_batches(held(*numbered(count)), global_batch_size=16)) == float("inf")
+def test_a_single_batch_has_no_speed(count: int) -> None:
+    assert measure_speed(evaluation_batches(held(*numbered(count)), global_batch_size=16)) is None
 
 
 TWO_DEVICES = """

@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def workdir(classifier: keras.Model, tmp_path_factory: pytest.TempPathFactory) -
     saved_model.save_classifier(classifier, path / "model.keras")
     saved_model.export_saved_model(classifier, CLASS_NAMES, path / "saved_model")
     return path
+
+
+def test_what_trained_on_several_devices_loads_on_every_backend(tmp_path: Path) -> None:
+    """Synchronized statistics are TensorFlow's alone: Keras refuses them on others."""
+    classifier = small_classifier()
+    classifier.get_layer("backbone").get_layer("conv1_bn").synchronized = True
+    saved_model.save_classifier(classifier, tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        written = archive.read("config.json").decode()
+    assert '"synchronized": false' in written
+    assert '"synchronized": true' not in written
 
 
 def test_nothing_but_the_artifacts_is_written(workdir: Path) -> None:

@@ -212,6 +212,30 @@ def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(
     assert all(np.array_equal(left, right) for left, right in zip(again, wanted, strict=True))
 
 
+def test_a_phase_may_have_one_step_or_one_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch has no speed, and what has none is saved like any other."""
+    flags: dict[str, Any] = {"head_epochs": 1, "finetune_epochs": 0}
+    summaries = train(tmp_path, **flags, head_steps_per_epoch=1)[0].summaries
+    assert summaries["head"].pipeline_images_per_second is None
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        join_in(patch, Signal(signal.SIGTERM, step=2))  # of 0..3
+        with pytest.raises(InterruptedRunError):
+            train(folder, **flags)
+    assert train(folder, **flags)[2].step == 4
+
+
+def test_a_run_goes_on_with_as_many_devices_as_it_began_with(tmp_path: Path) -> None:
+    trainer = train(tmp_path)[0]
+    state = Checkpoints(tmp_path / "checkpoints", 2).newest()
+    assert state is not None
+    assert state.values["replicas"] == 1
+    state.values["replicas"] = 2
+    with pytest.raises(UserError, match=r"^--resume: the run began on 2 devices .*\. Received: 1 devices$"):
+        trainer.train(state)
+
+
 def test_a_second_signal_does_not_wait_and_other_threads_do_not_listen() -> None:
     interruption = Interruption()
     with interruption.listening(), interruption.waiting():

@@ -144,14 +144,14 @@ def input_batches(inputs: NDArray[Any], batch_size: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size).with_options(_options())
 
 
-def measure_speed(batches: tf.data.Dataset) -> float:
-    """Return how many examples per second a pipeline gives when nothing else runs, over its first batches."""
+def measure_speed(batches: tf.data.Dataset) -> float | None:
+    """Return how many examples per second a pipeline gives when nothing else runs, over its first batches; None for one batch."""
     sizes, times = [], []
     for inputs, _ in batches.take(1 + TIMED_BATCHES):
         sizes.append(inputs.shape[0])
         times.append(time.perf_counter())
     # From the first batch on, which waits for the pipeline to be built.
-    return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else float("inf")
+    return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else None
 
 
 def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -19,8 +19,12 @@ TIMED_CALLS = 3
 MEASURED_IMAGES = 32
 
 
-def choose_compute_dtype(wanted: ComputeDtype) -> tuple[str, str]:
+def choose_compute_dtype(wanted: ComputeDtype, *, deterministic: bool) -> tuple[str, str]:
     """Return the dtype of the activations, and why.
+
+    Args:
+        wanted: AUTO takes bfloat16 where it is faster.
+        deterministic: AUTO takes it wherever there are instructions for it, because what is measured can come out differently.
 
     Raises:
         UserError: float16 is asked for and there is no GPU: TensorFlow's processor kernels do not train in it.
@@ -37,6 +41,8 @@ def choose_compute_dtype(wanted: ComputeDtype) -> tuple[str, str]:
         able = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()))
     if not able:
         return "float32", f"the {'GPU' if gpus else 'processor'} has no bfloat16 instructions"
+    if deterministic:
+        return "bfloat16", f"the {'GPU' if gpus else 'processor'} has instructions for it"
     gain = _step_seconds("float32") / _step_seconds("bfloat16")
     return (
         "bfloat16" if gain >= WORTHWHILE else "float32",

@@ -34,7 +34,7 @@ class PhaseSummary(NamedTuple):
     """How a phase was computed. `result.json` holds it."""
 
     images_per_second: float | None  # of training steps; with cached features, of the whole phase
-    pipeline_images_per_second: float  # of the input pipeline alone
+    pipeline_images_per_second: float | None  # of the input pipeline alone
     cached_features: bool
     kernel_gradients_by_matmul: int  # convolutions
 
@@ -85,13 +85,14 @@ class Trainer:
             state: where the run stopped; None begins it.
 
         Raises:
-            UserError: the loss diverged.
+            UserError: the loss diverged, or the run began on another number of devices.
             OSError: the workdir cannot be written any more.
             InterruptedRunError: a signal asked the run to end. Its state is saved.
         """
         if state is None:
             self._save(None)
         else:
+            self._check_devices(state)
             self._watch.add(state.values["minutes"])
             if (before := state.values["versions"]) != environment.versions():
                 print(f"warning: the run began with other versions, so its bits can differ: {before}", file=sys.stderr)
@@ -106,6 +107,13 @@ class Trainer:
                 state = self._roll_back(phase, error)
             if self._interruption.asked:  # after the phase's last step; its end is saved
                 self._interruption.end()
+
+    def _check_devices(self, state: State) -> None:
+        before, now = state.values["replicas"], self._prepared.strategy.num_replicas_in_sync
+        if before != now:  # whose shares of a batch, and sums of metrics, are others
+            raise UserError(
+                f"--resume: the run began on {before} devices and has to go on there. Received: {now} devices"
+            )
 
     def _train_phase(self, phase: Phase, state: State | None) -> None:
         """Train a phase from its beginning, or from a state within it."""
@@ -130,7 +138,7 @@ class Trainer:
         if lesson.cached:  # the features are learned from in no time; what counts is their making
             images = (self._log.step - steps_before) * self._config.data.global_batch_size
             speed = images / (time.monotonic() - started)
-        elif speed and speed > PIPELINE_SHARE * pipeline_speed:
+        elif speed and pipeline_speed and speed > PIPELINE_SHARE * pipeline_speed:
             print(
                 f"warning: the {phase.name} phase waited for data: the input pipeline alone gives {pipeline_speed:,.0f} images/s, "
                 f"and training went at {speed:,.0f}",
@@ -150,7 +158,7 @@ class Trainer:
         if sparse and self._position.epoch <= first_epoch:
             self._keep_best.forget()
 
-    def _fit(self, phase: Phase, lesson: Lesson, within: State | None) -> tuple[LogPhase, float]:
+    def _fit(self, phase: Phase, lesson: Lesson, within: State | None) -> tuple[LogPhase, float | None]:
         batch_size = self._config.data.global_batch_size
         epoch, step = (self._position.epoch, self._position.step) if within else (phase.first_epoch, 0)
         batches = training_batches(
@@ -205,6 +213,7 @@ class Trainer:
         values = {
             "config": to_values(self._config),
             "compute_dtype": self._prepared.compute_dtype,
+            "replicas": strategy.num_replicas_in_sync,
             "position": self._position._asdict(),
             "within": None
             if model is None

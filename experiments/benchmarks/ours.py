@@ -31,7 +31,7 @@ class System:
     """The fused twin, in the compute dtype that `--compute_dtype=auto` chooses."""
 
     def __init__(self, _variant: str) -> None:
-        self._dtype, _ = choose_compute_dtype(ComputeDtype.AUTO)
+        self._dtype, _ = choose_compute_dtype(ComputeDtype.AUTO, deterministic=False)
 
     def set_up(self, case: Case) -> Runnable:
         """Build a case."""
