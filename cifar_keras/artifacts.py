@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,12 +31,27 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the entries of a folder onto the disk: a rename is one, and reaches it on its own, later than the file's bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def put_in_place(beside: Path, path: Path) -> None:
+    """Give a file, or a folder with all that is in it, its name, once its bytes are on the disk. What has the name goes."""
+    for part in [beside, *beside.rglob("*")]:
+        sync(part)
+    if path.is_dir():  # a folder does not take the place of another in one step
+        earlier = path.with_name(f".{path.name}.earlier")
+        shutil.rmtree(earlier, ignore_errors=True)
+        path.replace(earlier)
+        beside.replace(path)
+        shutil.rmtree(earlier, ignore_errors=True)
+    else:
+        beside.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Put the entries of a folder, or the bytes of a file, onto the disk: a rename is one, and reaches it later than the bytes."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

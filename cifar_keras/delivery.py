@@ -213,10 +213,10 @@ def keep_further(rows: Sequence[dict[str, Any]], means: dict[str, Any], path: Pa
     corrupted = [each["accuracy"] for each in every if each["name"].startswith("cifar10_corrupted/")]
     if corrupted:
         means = means | {"cifar10_corrupted": {"n": len(corrupted), "accuracy": float(np.mean(corrupted))}}
-    artifacts.write_json(file, {"rows": every, "means": kept["means"] | means})
     of_corruptions = [each for each in every if each["kind"] == "corruption"]
-    if of_corruptions:
+    if of_corruptions:  # before the file that says that there is one
         artifacts.write_whole(path / "corruptions.png", pictures.corruptions_picture(of_corruptions))
+    artifacts.write_json(file, {"rows": every, "means": kept["means"] | means})
 
 
 def write_report(

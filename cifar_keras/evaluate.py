@@ -18,6 +18,8 @@ def main(argv: Sequence[str]) -> None:
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
     data, seed = run.config.data, run.config.seed
     environment.set_tensorflow_variables()
+    import tensorflow as tf
+
     from cifar_keras import delivery
     from cifar_keras.data.other_sets import find_other_sets
     from cifar_keras.reporting.evaluation import evaluate
@@ -25,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras.run import load_splits
     from cifar_keras.saved_model import load_saved_model
 
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
     model = load_saved_model(arguments.model)  # before the data, which can take minutes
     find_other_sets(other_sets_of(arguments.settings), data.data_dir)
     splits = load_splits(run.config)

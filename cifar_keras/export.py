@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,9 @@ def main(argv: Sequence[str]) -> None:
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
     check_formats(arguments.formats, run.path)
     environment.set_tensorflow_variables()
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # for the processes that run the exports; converting needs none
     from cifar_keras import delivery
     from cifar_keras.reporting.tables import exports_table
     from cifar_keras.run import load_splits
@@ -36,15 +38,17 @@ def main(argv: Sequence[str]) -> None:
     exports = {}
     with workdir.claimed(run.path, "--model"), paths.scratch_folder(run.path) as scratch:
         np.save(scratch / "images.npy", splits.test.images)
-        for name in arguments.formats:
-            exports[name] = export(name, run, model, splits, scratch)
-            keep_export(name, exports[name], run.path)
-        print(exports_table(exports))
-        delivery.write_report(run.path, run.result, run.records, run.logits, splits)
+        try:
+            for name in arguments.formats:
+                exports[name] = export(name, run, model, splits, scratch)
+                keep_export(name, exports[name], run.path)
+        finally:  # what was kept before one failed
+            print(exports_table(exports))
+            delivery.write_report(run.path, run.result, run.records, run.logits, splits)
     if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
         sys.exit(
-            f"error: further from the model that was measured than the bound of the format, so that exports.json does not have "
-            f"it. Received: {', '.join(outside)}"
+            f"error: further from the model that was measured than the bound of the format, so that this export is not kept. "
+            f"Received: {', '.join(outside)}"
         )
 
 
@@ -73,7 +77,8 @@ def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) 
     float32_bytes = 4 * sum(int(np.prod(variable.shape)) for variable in model.signatures["serve"].variables)
     found = prove(name, file, scratch, run) | {"share_of_float32": size_of(file) / float32_bytes}
     if FORMATS[name].converted and found["within_bounds"]:
-        put_in_place(file, place)
+        place.parent.mkdir(exist_ok=True)
+        artifacts.put_in_place(file, place)
     return found
 
 
@@ -141,12 +146,13 @@ def compare(logits: NDArray[np.float32], wanted: NDArray[np.float32], labels: ND
     if logits.shape != wanted.shape or not np.isfinite(logits).all():
         raise RuntimeError(f"the export gives other logits than finite ones {wanted.shape}. Received: {logits.shape}")
     predicted, expected = logits.argmax(axis=1), wanted.argmax(axis=1)
-    accuracy = float((predicted == labels).mean())
+    right, expected_right = int((predicted == labels).sum()), int((expected == labels).sum())
     return {
         "logit_difference": float(np.abs(logits - wanted).max() / np.abs(wanted).max()),
         "agreement": float((predicted == expected).mean()),
-        "accuracy": accuracy,
-        "lost_accuracy": float((expected == labels).mean()) - accuracy,
+        "accuracy": right / len(labels),
+        # Of whole images, because the difference of two rounded shares can be above a bound that it is equal to.
+        "lost_accuracy": (expected_right - right) / len(labels),
     }
 
 
@@ -166,20 +172,18 @@ def size_of(file: Path) -> int:
     )
 
 
-def put_in_place(file: Path, place: Path) -> None:
-    """Move a file to its place in one step, also over an earlier one."""
-    place.parent.mkdir(exist_ok=True)
-    shutil.move(file, place)
-    artifacts.sync_folder(place.parent)
-
-
 def keep_export(name: str, found: Mapping[str, Any], path: Path) -> None:
-    """Put what was found of a format into the workdir if it is within its bounds, beside what is known of others."""
+    """Put what was found of a format into the workdir if it is within its bounds, beside what is known of others.
+
+    Of a file that the run itself wrote what was known earlier is then not true any more; an earlier export lies there as it was.
+    """
     file = path / paths.EXPORTS
     file.parent.mkdir(exist_ok=True)
     known = artifacts.read_json(file) if file.is_file() else {}
     if found["within_bounds"]:
         known[name] = found
+    elif not FORMATS[name].converted:
+        known.pop(name, None)
     artifacts.write_json(file, {each: known[each] for each in FORMATS if each in known})
 
 

@@ -23,8 +23,8 @@ class FinishedRun(NamedTuple):
     records: list[dict[str, Any]]  # of metrics.jsonl
 
     def with_data_dir(self, data_dir: str) -> "FinishedRun":
-        """Return the run with its images in another folder; "" leaves them where they were."""
-        data = dataclasses.replace(self.config.data, data_dir=data_dir or self.config.data.data_dir)
+        """Return the run with its images in another folder; "" leaves them where they were, where no archive is needed any more."""
+        data = dataclasses.replace(self.config.data, data_dir=data_dir or self.config.data.data_dir, archive="")
         return self._replace(config=dataclasses.replace(self.config, data=data))
 
 
@@ -42,7 +42,7 @@ def read_finished_run(path: Path) -> FinishedRun:
         float(records[-1]["validation_accuracy"]), int(records[-1]["step"])  # of the last epoch's end
     except OSError as error:
         raise UserError(f"the run cannot be used: {reason_of(error)}. Received: {path}") from error
-    except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"the run cannot be used, no run of this version left it: {type(error).__name__}, {error}. Received: {path}"
         ) from error

@@ -24,7 +24,8 @@ def main(format_name: str, model: str, images_file: str, logits_file: str) -> No
     load, package, batch_size = RUNTIMES[format_name]
     images = np.load(images_file, mmap_mode="r")
     run = load(model)
-    run(images[:batch_size])  # the first one also builds what all of them use
+    for count in {min(batch_size, len(images)), len(images) % batch_size} - {0}:
+        run(images[:count])  # the first of a size also builds what all of it use
     started = time.perf_counter()
     parts = range(0, len(images), batch_size)
     progress = tqdm(parts, desc=f"test, {format_name}", unit="batch", disable=None)
@@ -37,7 +38,9 @@ def main(format_name: str, model: str, images_file: str, logits_file: str) -> No
 def load_keras(path: str) -> Run:
     """Load a `.keras` file with Keras."""
     import keras
+    import tensorflow as tf
 
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
     model = keras.models.load_model(path, compile=False)
     return lambda images: np.asarray(model.predict_on_batch(images))
 
@@ -46,6 +49,7 @@ def load_saved_model(path: str) -> Run:
     """Load a SavedModel with TensorFlow."""
     import tensorflow as tf
 
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
     loaded = tf.saved_model.load(path)  # held as a whole: a signature alone does not hold its variables
     return lambda images: loaded.signatures["serve"](images=tf.constant(images))["logits"].numpy()
 
@@ -64,10 +68,10 @@ def load_onnx(path: str) -> Run:
 
 
 def load_litert(path: str) -> Run:
-    """Load LiteRT with its own interpreter, on all cores."""
+    """Load LiteRT with its own interpreter, on all cores that the process may use."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path, num_threads=os.cpu_count() or 1)
+    interpreter = Interpreter(path, num_threads=len(os.sched_getaffinity(0)))
     interpreter.allocate_tensors()
     (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cifar_keras import artifacts
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
@@ -27,7 +28,7 @@ def save_classifier(classifier: keras.Model, path: Path) -> None:
     uncompiled = keras.Model(classifier.inputs, classifier.outputs, name=classifier.name)
     beside = path.with_name(f".{path.name}")  # Keras insists on the ending .keras
     uncompiled.save(beside)
-    beside.replace(path)
+    artifacts.put_in_place(beside, path)
 
 
 def export_saved_model(
@@ -75,9 +76,8 @@ def export_saved_model(
     beside = path.with_name(f".{path.name}")
     shutil.rmtree(beside, ignore_errors=True)
     archive.write_out(beside, verbose=False)
-    if path.exists():  # with another temperature, or of a process of this run that ended after it
-        shutil.rmtree(path)
-    beside.replace(path)
+    # Over one with another temperature, or of a process of this run that ended after it.
+    artifacts.put_in_place(beside, path)
 
 
 def load_saved_model(path: Path) -> tf.Module:

@@ -77,7 +77,7 @@ def note_everything(folder: Path, moments: Moments) -> None:
     """Put the moments into the package's own functions, and keep the optimizer of a phase that ends."""
     patch, fit_phase = pytest.MonkeyPatch(), phases.fit_phase
     patch.setattr(np, "savez", moments.around(np.savez, "save", "arrays written"))
-    patch.setattr(artifacts, "sync_folder", moments.around(artifacts.sync_folder, "synced", "saved"))
+    patch.setattr(artifacts, "sync", moments.around(artifacts.sync, "synced", "saved"))
 
     def fit(model: keras.Model, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
         moments.come_by(f"{phase.name} phase")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cifar_keras.artifacts import read_json, write_json, write_whole
+from cifar_keras.artifacts import put_in_place, read_json, write_json, write_whole
 from cifar_keras.errors import UserError
 
 
@@ -95,3 +95,15 @@ def test_a_missing_or_malformed_file_is_named(tmp_path: Path, content: bytes | N
         read_json(path)
     assert str(caught.value).startswith("result.json ")
     assert str(caught.value).endswith(f"Received: {path}")
+
+
+def test_a_file_or_a_folder_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / "file").write_text(name)
+        (tmp_path / "folder" / "within").mkdir(parents=True)
+        (tmp_path / "folder" / "within" / name).write_text(name)
+        put_in_place(tmp_path / "file", tmp_path / "placed.file")
+        put_in_place(tmp_path / "folder", tmp_path / "placed.folder")
+        assert (tmp_path / "placed.file").read_text() == name
+        assert [path.name for path in (tmp_path / "placed.folder").rglob("*")] == ["within", name]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["placed.file", "placed.folder"]

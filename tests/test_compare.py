@@ -68,6 +68,7 @@ def damaged(folder: Path, damage: str) -> None:
         "no predictions": ("predictions.npz", None),
         "predictions that are text": ("predictions.npz", b"text"),
         "an archive that is cut off": ("predictions.npz", (folder / "predictions.npz").read_bytes()[:300]),
+        "an empty archive": ("predictions.npz", b""),
         "an archive of something else": ("predictions.npz", archive_of_text()),
         "no curves": ("metrics.jsonl", None),
         "curves that are text": ("metrics.jsonl", b"text"),
@@ -90,7 +91,7 @@ def archive_of_text() -> bytes:
     "damage",
     [
         *("no result", "half a result", "no predictions", "predictions that are text", "an archive that is cut off"),
-        *("an archive of something else", "no curves", "curves that are text"),
+        *("an empty archive", "an archive of something else", "no curves", "curves that are text"),
         "curves without a line",
     ],
 )

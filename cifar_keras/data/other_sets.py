@@ -78,6 +78,10 @@ def read_other_set(name: str, data_dir: str, held_out: LabelledImages) -> list[O
     if name == "cifar10_n":
         examples = _read(name, "train", folder, ["image", *NOISY_LABELS])
         chosen = _places_of(held_out.images, examples["image"].numpy())
+        if len(chosen) == 0:
+            raise UserError(
+                f"--test_sets={name} has labels of CIFAR-10's training images. Received: images that are others"
+            )
         noisy = [(label, _labelled(examples, label)) for label in NOISY_LABELS]
         return [
             OtherSet(f"{name}/{label}", LabelledImages(split.images[chosen], split.labels[chosen]))

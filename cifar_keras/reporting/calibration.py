@@ -75,7 +75,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         labels: int64 `[n]`.
 
     Returns:
-        T between 0.001 and 1000; at one end where the labels ask for certainty, e.g. if all predictions are right.
+        T between 0.001 and 1000; where all predictions are right, one that is so small that no less makes a difference.
     """
     rows = np.arange(len(labels))
 

@@ -56,7 +56,7 @@ def bootstrap_intervals(
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
     estimate = np.array([float(values[0]) for values in of_sample.values()])
     return {
-        name: Interval(max(0.0, float(lower)), float(upper))
+        name: Interval(max(0.0, float(lower)), max(0.0, float(upper)))
         for name, lower, upper in zip(of_sample, 2 * estimate - high, 2 * estimate - low, strict=True)
     }
 

@@ -62,7 +62,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        artifacts.sync_folder(self._folder)
+        artifacts.sync(self._folder)
         for path in earlier[: max(0, len(earlier) + 1 - self._keep)]:
             shutil.rmtree(path, ignore_errors=True)
 
