@@ -22,8 +22,9 @@ def main(argv: Sequence[str]) -> None:
     dataset = load_images(run.config)
     splits = make_splits(dataset, run.config.data.validation_share, run.config.seed)
     with workdir.claimed(run.path, "--model"):
-        explanation = explain_predictions(run, splits, arguments.train_images)
-        explanation["suspects"] = explain_labels(run, dataset, arguments.train_images)
+        # The labels first: too few images, or weights that are not there, are known before anything takes long.
+        suspects = explain_labels(run, dataset, arguments.train_images)
+        explanation = explain_predictions(run, splits, arguments.train_images) | {"suspects": suspects}
         artifacts.write_json(run.path / paths.EXPLANATION, explanation)
         delivery.write_report(run.path, run.result, run.records, run.logits, splits)
     print(f"written: {run.path / paths.REPORT}")
