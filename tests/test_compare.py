@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import zipfile
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from cifar_keras import compare
 from cifar_keras.errors import UserError
+from cifar_keras.finished_run import read_finished_run
 from cifar_keras.reporting.metrics import classification_metrics
 
 NAMES = ["cat", "dog", "ship"]
@@ -99,6 +101,14 @@ def test_a_run_that_is_not_whole_is_named(runs: list[Path], damage: str) -> None
     damaged(runs[1], damage)
     with pytest.raises(UserError, match=r"Received: .*second(/result.json)?$"):
         compare.main(["compare", *map(str, runs)])
+
+
+def test_a_finished_run_needs_its_archive_no_more(runs: list[Path]) -> None:
+    """It has been put into the TFDS folder, and may be gone since."""
+    run = read_finished_run(runs[0])
+    data = dataclasses.replace(run.config.data, archive="gone.tar.gz")
+    again = run._replace(config=dataclasses.replace(run.config, data=data)).with_data_dir("elsewhere")
+    assert (again.config.data.archive, again.config.data.data_dir) == ("", "elsewhere")
 
 
 def test_a_pickle_is_not_read(runs: list[Path]) -> None:

@@ -15,7 +15,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from small_runs import TEMPERATURE, finish_small_run
 
-from cifar_keras import export, saved_model
+from cifar_keras import conversion, export, saved_model
 from cifar_keras.data.cifar10 import CLASS_NAMES
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
@@ -152,6 +152,19 @@ def test_an_export_that_fails_leaves_the_earlier_one(workdir: Path, tmp_path: Pa
         export.main(["export", f"--model={path}", "--format=litert"])
     assert (path / "exports" / "exports.json").read_bytes() == before
     assert (path / "exports" / "model.tflite").exists()
+
+
+def test_what_was_kept_before_one_fails_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise RuntimeError("no converter")
+
+    path = finish_small_run(tmp_path / "run")
+    monkeypatch.setattr(conversion, "convert", fail)
+    for formats in ("onnx", "saved_model,onnx"):
+        with pytest.raises(RuntimeError, match="no converter"):
+            export.main(["export", f"--model={path}", f"--format={formats}"])
+    assert list(json.loads((path / "exports" / "exports.json").read_text())) == ["saved_model"]
+    assert "tensorflow 2." in (path / "report.html").read_text()
 
 
 def test_logits_are_compared_by_hand() -> None:

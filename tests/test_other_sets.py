@@ -95,6 +95,12 @@ def test_of_the_noisy_labels_only_images_that_were_held_out_are_given(data_dir: 
         np.testing.assert_array_equal(each.split.labels, labels[order])
 
 
+def test_noisy_labels_of_other_images_are_refused(data_dir: Path) -> None:
+    others = HELD_OUT._replace(images=255 - HELD_OUT.images)
+    with pytest.raises(UserError, match=r"^--test_sets=cifar10_n .*Received: images that are others$"):
+        read_other_set("cifar10_n", str(data_dir), others)
+
+
 def test_names_stand_for_what_is_there(data_dir: Path) -> None:
     found = find_other_sets(["cifar10_h", "cifar10_1", "cifar10_1/v4", "cifar10_corrupted"], str(data_dir))
     assert found == [
