@@ -18,6 +18,7 @@ from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
+from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.tables import metrics_table, with_interval
@@ -175,6 +176,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_no_empty_share(len(splits.validation.labels), config.data.global_batch_size, replicas)
     with strategy.scope():
         classifier = make_classifier(config, class_count)
+    print(f"{config.model.backbone}: {fusions_in_words(classifier.get_layer('backbone'))}", flush=True)
     return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype, teacher)
 
 

@@ -14,7 +14,14 @@ from small_networks import settle_normalizations, small_backbone
 from cifar_keras.config import FinetuneConfig
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.convolution import KernelGradient
-from cifar_keras.models.fused import FusedConvolution, FusedNormalization, find_fusions, fused_twin, scale_and_shift
+from cifar_keras.models.fused import (
+    FusedConvolution,
+    FusedNormalization,
+    find_fusions,
+    fused_twin,
+    fusions_in_words,
+    scale_and_shift,
+)
 from cifar_keras.training.phases import set_trainable
 
 
@@ -520,6 +527,19 @@ def test_a_normalization_that_learns_is_one_kernel_that_does_what_keras_does(
     found, wanted = step(found_of), step(wanted_of)
     for number, (value, right) in enumerate(zip(found, wanted, strict=True)):
         np.testing.assert_allclose(value, right, rtol=1e-5 if number < 2 else 0, atol=tolerance * np.abs(right).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ResNet50", "53 of 53 normalizations are part of a convolution while they are frozen"),
+        ("ResNet50V2", "; 17 cannot be and stay as they are"),
+        ("VGG16", "0 of 0 normalizations are part of a convolution while they are frozen"),
+    ],
+)
+def test_what_is_not_fused_is_said(name: str, words: str) -> None:
+    """A ResNetV2 normalizes before its convolutions: the first of each of 16 blocks, and the last of all."""
+    assert fusions_in_words(family(name)).endswith(words)
 
 
 def test_a_normalization_that_devices_share_is_left_to_keras() -> None:

@@ -154,6 +154,14 @@ def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str,
     return fusions
 
 
+def fusions_in_words(backbone: keras.Model) -> str:
+    """Say how many normalizations of a backbone are part of a convolution while they are frozen; the others stay as they are."""
+    fused = sum(fusion.normalization is not None for fusion in find_fusions(backbone, inference=True).values())
+    total = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in backbone.layers)
+    left = f"; {total - fused} cannot be and stay as they are" if fused < total else ""
+    return f"{fused} of {total} normalizations are part of a convolution while they are frozen{left}"
+
+
 def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
     """Return for each layer, by its name, what in the model reads what it gives; nothing for the last one.
 
