@@ -259,8 +259,8 @@ class FinetuneConfig(PhaseConfig):
     )
 
 
-CORRUPTIONS = "corruptions"
-TEST_SETS = (CORRUPTIONS, "cifar10_1", "cifar10_corrupted", "cifar10_h", "cifar10_n")
+CORRUPTION_SUITE = "corruptions"
+TEST_SETS = (CORRUPTION_SUITE, "cifar10_1", "cifar10_corrupted", "cifar10_h", "cifar10_n")
 OF_SEVERAL = ("cifar10_1", "cifar10_corrupted")  # of these a "/" and a TFDS config may follow
 
 
@@ -405,7 +405,7 @@ def to_values(config: RunConfig) -> dict[str, Any]:
 
 def other_sets_of(settings: EvaluationConfig) -> list[str]:
     """Return the names of the test sets that TFDS has to have."""
-    return [name for name in settings.test_sets.split(",") if name not in ("", CORRUPTIONS)]
+    return [name for name in settings.test_sets.split(",") if name not in ("", CORRUPTION_SUITE)]
 
 
 def validate(config: RunConfig) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras import artifacts, paths, saved_model
-from cifar_keras.config import CORRUPTIONS, EvaluationConfig, Views, other_sets_of
+from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, Views, other_sets_of
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.other_sets import find_other_sets, read_other_set
 from cifar_keras.data.splits import Splits
@@ -194,8 +194,8 @@ def evaluate_further(
     if settings.test_time_augmentation is not Views.NONE:
         views = settings.test_time_augmentation
         rows.append(further.with_views(predict, test, plain, views, class_names, seed=seed))
-    if CORRUPTIONS in settings.test_sets.split(","):
-        measured, means[CORRUPTIONS] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
+    if CORRUPTION_SUITE in settings.test_sets.split(","):
+        measured, means[CORRUPTION_SUITE] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured
     for name in sets:
         others = read_other_set(name, data_dir, splits.validation)

@@ -2,7 +2,8 @@
 
 A result is the `result.json` of a run, copied there as RECIPE.json, or as RECIPE_seedN.json for further seeds of it. A
 trial is one of a run with other flags, copied to `trials/RECIPE-WHAT.json`; the lab book lists what it changed. Trials
-are told apart by validation alone, because validation chooses.
+are told apart by validation alone, because validation chooses. What `export` and `evaluate` left in a recipe's workdir is
+copied to `exports/RECIPE.json` and `further/RECIPE.json`.
 
 `--check` writes nothing and ends with status 1 where a table is not what the results say.
 """
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from cifar_keras.config import RunConfig, to_values
+from cifar_keras.reporting.tables import exports_table, further_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 RESULT_HEADER = (
-    "| recipe | test accuracy | n | test loss | minutes | images/s: head, finetune, evaluation | hardware | commit |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| recipe | test accuracy | n | test loss | calibration error | minutes | images/s: head, finetune, evaluation "
+    "| hardware | commit |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 TRIAL_HEADER = (
     "| trial | differs in | validation accuracy | minutes | images/s: head, finetune, evaluation | commit |\n"
@@ -59,14 +62,14 @@ def read_results() -> dict[str, list[Result]]:
 
 
 def result_row(recipe: str, results: list[Result]) -> str:
-    """Return a line of the table: means over the runs, with their sample standard deviation where there are several."""
-    accuracies = [100 * result["test"]["accuracy"] for result in results]
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(results) > 1 else ""
+    """Return a line of the table: means over the runs, with their spread as in `_percent`."""
+    served = [result["calibration"]["test"] for result in results]
     cells = [
         f"[`{recipe}`](experiments/{recipe}.flags)",
-        f"{statistics.mean(accuracies):.2f} %{spread}",
+        _percent([result["test"] for result in results], "accuracy"),
         str(len(results)),
-        f"{statistics.mean(result['test']['loss'] for result in results):.4f}",
+        f"{statistics.mean(metrics['loss'] for metrics in served):.4f}",
+        _percent(served, "calibration_error"),
         f"{statistics.mean(result['minutes']['total'] for result in results):.1f}",
         _speeds(results),
         _hardware(results),
@@ -150,6 +153,31 @@ def smaller_models_table(smaller: Result) -> str:
     return "\n".join(lines)
 
 
+def exports_text(exports: Result) -> str:
+    """Return the table that `export` prints, as it prints it."""
+    return f"```\n{exports_table(exports)}\n```"
+
+
+def further_text(further: Result) -> str:
+    """Return the table that `evaluate` prints of all but single corruptions, as it prints it."""
+    return f"```\n{further_table([row for row in further['rows'] if row['kind'] != 'corruption'])}\n```"
+
+
+def corruptions_table(further: Result) -> str:
+    """Return the table of accuracies in percent: a line for each corruption, a column for each severity, and their mean."""
+    accuracies: dict[str, list[float]] = {}
+    for row in further["rows"]:
+        if row["kind"] == "corruption" and row["name"] != "none":
+            accuracies.setdefault(row["name"].rpartition(" ")[0], []).append(100 * row["accuracy"])
+    severities = max(map(len, accuracies.values()))
+    lines = [["corruption", *map(str, range(1, severities + 1)), "mean"], ["---"] * (severities + 2)]
+    lines += [
+        [name, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}"]
+        for name, values in accuracies.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """Return a document with the table between its two marks replaced."""
     begin, end = f"<!-- {name}: begin, written by experiments/tables.py -->", f"<!-- {name}: end -->"
@@ -171,6 +199,9 @@ def main() -> None:
         ("ratios", "benchmarks", ratios_table),
         ("profile", "profile", profile_table),
         ("smaller_models", "smaller_models", smaller_models_table),
+        ("exports", "exports/quickstart", exports_text),
+        ("further", "further/quickstart", further_text),
+        ("corruptions", "further/quickstart", corruptions_table),
     ):
         path = RESULTS / f"{source}.json"
         if path.exists():
@@ -219,6 +250,15 @@ def _hardware(results: list[Result]) -> str:
 def _commit(result: Result) -> str:
     commit, changes, _ = result["commit"].partition("+changes")
     return f"`{commit[:7]}{changes}`"
+
+
+def _percent(metrics: list[Result], figure: str) -> str:
+    """Return a mean with the sample standard deviation of several runs, or with the 95 % interval of one run's test images."""
+    values = [100 * each[figure] for each in metrics]
+    if len(values) > 1:
+        return f"{statistics.mean(values):.2f} % ± {statistics.stdev(values):.2f}"
+    low, high = metrics[0]["intervals"][figure]
+    return f"{values[0]:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def _speeds(results: list[Result]) -> str:

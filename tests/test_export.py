@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 from cifar_keras.formats import FORMATS, Bound
 from cifar_keras.reporting.calibration import softmax
+from experiments import smaller_models, tables
 
 IMAGES = make_dataset(0).test.images
 
@@ -120,6 +122,32 @@ def test_the_report_and_the_card_say_what_was_found(workdir: Path, exports: dict
     for name, found in exports.items():
         assert found["runtime"] in html
         assert f"| {name} | `{found['path']}` |" in card
+
+
+def test_smaller_models_are_those_that_were_measured(
+    workdir: Path, exports: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smaller_models, "RESULT", tmp_path / "smaller_models.json")
+    monkeypatch.setattr(smaller_models, "TRIALS", 3)
+    monkeypatch.setattr(smaller_models, "SECONDS", 0.01)
+    monkeypatch.setattr(sys, "argv", ["smaller_models", str(workdir)])
+    smaller_models.main()
+    content = json.loads((tmp_path / "smaller_models.json").read_text())
+    whole, int8 = content["rows"]
+    assert [row["format"] for row in content["rows"]] == ["saved_model", "litert_int8"]
+    assert [row["bytes"] for row in content["rows"]] == [
+        exports[name]["bytes"] for name in ("saved_model", "litert_int8")
+    ]
+    assert int8["accuracy"] == exports["litert_int8"]["accuracy"]
+    assert whole["accuracy"] == exports["saved_model"]["accuracy"]
+    deflated = len(zlib.compress((workdir / "exports" / "model_int8.tflite").read_bytes()))
+    assert int8["deflated_bytes"] == deflated < int8["bytes"]
+    assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in content["rows"])
+    line = tables.smaller_models_table(content).splitlines()[-1]
+    assert line.startswith(
+        f"| `small` | litert_int8 | resnet50 at 224 px | 0.0 % | {100 * int8['accuracy']:.2f} % | {int8['bytes'] / 1e6:.2f} "
+        f"| {deflated / 1e6:.2f} | {int8['images_per_second']:,.0f} ("
+    )
 
 
 def test_an_export_that_is_another_model_is_not_kept(

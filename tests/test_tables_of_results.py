@@ -43,7 +43,31 @@ def test_a_row_gives_mean_and_sample_standard_deviation() -> None:
     assert "| 91.00 % ± 1.41 | 2 |" in tables.result_row("quickstart", runs)
 
 
+def test_a_row_of_one_run_gives_the_interval_of_its_test_images() -> None:
+    run = json.loads(RESULTS[0].read_text())
+    accuracy = run["test"] | {"accuracy": 0.9, "intervals": {"accuracy": [0.89, 0.9111]}}
+    error = {"loss": 0.25, "calibration_error": 0.012, "intervals": {"calibration_error": [0.01, 0.0142]}}
+    row = tables.result_row("quickstart", [run | {"test": accuracy, "calibration": {"test": error}}])
+    assert "| 90.00 % (89.00 to 91.11) | 1 | 0.2500 | 1.20 % (1.00 to 1.42) |" in row
+
+
 def test_a_table_replaces_the_one_between_its_marks() -> None:
     begin, end = "<!-- results: begin, written by experiments/tables.py -->", "<!-- results: end -->"
     text = f"a\n{begin}\nold\n{end}\nb"
     assert tables.with_table(text, "results", "new") == f"a\n{begin}\nnew\n{end}\nb"
+
+
+def test_corruptions_are_a_line_each() -> None:
+    rows = [{"kind": "corruption", "name": "none", "accuracy": 0.9}]
+    rows += [
+        {"kind": "corruption", "name": f"{name} {severity}", "accuracy": accuracy - severity / 10}
+        for name, accuracy in (("blur", 0.9), ("jpeg", 0.8))
+        for severity in (1, 2)
+    ]
+    table = tables.corruptions_table({"rows": rows})
+    assert table.splitlines() == [
+        "| corruption | 1 | 2 | mean |",
+        "| --- | --- | --- | --- |",
+        "| blur | 80.0 | 70.0 | 75.0 |",
+        "| jpeg | 70.0 | 60.0 | 65.0 |",
+    ]
