@@ -34,6 +34,18 @@ def write_whole(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def write_picture(flag: str, path: Path, picture: bytes) -> None:
+    """Write a PNG file whose place a flag names.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        write_whole(path, picture)
+    except OSError as error:
+        raise UserError(f"--{flag} cannot be written: {error.strerror}. Received: {path}") from error
+
+
 def put_in_place(beside: Path, path: Path) -> None:
     """Give a file, or a folder with all that is in it, its name, once its bytes are on the disk. What has the name goes."""
     for part in [beside, *beside.rglob("*")]:

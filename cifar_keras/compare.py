@@ -1,4 +1,8 @@
-"""`python -m cifar_keras.compare RUN RUN...`: runs beside one another, and whether they differ by more than chance."""
+"""`python -m cifar_keras.compare RUN RUN...`: runs beside one another, and whether they differ by more than chance.
+
+McNemar's chance is that of the test images alone: another seed of the same recipe can differ by more (lab book), and of many pairs
+some differ by chance.
+"""
 
 from collections.abc import Sequence
 
@@ -27,10 +31,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.picture:
         batch_sizes = [run.config.data.global_batch_size for run in runs]
         picture = comparison_picture(names, [run.records for run in runs], batch_sizes)
-        try:
-            artifacts.write_whole(arguments.picture, picture)
-        except OSError as error:
-            raise UserError(f"--picture cannot be written: {error.strerror}. Received: {arguments.picture}") from error
+        artifacts.write_picture("picture", arguments.picture, picture)
 
 
 def check_same_images(runs: Sequence[FinishedRun]) -> None:

@@ -1,7 +1,7 @@
 """What a run delivers: artifacts that are the trained classifier, what they are worth, pictures and a report."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from cifar_keras.reporting.tables import further_table
 from cifar_keras.training.features import predict_all
 from cifar_keras.training.run_log import RunLog
 
-EXPLAINED_IMAGES = 6  # most confident errors; each is computed some fifty times, with a square hidden
+EXPLAINED_IMAGES = 6  # most confident errors; each is computed fifty times, with a square hidden
 
 
 class Measured(NamedTuple):
@@ -118,7 +118,15 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
     errors = most_confident_errors(probabilities, labels, EXPLAINED_IMAGES)
     if len(errors):
         drawn["attribution"] = draw_attribution(
-            classifier, images[errors], labels[errors], temperature, splits.class_names
+            classifier,
+            # Not `predict`, which would share these few images out among all devices and leave some with none.
+            lambda pixels: measured.model.serve(tf.constant(pixels))["probabilities"].numpy(),
+            images[errors],
+            ("true", labels[errors]),
+            [
+                f"{splits.class_names[row.argmax()]} {row.max():.2f},\nis {splits.class_names[label]}"
+                for row, label in zip(probabilities[errors], labels[errors], strict=True)
+            ],
         )
     for name, picture in drawn.items():
         artifacts.write_whole(path / f"{name}.png", picture)
@@ -128,29 +136,28 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
 
 def draw_attribution(
     classifier: keras.Model,
+    probabilities_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    temperature: float,
-    class_names: Sequence[str],
+    other: tuple[str, NDArray[np.int64]],
+    titles: Sequence[str],
 ) -> bytes:
-    """Draw what speaks for the predicted and for the true class of images."""
+    """Draw what speaks for the predicted class of images, and for another one.
 
-    def probabilities_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return softmax(np.asarray(classifier.predict(pixels, verbose=0)), temperature)
-
-    probabilities = probabilities_of(images)
-    predicted = probabilities.argmax(axis=1)
+    Args:
+        classifier: a run's `model.keras`.
+        probabilities_of: what it gives of images, `[n, classes]`, as it is served.
+        images: uint8 `[n, height, width, 3]`.
+        other: what the other class is called, and which it is, int64 `[n]`.
+        titles: one for each image.
+    """
+    predicted = probabilities_of(images).argmax(axis=1)
     features = feature_maps(classifier).predict(images, verbose=0)
     kernel = np.asarray(classifier.get_layer("head").kernel)
-
+    called, classes = other
     columns = [
         ("Grad-CAM, predicted", activation_maps(features, kernel, predicted)),
-        ("Grad-CAM, true", activation_maps(features, kernel, labels)),
+        (f"Grad-CAM, {called}", activation_maps(features, kernel, classes)),
         ("occlusion, predicted", occlusion_maps(probabilities_of, images, predicted)),
-    ]
-    titles = [
-        f"{class_names[taken_for]} {row.max():.2f},\nis {class_names[label]}"
-        for taken_for, row, label in zip(predicted, probabilities, labels, strict=True)
     ]
     return pictures.attribution_picture(images, columns, titles)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from cifar_keras import artifacts, environment, flags, paths, workdir
-from cifar_keras.errors import UserError
 from cifar_keras.finished_run import read_finished_run
 
 
@@ -11,8 +10,7 @@ def main(argv: Sequence[str]) -> None:
     """Compute features of test and training images, and write what they say into the workdir and its report."""
     arguments = flags.parse_explain(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
-    if not (run.path / paths.MODEL).is_file():
-        raise UserError(f"the run has no {paths.MODEL} any more. Received: {run.path}")
+    paths.check_has_model(run.path)
     environment.set_tensorflow_variables()
     from cifar_keras import delivery
     from cifar_keras.data.splits import make_splits

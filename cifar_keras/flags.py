@@ -18,6 +18,7 @@ from cifar_keras.formats import FORMATS
 
 BAD_INPUT_STATUS = 2
 MOST_RUNS = 8  # that colours and markers tell apart
+MOST_DRAWN = 12  # images under one another in a picture
 INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 _DEFINERS: dict[type, Callable[..., object]] = {
@@ -85,6 +86,7 @@ class PredictArguments(NamedTuple):
     model: Path  # a run's workdir, or the folder of a SavedModel
     files: list[Path]
     top: int  # classes to print
+    attribution: Path | None  # PNG file for what the predictions come from
 
 
 class CompareArguments(NamedTuple):
@@ -154,17 +156,24 @@ def parse_predict(argv: Sequence[str]) -> PredictArguments:
     """Parse the command line of `cifar_keras.predict`.
 
     Raises:
-        UserError: an unknown or malformed flag, no --model, no file, or --top below 1.
+        UserError: an unknown or malformed flag, no --model, no file, --top below 1, or more images than are drawn.
     """
     values = flags.FlagValues()
     _define_model(values)
     flags.DEFINE_integer("top", 3, "classes to print for each file, most probable first", flag_values=values)
+    help_text = (
+        f"PNG file to draw into what the classes of at most {MOST_DRAWN} files come from, by Grad-CAM and occlusion"
+    )
+    flags.DEFINE_string("attribution", "", help_text, flag_values=values)
     files = parse_arguments(values, argv, files=True)
     if not files:
         raise UserError("name at least one image file behind the flags. Received: none")
     if values["top"].value < 1:
         raise UserError(f"--top has to be at least 1. Received: {values['top'].value}")
-    return PredictArguments(_model_of(values), [Path(file) for file in files], values["top"].value)
+    picture = _file_of(values, "attribution")
+    if picture and len(files) > MOST_DRAWN:
+        raise UserError(f"--attribution draws at most {MOST_DRAWN} images. Received: {len(files)}")
+    return PredictArguments(_model_of(values), [Path(file) for file in files], values["top"].value, picture)
 
 
 def parse_compare(argv: Sequence[str]) -> CompareArguments:
@@ -181,8 +190,7 @@ def parse_compare(argv: Sequence[str]) -> CompareArguments:
             f"name two to {MOST_RUNS} workdirs of runs behind the flags. Received: {shlex.join(names) or 'none'}"
         )
     runs = [_workdir_of(name, "each run") for name in names]
-    picture = values["picture"].value
-    return CompareArguments(runs, paths.expand("picture", picture) if picture else None)
+    return CompareArguments(runs, _file_of(values, "picture"))
 
 
 def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: bool = False) -> list[str]:
@@ -229,6 +237,11 @@ def _define_data_dir(values: flags.FlagValues) -> None:
 
 def _model_of(values: flags.FlagValues) -> Path:
     return _workdir_of(values["model"].value, "--model")
+
+
+def _file_of(values: flags.FlagValues, flag: str) -> Path | None:
+    name = values[flag].value
+    return paths.expand(flag, name) if name else None
 
 
 def _workdir_of(name: str, called: str) -> Path:

@@ -38,6 +38,16 @@ def expand(flag: str, value: str) -> Path:
     return path
 
 
+def check_has_model(workdir: Path) -> None:
+    """Check that a workdir has the classifier that Keras can read.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not (workdir / MODEL).is_file():
+        raise UserError(f"the run has no {MODEL} any more. Received: {workdir}")
+
+
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Give a hidden folder inside `parent`, so that what is made in it is moved to its place by a rename on one file system.

@@ -22,11 +22,12 @@ from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.tables import metrics_table, with_interval
+from cifar_keras.saved_model import load_saved_model
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
-from cifar_keras.training.distillation import check_classes, load_teacher, teacher_logits, with_teacher
+from cifar_keras.training.distillation import check_classes, teacher_logits, with_teacher
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import Phase, PhaseName
@@ -127,8 +128,8 @@ def _train_and_evaluate(
     }
     print(metrics_table(measured.test.metrics, f"test, {path / paths.SAVED_MODEL}"))
     print(
-        f"calibration error {with_interval(measured.test.metrics, 'calibration_error')}, "
-        f"at temperature {measured.temperature:.2f} {with_interval(measured.calibrated_test, 'calibration_error')}"
+        f"calibration error {with_interval(measured.test.metrics, 'calibration_error')}; "
+        f"at temperature {measured.temperature:.2f}: {with_interval(measured.calibrated_test, 'calibration_error')}"
     )
     delivery.write_report(path, result, log.records, measured.test.logits, prepared.splits)
     artifacts.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
@@ -162,10 +163,11 @@ def prepare(config: RunConfig) -> Prepared:
     compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
-    teacher = load_teacher(config.distillation.teacher) if config.distillation.teacher else None
+    named = config.distillation.teacher
+    teacher = load_saved_model(paths.expand("teacher", named), "teacher") if named else None
     splits = load_splits(config)
     if teacher is not None:
-        check_classes(teacher, splits.class_names, config.distillation.teacher)
+        check_classes(teacher, splits.class_names, named)
     find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)  # rather now than after the training
     class_count = len(splits.class_names)
     train_examples, train_split = hold(splits.train, class_count)

@@ -65,7 +65,10 @@ def export_saved_model(
         return outputs(whole(images, training=False))
 
     def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32))
+        # One after the other: a photograph of 50 megapixels takes 750 MB while it is resized.
+        pixels = tf.map_fn(
+            decode, files, parallel_iterations=1, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32)
+        )
         return outputs(classify(pixels, training=False))
 
     archive = (
@@ -80,21 +83,21 @@ def export_saved_model(
     artifacts.put_in_place(beside, path)
 
 
-def load_saved_model(path: Path) -> tf.Module:
-    """Load a run's SavedModel, from the run's workdir or from the SavedModel's own folder.
+def load_saved_model(path: Path, flag: str = "model") -> tf.Module:
+    """Load a run's SavedModel, from the run's workdir or from the SavedModel's own folder, which a flag has named.
 
     Raises:
         UserError: there is none, it cannot be read, or it is not one of ours.
     """
     folder = path / "saved_model" if (path / "saved_model").is_dir() else path
     if not (folder / "saved_model.pb").is_file():
-        raise UserError(f"--model has to name a run's workdir, or a folder with saved_model.pb. Received: {path}")
+        raise UserError(f"--{flag} has to name a run's workdir, or a folder with saved_model.pb. Received: {path}")
     try:
         loaded = tf.saved_model.load(str(folder))
     except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model cannot be loaded: {reason_of(error)}. Received: {path}") from error
+        raise UserError(f"--{flag} cannot be loaded: {reason_of(error)}. Received: {path}") from error
     if not {"serve", "serve_bytes"} <= set(loaded.signatures):
-        raise UserError(f"--model has no signatures serve and serve_bytes, so no run made it. Received: {path}")
+        raise UserError(f"--{flag} has no signatures serve and serve_bytes, so no run made it. Received: {path}")
     return loaded
 
 

@@ -2,8 +2,8 @@
 
 A result is the `result.json` of a run, copied there as RECIPE.json, or as RECIPE_seedN.json for further seeds of it. A
 trial is one of a run with other flags, copied to `trials/RECIPE-WHAT.json`; the lab book lists what it changed. Trials
-are told apart by validation alone, because validation chooses. What `export` and `evaluate` left in a recipe's workdir is
-copied to `exports/RECIPE.json` and `further/RECIPE.json`.
+are told apart by validation alone, because validation chooses. What `export` and `evaluate` left in the quickstart's workdir
+is copied to `exports/quickstart.json` and `further/quickstart.json`.
 
 `--check` writes nothing and ends with status 1 where a table is not what the results say.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_keras.config import RunConfig, to_values
+from cifar_keras.reporting.report import short_commit
 from cifar_keras.reporting.tables import exports_table, further_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,8 +249,7 @@ def _hardware(results: list[Result]) -> str:
 
 
 def _commit(result: Result) -> str:
-    commit, changes, _ = result["commit"].partition("+changes")
-    return f"`{commit[:7]}{changes}`"
+    return f"`{short_commit(result['commit'])}`"
 
 
 def _percent(metrics: list[Result], figure: str) -> str:

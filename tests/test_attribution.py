@@ -5,8 +5,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_classifier
 
+from cifar_keras import delivery
 from cifar_keras.models.classifier import feature_maps
+from cifar_keras.reporting import pictures
 from cifar_keras.reporting.attribution import activation_maps, occlusion_maps
+from cifar_keras.reporting.calibration import softmax
 
 
 def some_images(count: int) -> NDArray[np.uint8]:
@@ -47,6 +50,37 @@ def corner_classifier(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     brightness = images[:, :8, :8].mean(axis=(1, 2, 3))
     bright: NDArray[np.float64] = 1 / (1 + np.exp(-0.04 * brightness))
     return np.stack([1 - bright, bright], axis=1)
+
+
+@pytest.mark.parametrize("side", [1, 3, 32, 39, 50])
+def test_every_pixel_is_hidden_by_some_square(side: int) -> None:
+    """A classifier that says what share of the image is white loses a part wherever a square lies."""
+
+    def white(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        share = (images == 255).mean(axis=(1, 2, 3))
+        return np.stack([1 - share, share], axis=1)
+
+    falls = occlusion_maps(white, np.full((1, side, side + 5, 3), 255, np.uint8), np.array([1]))
+    assert falls.min() > 0
+
+
+def test_the_columns_are_of_the_class_that_is_predicted_and_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, images, other = small_classifier(), some_images(3), np.array([2, 0, 5])
+    drawn = {}
+    monkeypatch.setattr(
+        pictures, "attribution_picture", lambda images, columns, titles: drawn.update(dict(columns)) or b""
+    )
+
+    def probabilities_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax(classifier.predict(pixels, verbose=0))
+
+    delivery.draw_attribution(classifier, probabilities_of, images, ("true", other), ["a", "b", "c"])
+    predicted, features = probabilities_of(images).argmax(axis=1), feature_maps(classifier).predict(images, verbose=0)
+    kernel = np.asarray(classifier.get_layer("head").kernel)
+    assert list(drawn) == ["Grad-CAM, predicted", "Grad-CAM, true", "occlusion, predicted"]
+    np.testing.assert_array_equal(drawn["Grad-CAM, predicted"], activation_maps(features, kernel, predicted))
+    np.testing.assert_array_equal(drawn["Grad-CAM, true"], activation_maps(features, kernel, other))
+    np.testing.assert_array_equal(drawn["occlusion, predicted"], occlusion_maps(probabilities_of, images, predicted))
 
 
 def test_occlusion_finds_the_only_place_that_counts() -> None:

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from cifar_keras.reporting.calibration import BINS, expected_calibration_error, fit_temperature, reliability, softmax
+from cifar_keras.reporting.calibration import (
+    BINS,
+    calibration_error_by_chance,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+    softmax,
+)
 
 
 def test_calibration_error_by_hand() -> None:
@@ -41,6 +48,26 @@ def test_calibration_error_matches_its_equation_on_random_predictions() -> None:
             accuracy = (probabilities[inside].argmax(axis=1) == labels[inside]).mean()
             error += inside.mean() * abs(accuracy - probabilities[inside].max(axis=1).mean())
     assert expected_calibration_error(probabilities, labels) == pytest.approx(error)
+
+
+def test_what_chance_alone_shows_is_what_labels_drawn_from_the_probabilities_show() -> None:
+    generator = np.random.default_rng(4)
+    probabilities = generator.dirichlet(np.full(10, 0.2), 1000)
+    errors = [
+        expected_calibration_error(probabilities, np.array([generator.choice(10, p=row) for row in probabilities]))
+        for _ in range(200)
+    ]
+    mean, high = calibration_error_by_chance(probabilities, seed=0)
+    assert mean == pytest.approx(np.mean(errors), rel=0.05)
+    assert high == pytest.approx(np.quantile(errors, 0.975), rel=0.1)
+    assert 0.01 < mean < high < 0.1
+
+
+def test_chance_has_the_mean_of_a_binomial_in_a_single_bin() -> None:
+    """100 predictions of 0.9 each: E|X - 90| / 100 for a binomial X, summed by its definition."""
+    expected = sum(math.comb(100, k) * 0.9**k * 0.1 ** (100 - k) * abs(k - 90) for k in range(101)) / 100
+    mean, _ = calibration_error_by_chance(np.tile([0.9, 0.1], (100, 1)), seed=0, draws=20_000)
+    assert mean == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from cifar_keras.data.cifar10 import CLASS_NAMES
 from cifar_keras.data.splits import make_splits
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
+from cifar_keras.saved_model import load_saved_model
 from cifar_keras.training.distillation import (
     DistillationLoss,
     check_classes,
-    load_teacher,
     teacher_logits,
     with_teacher,
 )
@@ -63,7 +64,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_teacher_looks_at_both_ways(teacher: Path, tmp_path: Path) -> None:
     splits = make_splits(make_dataset(0), 0.1, seed=0)
-    model = load_teacher(str(teacher))
+    model = load_saved_model(teacher)
     file = tmp_path / "kept" / "teacher_logits.npz"
     logits = teacher_logits(model, splits, file, batch_size=50)
     for name in ("train", "validation"):
@@ -79,13 +80,17 @@ def test_the_teacher_looks_at_both_ways(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_cannot_teach_is_named(teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--teacher has to .* \(there is no saved_model\)\. Received: "):
-        load_teacher(str(tmp_path))
+    with pytest.raises(UserError, match=r"^--teacher has to name a run's workdir, .*saved_model\.pb\. Received: "):
+        load_saved_model(tmp_path, "teacher")
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"^--teacher has to .* \(Cannot parse file .*\)\. Received: "):
-        load_teacher(str(tmp_path))
-    model = load_teacher(str(teacher))
+    with pytest.raises(UserError, match=r"^--teacher cannot be loaded: Cannot parse file .*\. Received: "):
+        load_saved_model(tmp_path, "teacher")
+    shutil.rmtree(tmp_path / "saved_model")
+    tf.saved_model.save(tf.Module(), str(tmp_path / "saved_model"))
+    with pytest.raises(UserError, match=r"^--teacher has no signatures .*\. Received: "):
+        load_saved_model(tmp_path, "teacher")
+    model = load_saved_model(teacher, "teacher")
     check_classes(model, CLASS_NAMES, "a run")
     with pytest.raises(UserError, match=r"^--teacher tells other classes apart: airplane, .*\. Received: a run$"):
         check_classes(model, CLASS_NAMES[:9], "a run")

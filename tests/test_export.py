@@ -145,7 +145,7 @@ def test_smaller_models_are_those_that_were_measured(
     assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in content["rows"])
     line = tables.smaller_models_table(content).splitlines()[-1]
     assert line.startswith(
-        f"| `small` | litert_int8 | resnet50 at 224 px | 0.0 % | {100 * int8['accuracy']:.2f} % | {int8['bytes'] / 1e6:.2f} "
+        f"| `small` | litert_int8 | resnet50 at 64 px | 0.0 % | {100 * int8['accuracy']:.2f} % | {int8['bytes'] / 1e6:.2f} "
         f"| {deflated / 1e6:.2f} | {int8['images_per_second']:,.0f} ("
     )
 

@@ -201,7 +201,7 @@ def test_explain_takes_a_number_of_images(tmp_path: Path) -> None:
 
 def test_predict_takes_a_model_and_files(tmp_path: Path) -> None:
     arguments = flags.parse_predict(["predict", f"--model={tmp_path}", "a.png", "b.jpg"])
-    assert arguments == (tmp_path, [Path("a.png"), Path("b.jpg")], 3)
+    assert arguments == (tmp_path, [Path("a.png"), Path("b.jpg")], 3, None)
     assert flags.parse_predict(["predict", f"--model={tmp_path}", "--top=1", "a.png"]).top == 1
     # Behind "--" a file may have any name.
     assert flags.parse_predict(["predict", f"--model={tmp_path}", "--", "--top"]).files == [Path("--top")]
@@ -236,6 +236,14 @@ def test_what_evaluate_and_predict_refuse(arguments: list[str], message: str) ->
     [
         (["--model=/"], r"name at least one image file behind the flags\. Received: none"),
         (["--model=/", "--top=0", "a.png"], r"--top has to be at least 1\. Received: 0"),
+        (
+            ["--model=/", "--attribution=a.png", *["b.png"] * 13],
+            r"--attribution draws at most 12 images\. Received: 13",
+        ),
+        (
+            ["--model=/", "--attribution=~nobody-of-this-name/a.png", "b.png"],
+            r"--attribution is no path .* Received: ~nobody.*",
+        ),
         (["--model=/", "--top=two", "a.png"], r"flag --top=two: .* Received: --model=/ --top=two a.png"),
     ],
 )
@@ -253,7 +261,7 @@ def test_evaluate_takes_no_files() -> None:
     ("module", "listed"),
     [
         ("evaluate", {"model", "data_dir", "test_sets", "test_time_augmentation"}),
-        ("predict", {"model", "top"}),
+        ("predict", {"model", "top", "attribution"}),
         ("export", {"model", "data_dir", "format"}),
         ("explain", {"model", "data_dir", "train_images"}),
         ("compare", {"picture"}),

@@ -34,7 +34,7 @@ def make_content() -> Content:
         },
         "minutes": {"prepare": 0.1, "head": 1.0, "total": 1.5},
         "images_per_second": {"head": 100.0, "finetune": None, "evaluate": 80.0},
-        "config": {"backbone": "resnet50", "image_size": 96, "weights": "imagenet"},
+        "config": {"backbone": "resnet50", "image_size": 96, "weights": "imagenet", "data_source": "npm"},
         "environment": {"cores": 2, "processor": "a processor", "devices": ["CPU:0"]},
         "seed": 0,
         "commit": "0123456789",
@@ -236,7 +236,7 @@ def test_the_page_works_in_a_browser(html: str, content: Content, tmp_path: Path
         assert all(int(value) < 60 for value in re.findall(r"\d+", dark))
 
         def column(number: int) -> list[str]:
-            return [cell.inner_text() for cell in tab.locator(f"#per-class tbody td:nth-child({number})").all()]
+            return [cell.inner_text() for cell in tab.locator(f"#per-class tbody tr > :nth-child({number})").all()]
 
         recalls = sorted(
             (100 * values["recall"] for values in content.result["test"]["per_class"].values()), reverse=True

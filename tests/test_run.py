@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageOps
 from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -209,6 +211,58 @@ def test_predict_prints_the_classes_of_files(
         name, first, probability, *_ = line.split()
         assert (name, first) == (str(path), dataset.class_names[row.argmax()])
         assert float(probability) == pytest.approx(row.max(), abs=1e-3)
+
+
+def test_predict_draws_what_the_classes_of_files_come_from(workdir: Path, tmp_path: Path) -> None:
+    """Grey photographs of two shapes: all that is coloured is what the maps say."""
+    dataset = synthetic.make_dataset(0)
+    files = [tmp_path / "a_$name$.png", tmp_path / f"{'m' * 60}.jpg"]
+    for file, image, size in zip(files, dataset.test.images, ((64, 48), (32, 32)), strict=False):
+        grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+        pixels = tf.cast(tf.image.resize(grey, size), tf.uint8)
+        encode = tf.io.encode_png if file.suffix == ".png" else tf.io.encode_jpeg
+        file.write_bytes(encode(pixels).numpy())
+    predict.main(["predict", f"--model={workdir}", f"--attribution={tmp_path / 'maps.png'}", *map(str, files)])
+    picture = tf.io.decode_png((tmp_path / "maps.png").read_bytes(), channels=3).numpy().astype(int)
+    assert (picture[[0, -1]] == 255).all()  # nothing is cut
+    assert (picture[:, [0, -1]] == 255).all()
+    assert (np.ptp(picture, axis=-1) > 80).any()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(orientation: int) -> None:
+    """As Pillow turns them; without a loss of JPEG's, because the file is a PNG."""
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
+    exif, file = stored.getexif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored.save(file, "PNG", exif=exif)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    turned = tf.io.decode_image(predict.upright(file.getvalue()))
+    np.testing.assert_array_equal(turned, wanted)
+    jpeg = io.BytesIO()
+    stored.save(jpeg, "JPEG", exif=exif)
+    assert tf.io.decode_image(predict.upright(jpeg.getvalue())).shape == wanted.shape
+
+
+def test_predict_turns_photographs(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture that was stored upside down, and says so, has the probabilities of the one that was not."""
+    pixels = synthetic.make_dataset(0).test.images[0]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "held.png")
+    Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+    predict.main(["predict", f"--model={workdir}", str(tmp_path / "held.png"), str(tmp_path / "turned.png")])
+    held, turned = (line.split("  ")[1:] for line in capsys.readouterr().out.splitlines())
+    assert held == turned
+
+
+def test_predict_says_why_it_cannot_draw(workdir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    file.write_bytes(tf.io.encode_png(synthetic.make_dataset(0).test.images[0]).numpy())
+    with pytest.raises(UserError, match=r"^the run has no model\.keras any more\. Received: "):
+        predict.main(["predict", f"--model={tmp_path}", f"--attribution={tmp_path / 'maps.png'}", str(file)])
+    with pytest.raises(UserError, match=r"^--attribution cannot be written: .*\. Received: .*maps\.png$"):
+        predict.main(["predict", f"--model={workdir}", f"--attribution={tmp_path / 'no' / 'maps.png'}", str(file)])
 
 
 def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def _read(name: str, split: str, folder: Path, features: Sequence[str]) -> dict[
 
 def _missing(name: str, folder: Path, reason: str) -> UserError:
     return UserError(
-        f"--test_sets: {name} is not prepared in {folder} ({reason}); TFDS prepares it, which needs network "
+        f"--test_sets: {name} is not prepared in {folder} ({reason}); TFDS prepares it, and says what it needs for that "
         f"(https://www.tensorflow.org/datasets/catalog/{name.partition('/')[0]}). Received: {name}"
     )
 

@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 BINS = 15  # as in the paper
+DRAWN_TOGETHER = 1_000_000  # images of all draws that are looked at together: 8 MB
 # A temperature outside means logits that are a thousand times too small or too large: no model that was trained.
 TEMPERATURES = (1e-3, 1e3)
 
@@ -63,6 +64,35 @@ def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArr
     diagram = reliability(probabilities, labels)
     gaps = np.abs(diagram.accuracy - diagram.confidence)
     return float(np.nansum(diagram.images * gaps) / diagram.images.sum())
+
+
+def calibration_error_by_chance(
+    probabilities: NDArray[np.float64], *, seed: int, draws: int = 2000
+) -> tuple[float, float]:
+    """Return the calibration error that these probabilities show by chance where they are all right.
+
+    It is not 0, because of few images in a bin the share that is right is never just the confidence. Each draw makes every
+    prediction right with the probability that it has (Bröcker and Smith, Weather and Forecasting 22, 2007, section 3).
+
+    Args:
+        probabilities: float64 `[n, classes]`; rows sum to 1.
+        seed: of the draws.
+        draws: how many.
+
+    Returns:
+        The mean over the draws, and what 97.5 % of them are below; 0..1.
+    """
+    confidences = probabilities.max(axis=1)
+    count, bins = len(confidences), np.eye(BINS)[bin_of(confidences)]
+    expected = confidences @ bins
+    generator = np.random.default_rng(seed)
+    together = max(1, DRAWN_TOGETHER // count)
+    errors = []
+    for first in range(0, draws, together):
+        right = generator.random((min(together, draws - first), count)) < confidences
+        errors.append(np.abs(right.astype(np.float64) @ bins - expected).sum(axis=1) / count)
+    drawn = np.concatenate(errors)
+    return float(drawn.mean()), float(np.quantile(drawn, 0.975))
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

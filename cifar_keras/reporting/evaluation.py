@@ -9,6 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.reporting.calibration import calibration_error_by_chance, softmax
 from cifar_keras.reporting.metrics import classification_metrics
 from cifar_keras.saved_model import served_logits
 
@@ -58,7 +59,12 @@ def calibrated_metrics(
     temperature: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Return those of `classification_metrics` that depend on the temperature of the probabilities, and their intervals."""
+    """Return those of `classification_metrics` that depend on the temperature of the probabilities, and their intervals.
+
+    And `calibration_error_by_chance`, the mean of what right probabilities would show on so many images.
+    """
     metrics = classification_metrics(logits / np.float32(temperature), labels, class_names, seed=seed)
+    by_chance, _ = calibration_error_by_chance(softmax(logits, temperature), seed=seed)
     intervals = {name: metrics["intervals"][name] for name in CALIBRATED}
-    return {name: metrics[name] for name in CALIBRATED} | {"intervals": intervals}
+    figures = {name: metrics[name] for name in CALIBRATED}
+    return figures | {"calibration_error_by_chance": by_chance, "intervals": intervals}

@@ -18,7 +18,7 @@ from cifar_keras.reporting.metrics import classification_metrics
 from cifar_keras.reporting.uncertainty import bootstrap_intervals
 
 FIGURES = ("accuracy", "loss", "brier", "calibration_error")
-# Eight corruptions at five severities: 41 forward passes of each image.
+# Eight corruptions at five severities: 40 forward passes of each image.
 CORRUPTED_IMAGES = 1000
 
 # uint8 images [n, height, width, 3], and what the progress bar is called -> logits over the temperature, float32 [n, classes]

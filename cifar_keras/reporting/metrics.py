@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
-from cifar_keras.reporting.calibration import expected_calibration_error, softmax
+from cifar_keras.reporting.calibration import calibration_error_by_chance, expected_calibration_error, softmax
 from cifar_keras.reporting.uncertainty import bootstrap_intervals, resampled_metrics
 
 TOP = 5
@@ -35,7 +35,7 @@ def classification_metrics(
         classes, and `weighted_...`, means weighted by the images of each class; `per_class`, of each name its `precision`,
         `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`; `confusion_matrix`, counts as a
         list of rows, a row for each true class and a column for each prediction; `intervals`, of each figure with a
-        confidence of 95 %, as [low, high].
+        confidence of 95 %, as [low, high]; that of a calibration error begins at 0 where chance alone can show as much.
 
     Raises:
         ValueError: shapes that do not match, no images, labels out of range, or logits that are not finite.
@@ -69,7 +69,12 @@ def classification_metrics(
 
 def _intervals(probabilities: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[str, list[float]]:
     found = bootstrap_intervals(resampled_metrics(probabilities, labels, top=TOP), len(labels), seed=seed)
-    return {name: [low, high if name in UNLIMITED else min(1.0, high)] for name, (low, high) in found.items()}
+    intervals = {name: [low, high if name in UNLIMITED else min(1.0, high)] for name, (low, high) in found.items()}
+    _, most_by_chance = calibration_error_by_chance(probabilities, seed=seed)
+    if expected_calibration_error(probabilities, labels) <= most_by_chance:
+        # Of probabilities that are all right the bootstrap's lower end is often above 0.
+        intervals["calibration_error"][0] = 0.0
+    return intervals
 
 
 def _rates(

@@ -235,14 +235,15 @@ def attribution_picture(
         titles: one for each image.
     """
     size = 1 + len(columns)
-    figure = _new_figure(size * 1.75, len(images) * 1.95 + 0.3)
+    cell_width = _cell_width([*titles, *(heading for heading, _ in columns)])
+    figure = _new_figure(size * cell_width, _grid_height(titles, 1))
     cells = figure.subplots(len(images), size, squeeze=False)
     height, width = images.shape[1:3]
     for row, image, title in zip(cells, images, titles, strict=True):
         for axes in row:
             axes.set_axis_off()
             axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
-        row[0].set_title(title, fontproperties=CAPTION_FONT, pad=3)
+        row[0].set_title(title, fontproperties=CAPTION_FONT, pad=3, parse_math=False)  # a file's name may have a "$"
     for place, (heading, maps) in enumerate(columns, start=1):
         limit = max(float(np.abs(maps).max()), 1e-12)
         for axes, values in zip(cells[:, place], maps, strict=True):

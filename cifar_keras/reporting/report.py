@@ -64,6 +64,7 @@ def report_html(content: Content) -> str:
         further=content.further,
         exports=content.exports,
         formats=FORMATS,
+        image_sides=content.images.shape[1:3],
         explanation=content.explanation,
     )
 
@@ -76,7 +77,14 @@ def model_card(content: Content) -> str:
         class_names=content.class_names,
         further=content.further,
         exports=content.exports,
+        image_sides=content.images.shape[1:3],
     )
+
+
+def short_commit(commit: str) -> str:
+    """Return the first seven digits of what `environment.source_commit` returned, and that the files were others, if they were."""
+    digits, changes, _ = commit.partition("+changes")
+    return digits[:7] + changes
 
 
 def _template(name: str) -> jinja2.Template:
@@ -90,6 +98,7 @@ def _template(name: str) -> jinja2.Template:
     )
     space = "\N{NO-BREAK SPACE}" if name.endswith(".html.j2") else " "
     environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}{space}%"
+    environment.filters["short_commit"] = short_commit
     environment.filters["thousands"] = lambda count: f"{count:,}"
     return environment.get_template(name)
 

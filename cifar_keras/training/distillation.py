@@ -16,25 +16,9 @@ from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import Examples
 from cifar_keras.data.splits import Splits
 from cifar_keras.errors import UserError
-from cifar_keras.paths import expand
-from cifar_keras.saved_model import load_saved_model, served_logits
+from cifar_keras.saved_model import served_logits
 
 SPLITS = ("train", "validation")
-
-
-def load_teacher(teacher: str) -> tf.Module:
-    """Load the model that teaches.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    try:
-        return load_saved_model(expand("teacher", teacher))
-    except UserError as error:
-        reason = str(error.__cause__ or "there is no saved_model")
-        raise UserError(
-            f"--teacher has to name the workdir of a run with a model ({reason[:200]}). Received: {teacher}"
-        ) from error
 
 
 def check_classes(model: tf.Module, class_names: tuple[str, ...], teacher: str) -> None:
@@ -53,13 +37,15 @@ def teacher_logits(teacher: tf.Module, splits: Splits, file: Path, batch_size: i
     """Return the teacher's logits of train and validation, `[n, classes]`: means over an image and its mirror image.
 
     Args:
-        teacher: what `load_teacher` returned.
+        teacher: a SavedModel, loaded.
         splits: of the run.
         file: keeps them, so that a run that goes on does not compute them again.
         batch_size: images at a time.
     """
     kept = _read(file)
     if kept is None:
+        count = sum(len(getattr(splits, name).labels) for name in SPLITS)
+        print(f"teacher: logits of {count:,} images and of their mirror images", flush=True)
         kept = {name: _both_ways(teacher, getattr(splits, name), batch_size, name) for name in SPLITS}
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **kept)
