@@ -1,20 +1,25 @@
 """The folders are written by TFDS's own builders, which get arrays in place of their downloads."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from small_runs import TEMPERATURE, finish_small_run
 from tensorflow_datasets.image_classification.cifar10_1 import Cifar10_1
 from tensorflow_datasets.image_classification.cifar10_corrupted import Cifar10Corrupted
 from tensorflow_datasets.image_classification.cifar10_h.cifar10_h import Cifar10H
 from tensorflow_datasets.image_classification.cifar10_n.cifar10_n import Cifar10N
 
+from cifar_keras import evaluate
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.other_sets import NOISY_LABELS, find_other_sets, read_other_set
 from cifar_keras.errors import UserError
+from cifar_keras.reporting.calibration import softmax
 
 COUNT = 12
 GENERATOR = np.random.default_rng(0)
@@ -117,6 +122,25 @@ def test_what_is_not_prepared_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^--test_sets: {name}.* is not prepared in .*Received: {name}(/v6)?$"):
         find_other_sets([name], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_measures_them(data_dir: Path, tmp_path: Path) -> None:
+    path = finish_small_run(tmp_path / "run")
+    sets = "cifar10_1/v4,cifar10_corrupted,cifar10_h"
+    evaluate.main(["evaluate", f"--model={path}", f"--data_dir={data_dir}", f"--test_sets={sets}"])
+    found = json.loads((path / "further_evaluation.json").read_text())
+    assert [row["name"] for row in found["rows"]] == [
+        *("cifar10_1/v4", "cifar10_corrupted/brightness_1", "cifar10_corrupted/fog_3", "cifar10_h")
+    ]
+    logits = keras.models.load_model(path / "model.keras").predict(IMAGES, verbose=0)
+    accuracy = (logits.argmax(axis=1) == LABELS).mean()
+    assert {row["accuracy"] for row in found["rows"]} == {accuracy}
+    assert found["means"] == {"cifar10_corrupted": {"n": 2, "accuracy": accuracy}}
+    surprise = -(SOFT * np.log(softmax(logits, TEMPERATURE))).sum(axis=1).mean()
+    assert found["rows"][-1]["human_cross_entropy"] == pytest.approx(surprise, rel=1e-4)
+    html = (path / "report.html").read_text()
+    assert f"Mean over 2 corrupted sets: {100 * accuracy:.2f}" in html
+    assert "cifar10_h is the test images with what people see in them" in html
 
 
 def test_a_broken_set_is_named(data_dir: Path, tmp_path: Path) -> None:

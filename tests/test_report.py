@@ -199,6 +199,31 @@ def test_a_model_without_a_mistake_has_a_report(content: Content) -> None:
     assert "100.00" in report_html(content._replace(result=result, logits=logits))
 
 
+def test_a_picture_that_is_gone_leaves_a_sentence(content: Content) -> None:
+    text = report_html(content._replace(pictures={}))
+    assert text.count("was not in the workdir any more") == 3
+    assert "<img class" not in text
+
+
+def test_page_and_card_say_what_a_run_was(content: Content) -> None:
+    config = content.result["config"] | {"data_source": "synthetic"}
+    calibration = content.result["calibration"]
+    served = calibration["test"] | {"loss": 0.4321, "calibration_error_by_chance": 0.0654}
+    result = content.result | {"config": config, "commit": "0123456789+changes"}
+    changed = content._replace(result=result | {"calibration": calibration | {"test": served}})
+    page, card = report_html(changed), model_card(changed)
+    for text in (page, card):
+        assert "0123456+changes" in text
+        assert "0.4321" in text
+    assert f"{6.54:.2f}\N{NO-BREAK SPACE}%\non so many images, by chance alone" in page
+    assert "trained on a synthetic set" in card
+    assert "the figures above say nothing about photographs" in card
+    assert "Krizhevsky" not in card
+    unknown = content._replace(result=content.result | {"commit": ""})
+    assert "commit unknown" in report_html(unknown)
+    assert "commit unknown" in model_card(unknown)
+
+
 def test_the_card_says_the_figures_of_the_result(content: Content) -> None:
     card = model_card(content)
     test = content.result["test"]
