@@ -122,7 +122,7 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
             # Not `predict`, which would share these few images out among all devices and leave some with none.
             lambda pixels: measured.model.serve(tf.constant(pixels))["probabilities"].numpy(),
             images[errors],
-            ("true", labels[errors]),
+            [("predicted", probabilities[errors].argmax(axis=1)), ("true", labels[errors])],
             [
                 f"{splits.class_names[row.argmax()]} {row.max():.2f},\nis {splits.class_names[label]}"
                 for row, label in zip(probabilities[errors], labels[errors], strict=True)
@@ -138,27 +138,23 @@ def draw_attribution(
     classifier: keras.Model,
     probabilities_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     images: NDArray[np.uint8],
-    other: tuple[str, NDArray[np.int64]],
+    classes: Sequence[tuple[str, NDArray[np.int64]]],
     titles: Sequence[str],
 ) -> bytes:
-    """Draw what speaks for the predicted class of images, and for another one.
+    """Draw what speaks for classes of images: Grad-CAM of each of them, and occlusion of the first.
 
     Args:
         classifier: a run's `model.keras`.
         probabilities_of: what it gives of images, `[n, classes]`, as it is served.
         images: uint8 `[n, height, width, 3]`.
-        other: what the other class is called, and which it is, int64 `[n]`.
+        classes: what a class is called, such as "predicted", and which it is of each image, int64 `[n]`.
         titles: one for each image.
     """
-    predicted = probabilities_of(images).argmax(axis=1)
     features = feature_maps(classifier).predict(images, verbose=0)
     kernel = np.asarray(classifier.get_layer("head").kernel)
-    called, classes = other
-    columns = [
-        ("Grad-CAM, predicted", activation_maps(features, kernel, predicted)),
-        (f"Grad-CAM, {called}", activation_maps(features, kernel, classes)),
-        ("occlusion, predicted", occlusion_maps(probabilities_of, images, predicted)),
-    ]
+    columns = [(f"Grad-CAM, {called}", activation_maps(features, kernel, indices)) for called, indices in classes]
+    called, indices = classes[0]
+    columns.append((f"occlusion, {called}", occlusion_maps(probabilities_of, images, indices)))
     return pictures.attribution_picture(images, columns, titles)
 
 

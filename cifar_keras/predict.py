@@ -1,10 +1,14 @@
 """`python -m cifar_keras.predict --model=WORKDIR FILE...`: the classes of image files, with their probabilities."""
 
+import contextlib
 import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cifar_keras import artifacts, environment, flags, paths
 from cifar_keras.errors import UserError
@@ -24,7 +28,6 @@ def main(argv: Sequence[str]) -> None:
         paths.check_has_model(arguments.model)
     contents = [read_file(path) for path in arguments.files]
     environment.set_tensorflow_variables()
-    import tensorflow as tf
 
     from cifar_keras.saved_model import load_saved_model
 
@@ -32,16 +35,31 @@ def main(argv: Sequence[str]) -> None:
     for path, content in zip(arguments.files, contents, strict=True):
         check_image(path, content)
     contents = [upright(content) for content in contents]
-    for start in range(0, len(contents), BATCH_SIZE):
-        served = model.serve_bytes(tf.constant(contents[start : start + BATCH_SIZE]))
-        names = [name.decode() for name in served["class_names"].numpy()]
-        for path, probabilities in zip(arguments.files[start:], served["probabilities"].numpy(), strict=False):
-            best = sorted(zip(probabilities, names, strict=True), reverse=True)[: arguments.top]
-            print(f"{path}  " + "  ".join(f"{name} {probability:.4f}" for probability, name in best))
+    class_names, probabilities = classify(model, contents)
+    for path, row in zip(arguments.files, probabilities, strict=True):
+        best = sorted(zip(row, class_names, strict=True), reverse=True)[: arguments.top]
+        print(f"{path}  " + "  ".join(f"{name} {probability:.4f}" for probability, name in best))
     if arguments.attribution:
-        names = [path.name[:LONGEST_NAME] for path in arguments.files]
-        picture = attribution(model, arguments.model, contents, names)
+        first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
+        titles = [
+            f"{class_names[one]} {row[one]:.2f}, {class_names[other]} {row[other]:.2f}\n{path.name[:LONGEST_NAME]}"
+            for path, row, one, other in zip(arguments.files, probabilities, first, second, strict=True)
+        ]
+        classes = [("predicted", first), ("second", second)]
+        picture = attribution(model, arguments.model, contents, classes, titles)
         artifacts.write_picture("attribution", arguments.attribution, picture)
+
+
+def classify(model: Any, contents: Sequence[bytes]) -> tuple[list[str], NDArray[np.float32]]:
+    """Return the names of the classes, and the probabilities of files, float32 `[n, classes]`, that a SavedModel serves."""
+    import tensorflow as tf
+
+    served = [
+        model.serve_bytes(tf.constant(contents[start : start + BATCH_SIZE]))
+        for start in range(0, len(contents), BATCH_SIZE)
+    ]
+    names = [name.decode() for name in served[0]["class_names"].numpy()]
+    return names, np.concatenate([batch["probabilities"].numpy() for batch in served])
 
 
 def upright(content: bytes) -> bytes:
@@ -53,34 +71,46 @@ def upright(content: bytes) -> bytes:
     Returns:
         The file, or a PNG file of the turned pixels.
     """
-    import numpy as np
     import tensorflow as tf
-    from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    quarter_turns, mirrored = TURNS.get(orientation, (0, False))
-    if (quarter_turns, mirrored) == (0, False):
+    orientation = _orientation_of(content)
+    if orientation not in TURNS:
         return content
+    quarter_turns, mirrored = TURNS[orientation]
     pixels = np.rot90(tf.io.decode_image(content, channels=3, expand_animations=False).numpy(), quarter_turns)
     turned: bytes = tf.io.encode_png(pixels[:, ::-1] if mirrored else pixels).numpy()
     return turned
 
 
-def attribution(model: Any, workdir: Path, contents: Sequence[bytes], names: Sequence[str]) -> bytes:
-    """Draw what the two most probable classes of images come from.
+def _orientation_of(content: bytes) -> int:
+    from PIL import Image
+
+    # On data that is broken Pillow raises about anything; it then says nothing, and the pixels are those that can be decoded.
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(content)) as image:
+        return int(image.getexif()[ORIENTATION])
+    return 1
+
+
+def attribution(
+    model: Any,
+    workdir: Path,
+    contents: Sequence[bytes],
+    classes: Sequence[tuple[str, NDArray[np.int64]]],
+    titles: Sequence[str],
+) -> bytes:
+    """Draw what classes of image files come from.
 
     Args:
         model: the SavedModel of a run, loaded.
         workdir: of the run.
         contents: JPEG or PNG files. They are drawn as the model sees them: square, and of the size that it was trained with.
-        names: of the files, as they are drawn.
+        classes: what classes are called, and which they are of each file, int64 `[n]`.
+        titles: one for each file.
 
     Returns:
         A PNG file.
     """
     import keras
-    import numpy as np
     import tensorflow as tf
 
     from cifar_keras.delivery import draw_attribution
@@ -91,20 +121,11 @@ def attribution(model: Any, workdir: Path, contents: Sequence[bytes], names: Seq
         tf.image.resize(tf.io.decode_image(content, channels=3, expand_animations=False), (side, side))
         for content in contents
     ]
-    images = tf.cast(tf.round(tf.stack(pixels)), tf.uint8).numpy()
-    served = model.serve(images)
-    class_names = [name.decode() for name in served["class_names"].numpy()]
-    probabilities = served["probabilities"].numpy()
-    second = np.argsort(probabilities, axis=1)[:, -2]
-    titles = [
-        f"{class_names[row.argmax()]} {row.max():.2f}, {class_names[other]} {row[other]:.2f}\n{name}"
-        for name, row, other in zip(names, probabilities, second, strict=True)
-    ]
     return draw_attribution(
         classifier,
-        lambda pixels: model.serve(tf.constant(pixels))["probabilities"].numpy(),
-        images,
-        ("second", second),
+        lambda hidden: model.serve(tf.constant(hidden))["probabilities"].numpy(),
+        tf.cast(tf.round(tf.stack(pixels)), tf.uint8).numpy(),
+        classes,
         titles,
     )
 

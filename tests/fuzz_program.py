@@ -79,7 +79,12 @@ def cases(reader: str, folder: Path) -> tuple[list[bytes], Callable[[bytes], obj
         listed = package_files(drawn(SMALL_TENSORS))
         files = {FOLDER + name: content for name, content in listed.items() if isinstance(content, bytes)}
         return [tar_of(files)], packed(weights.read_package)
-    return images(), lambda content: predict.check_image(path, content)
+
+    def read_image(content: bytes) -> None:
+        predict.check_image(path, content)
+        predict.upright(content)
+
+    return images(), read_image
 
 
 def damaged(whole: list[bytes], chance: random.Random) -> Iterator[bytes]:

@@ -64,7 +64,7 @@ def test_every_pixel_is_hidden_by_some_square(side: int) -> None:
     assert falls.min() > 0
 
 
-def test_the_columns_are_of_the_class_that_is_predicted_and_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_columns_are_of_the_classes_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, images, other = small_classifier(), some_images(3), np.array([2, 0, 5])
     drawn = {}
     monkeypatch.setattr(
@@ -74,8 +74,9 @@ def test_the_columns_are_of_the_class_that_is_predicted_and_of_another(monkeypat
     def probabilities_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         return softmax(classifier.predict(pixels, verbose=0))
 
-    delivery.draw_attribution(classifier, probabilities_of, images, ("true", other), ["a", "b", "c"])
     predicted, features = probabilities_of(images).argmax(axis=1), feature_maps(classifier).predict(images, verbose=0)
+    classes = [("predicted", predicted), ("true", other)]
+    delivery.draw_attribution(classifier, probabilities_of, images, classes, ["a", "b", "c"])
     kernel = np.asarray(classifier.get_layer("head").kernel)
     assert list(drawn) == ["Grad-CAM, predicted", "Grad-CAM, true", "occlusion, predicted"]
     np.testing.assert_array_equal(drawn["Grad-CAM, predicted"], activation_maps(features, kernel, predicted))
