@@ -165,12 +165,13 @@ def further_text(further: Result) -> str:
 
 
 def corruptions_table(further: Result) -> str:
-    """Return the table of accuracies in percent: a line for each corruption, a column for each severity, and their mean."""
+    """Return the table of accuracies in percent: a line for each corruption, a column for each severity, and the means of both."""
     accuracies: dict[str, list[float]] = {}
     for row in further["rows"]:
         if row["kind"] == "corruption" and row["name"] != "none":
             accuracies.setdefault(row["name"].rpartition(" ")[0], []).append(100 * row["accuracy"])
     severities = max(map(len, accuracies.values()))
+    accuracies["all"] = [statistics.mean(values) for values in zip(*accuracies.values(), strict=True)]
     lines = [["corruption", *map(str, range(1, severities + 1)), "mean"], ["---"] * (severities + 2)]
     lines += [
         [name, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}"]
