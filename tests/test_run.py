@@ -24,7 +24,7 @@ from cifar_keras import delivery, evaluate, predict, run, saved_model, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
-from cifar_keras.reporting.calibration import softmax
+from cifar_keras.reporting.calibration import expected_calibration_error, softmax
 from cifar_keras.workdir import claimed
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +124,17 @@ def test_the_figures_are_those_of_the_artifact(workdir: Path, result: dict[str, 
         log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         loss = -log_probabilities[np.arange(len(labels)), labels].mean()
         assert result[name]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_result_says_what_calibration_error_chance_shows(workdir: Path, result: dict[str, Any]) -> None:
+    """Of labels that are drawn from the served probabilities."""
+    probabilities = softmax(np.load(workdir / "predictions.npz")["test_logits"], result["calibration"]["temperature"])
+    generator = np.random.default_rng(5)
+    drawn = [
+        expected_calibration_error(probabilities, np.array([generator.choice(10, p=row) for row in probabilities]))
+        for _ in range(100)
+    ]
+    assert result["calibration"]["test"]["calibration_error_by_chance"] == pytest.approx(np.mean(drawn), rel=0.15)
 
 
 def test_the_predictions_that_are_kept_are_those_of_the_figures(workdir: Path, result: dict[str, Any]) -> None:
