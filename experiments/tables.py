@@ -47,8 +47,11 @@ RATIO_COLUMNS = {
     "to the matmul limit": ["limit_float32", "limit_bfloat16"],
 }
 
+MEASURED_AT_ONCE = ("benchmarks", "profile", "smaller_models")  # tables whose speeds are of one command
+
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds")
 
+MEASURED_AT_ONCE = ("benchmarks", "profile", "smaller_models")  # tables whose speeds are of one command
 Result = dict[str, Any]
 
 
@@ -154,6 +157,11 @@ def smaller_models_table(smaller: Result) -> str:
     return "\n".join(lines)
 
 
+def measured_on(content: Result) -> str:
+    """Say in a sentence what commit measured speeds, and on what machine."""
+    return f"Measured at {_commit(content)}: {_hardware([content])}."
+
+
 def exports_text(exports: Result) -> str:
     """Return the table that `export` prints, as it prints it."""
     return f"```\n{exports_table(exports)}\n```"
@@ -207,7 +215,9 @@ def main() -> None:
     ):
         path = RESULTS / f"{source}.json"
         if path.exists():
-            text = with_table(text, mark, table(json.loads(path.read_text(encoding="utf-8"))))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            measured = f"\n\n{measured_on(content)}" if mark in MEASURED_AT_ONCE else ""
+            text = with_table(text, mark, table(content) + measured)
     wanted[lab_book] = with_table(text, "trials", trials)
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:
@@ -242,8 +252,8 @@ def _differences(trial: Result, recipe: Result) -> list[str]:
 
 def _hardware(results: list[Result]) -> str:
     machines = {
-        f"{environment['cores']} cores, {environment['processor']}, {' '.join(environment['instruction_sets'])}; "
-        + ", ".join(environment["devices"])
+        f"{environment['cores']} cores, {environment['processor']}, {' '.join(environment['instruction_sets'])}"
+        + (f"; {', '.join(environment['devices'])}" if environment["devices"] else "")
         for environment in (result["environment"] for result in results)
     }
     return "; ".join(sorted(machines))

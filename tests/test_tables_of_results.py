@@ -57,6 +57,12 @@ def test_a_table_replaces_the_one_between_its_marks() -> None:
     assert tables.with_table(text, "results", "new") == f"a\n{begin}\nnew\n{end}\nb"
 
 
+def test_speeds_say_what_measured_them() -> None:
+    machine = {"cores": 2, "processor": "A", "instruction_sets": ["b", "c"], "devices": []}
+    measured = tables.measured_on({"commit": "0123456789", "environment": machine})
+    assert measured == "Measured at `0123456`: 2 cores, A, b c."
+
+
 def test_corruptions_are_a_line_each() -> None:
     rows = [{"kind": "corruption", "name": "none", "accuracy": 0.9}]
     rows += [
