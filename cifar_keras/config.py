@@ -141,7 +141,7 @@ class ModelConfig:
 
     backbone: str = setting(
         "resnet50",
-        "network of keras.applications, or resnet20, a small one without weights",
+        "network of keras.applications, or resnet9 or resnet20, small ones without weights",
         choices=tuple(sorted(BACKBONES)),
     )
     weights: str = setting(

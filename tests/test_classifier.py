@@ -80,6 +80,7 @@ def test_every_row_builds_at_its_minimum_size_and_has_its_stages_in_order(name: 
         ("resnet50v2", "conv2", "conv2_block3_out"),
         ("vgg16", "block3", "block3_pool"),
         ("inception_v3", "mixed1", "mixed1"),
+        ("resnet9", "conv2", "conv2_block1_out"),
         ("resnet20", "conv3", "conv3_block3_out"),
     ],
 )

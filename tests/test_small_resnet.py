@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 from cifar_keras.models.classifier import build_backbone, build_classifier
-from cifar_keras.models.small_resnet import build_small_resnet
+from cifar_keras.models.small_resnet import build_resnet9, build_resnet20
 from cifar_keras.training.pruning import sparsity_of
 
 
 @pytest.fixture(scope="module")
 def network() -> keras.Model:
-    return build_small_resnet((32, 32, 3), name="backbone")
+    return build_resnet20((32, 32, 3), name="backbone")
 
 
 def test_it_has_the_layers_and_the_weights_of_the_paper(network: keras.Model) -> None:
@@ -41,9 +41,34 @@ def test_a_block_adds_its_input(network: keras.Model) -> None:
     np.testing.assert_allclose(block.predict(values, verbose=0), np.maximum(values, 0), atol=1e-6)
 
 
-def test_the_table_builds_it_and_nothing_is_zero_at_first() -> None:
-    backbone = build_backbone("resnet20", 32)
+@pytest.mark.parametrize("name", ["resnet9", "resnet20"])
+def test_the_table_builds_it_and_nothing_is_zero_at_first(name: str) -> None:
+    backbone = build_backbone(name, 32)
     assert backbone.name == "backbone"
     assert sparsity_of(backbone) == 0
     classifier = build_classifier(backbone, "tf", class_count=10, dropout=0.0, seed=0)
     assert classifier(np.zeros((2, 20, 30, 3), np.uint8)).shape == (2, 10)
+
+
+def test_resnet9_has_the_layers_and_half_the_widths_of_pages() -> None:
+    network = build_resnet9((32, 32, 3), name="backbone")
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.kernel.shape[2:] for layer in convolutions] == [
+        *((3, 32), (32, 64), (64, 64), (64, 64)),
+        *((64, 128), (128, 256), (256, 256), (256, 256)),
+    ]
+    assert {layer.kernel_size for layer in convolutions} == {(3, 3)}
+    assert not any(layer.use_bias for layer in convolutions)
+    shapes = [network.get_layer(name).output.shape[1:] for name in ("conv2_pool", "conv3_pool", "conv4_pool")]
+    assert shapes == [(16, 16, 64), (8, 8, 128), (4, 4, 256)]
+    assert network.output_shape == (None, 256)
+
+
+@pytest.mark.parametrize("stage", ["conv2", "conv4"])
+def test_a_block_of_resnet9_adds_what_its_two_layers_make_of_its_input(stage: str) -> None:
+    network = build_resnet9((32, 32, 3), name="backbone")
+    outputs = [network.get_layer(f"{stage}_{name}").output for name in ("pool", "block1_2_relu", "block1_out")]
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    before, block, after = keras.Model(network.input, outputs).predict(images, verbose=0)
+    np.testing.assert_allclose(after, before + block, rtol=1e-5, atol=1e-5)
+    assert block.min() == 0 < block.max()

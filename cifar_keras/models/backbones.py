@@ -1,4 +1,4 @@
-"""The networks that can be trained: those of keras.applications, and a small one. Adding one is adding a row. Standard library only."""
+"""The networks that can be trained: those of keras.applications, and two small ones. Adding one is adding a row. Standard library only."""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ InputConvention = Literal["caffe", "tf"]
 class Backbone(NamedTuple):
     """One network: how to build it, what it expects, and where it can be cut."""
 
-    application: str  # its constructor in keras.applications; "" is the one in `models.small_resnet`
+    application: str  # its constructor in keras.applications; "" for those in `models.small_resnet`
     weights_md5: str  # of the file with its headless ImageNet weights, as Keras publishes it; "" where nobody does
     input_convention: InputConvention
     minimum_size: int  # smallest image side that the constructor accepts, in pixels
@@ -31,6 +31,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50": Backbone("ResNet50", "4d473c1dd8becc155b73f8504c6f6626", "caffe", 32, _RESNET),
     "resnet101": Backbone("ResNet101", "88cf7a10940856eca736dc7b7e228a21", "caffe", 32, _RESNET),
     "resnet152": Backbone("ResNet152", "ee4c566cf9a93f14d82f913c2dc6dd0c", "caffe", 32, _RESNET),
+    "resnet9": Backbone("", "", "tf", 8, ("conv1", "conv2", "conv3", "conv4")),
     "resnet20": Backbone("", "", "tf", 8, ("conv1", "conv2", "conv3", "conv4")),
     "resnet50v2": Backbone("ResNet50V2", "fac2f116257151a9d068a22e544a4917", "tf", 32, _RESNET),
     "resnet101v2": Backbone("ResNet101V2", "c0ed64b8031c3730f411d2eb4eea35b5", "tf", 32, _RESNET),

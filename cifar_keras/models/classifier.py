@@ -5,10 +5,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.models.backbones import BACKBONES, InputConvention
-from cifar_keras.models.small_resnet import build_small_resnet
+from cifar_keras.models.small_resnet import build_resnet9, build_resnet20
 
 # Mean of the ImageNet training pixels in BGR order, 0..255, as keras.applications' "caffe" preprocessing subtracts it.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+_SMALL_NETWORKS = {"resnet9": build_resnet9, "resnet20": build_resnet20}
 
 
 def build_backbone(name: str, image_size: int) -> keras.Model:
@@ -24,7 +25,7 @@ def build_backbone(name: str, image_size: int) -> keras.Model:
     """
     shape, application = (image_size, image_size, 3), BACKBONES[name].application
     if not application:
-        return build_small_resnet(shape, name="backbone")
+        return _SMALL_NETWORKS[name](shape, name="backbone")
     return getattr(keras.applications, application)(
         weights=None, include_top=False, pooling="avg", input_shape=shape, name="backbone"
     )
