@@ -42,10 +42,10 @@ def test_a_block_adds_its_input(network: keras.Model) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet20"])
-def test_the_table_builds_it_and_nothing_is_zero_at_first(name: str) -> None:
+def test_the_table_builds_it_and_next_to_nothing_is_zero_at_first(name: str) -> None:
     backbone = build_backbone(name, 32)
     assert backbone.name == "backbone"
-    assert sparsity_of(backbone) == 0
+    assert sparsity_of(backbone) < 1e-4  # one draw of 270,256 can be 0.0: seen once
     classifier = build_classifier(backbone, "tf", class_count=10, dropout=0.0, seed=0)
     assert classifier(np.zeros((2, 20, 30, 3), np.uint8)).shape == (2, 10)
 
