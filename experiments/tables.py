@@ -51,7 +51,6 @@ MEASURED_AT_ONCE = ("benchmarks", "profile", "smaller_models")  # tables whose s
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds")
 
-MEASURED_AT_ONCE = ("benchmarks", "profile", "smaller_models")  # tables whose speeds are of one command
 Result = dict[str, Any]
 
 

@@ -58,6 +58,8 @@ def test_resnet9_has_the_layers_and_half_the_widths_of_pages() -> None:
         *((64, 128), (128, 256), (256, 256), (256, 256)),
     ]
     assert {layer.kernel_size for layer in convolutions} == {(3, 3)}
+    by_hand = 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64 + 64 * 128 + 128 * 256 + 2 * 256 * 256)
+    assert sum(int(np.prod(layer.kernel.shape)) for layer in convolutions) == by_hand == 1_641_312
     assert not any(layer.use_bias for layer in convolutions)
     shapes = [network.get_layer(name).output.shape[1:] for name in ("conv2_pool", "conv3_pool", "conv4_pool")]
     assert shapes == [(16, 16, 64), (8, 8, 128), (4, 4, 256)]

@@ -1,4 +1,7 @@
-"""The networks that can be trained: those of keras.applications, and two small ones. Adding one is adding a row. Standard library only."""
+"""The networks that can be trained: those of keras.applications, where adding one is adding a row, and two small ones.
+
+Standard library only.
+"""
 
 from typing import Literal, NamedTuple
 
