@@ -147,9 +147,6 @@ class ModelConfig:
     weights: str = setting(
         "imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file"
     )
-    last_stage: str = setting(
-        "", "stage that the backbone ends with, e.g. conv3 of a ResNet for a small network; empty is all of it"
-    )
     image_size: int = setting(64, "side in pixels to which the model resizes its input", minimum=1, maximum=2048)
     dropout: float = setting(0.0, "share of the pooled features that is dropped in training", minimum=0, below=1)
 
@@ -436,24 +433,16 @@ def validate(config: RunConfig) -> None:
             f"--weights=imagenet: there are none for this network; --weights=none begins with random ones. "
             f"Received: --backbone={config.model.backbone}"
         )
-    _check_stages(config, row.stages)
+    if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in row.stages:
+        raise UserError(
+            f"--finetune_unfreeze_from has to be a stage of {config.model.backbone} ({', '.join(row.stages)}) or empty. "
+            f"Received: {config.finetune.unfreeze_from}"
+        )
     if config.head.epochs + config.finetune.epochs == 0:
         raise UserError(
             "--head_epochs and --finetune_epochs cannot both be 0: nothing would be trained. Received: 0 and 0"
         )
     _check_combinations(config)
-
-
-def _check_stages(config: RunConfig, stages: tuple[str, ...]) -> None:
-    network, last = config.model.backbone, config.model.last_stage
-    if last and last not in stages:
-        raise UserError(f"--last_stage has to be a stage of {network} ({', '.join(stages)}) or empty. Received: {last}")
-    left = stages[: stages.index(last) + 1] if last else stages
-    if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in left:
-        raise UserError(
-            f"--finetune_unfreeze_from has to be a stage of {network} ({', '.join(left)}) or empty. "
-            f"Received: {config.finetune.unfreeze_from}"
-        )
 
 
 def _check_combinations(config: RunConfig) -> None:

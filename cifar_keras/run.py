@@ -17,7 +17,7 @@ from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
-from cifar_keras.models.classifier import build_backbone, build_classifier, first_stages
+from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
@@ -228,10 +228,7 @@ def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
     """Build the classifier of a run with its starting weights, in the strategy's scope that is open."""
     settings = config.model
     backbone = build_backbone(settings.backbone, settings.image_size)
-    load_weights(
-        backbone, settings.backbone, settings.weights, config.source_timeout_seconds, last_stage=settings.last_stage
-    )
-    backbone = first_stages(backbone, settings.last_stage)
+    load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds)
     convention = BACKBONES[settings.backbone].input_convention
     return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
 

@@ -89,7 +89,6 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
         "run": run.path.resolve().name,
         "format": model.format_name,
         "backbone": run.config.model.backbone,
-        "last_stage": run.config.model.last_stage,
         "image_size": run.config.model.image_size,
         "sparsity": run.result.get("sparsity", 0.0),  # of a run from before there was pruning
         "teacher": bool(run.config.distillation.teacher),

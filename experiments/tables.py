@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_keras.config import RunConfig, to_values
-from cifar_keras.reporting.report import network_in_words, short_commit
+from cifar_keras.reporting.report import short_commit
 from cifar_keras.reporting.tables import exports_table, further_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +144,7 @@ def smaller_models_table(smaller: Result) -> str:
         cells = [
             f"`{row['run']}`",
             row["format"],
-            f"{network_in_words(row)}{taught}",
+            f"{row['backbone']} at {row['image_size']} px{taught}",
             f"{100 * row['sparsity']:.1f} %",
             f"{100 * row['accuracy']:.2f} %",
             f"{row['bytes'] / 1e6:.2f}",

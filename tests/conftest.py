@@ -103,9 +103,7 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     values = {leaf.flag: draw(_values_of(leaf)) for leaf in config_lib.settings_of()}
     row = BACKBONES[values["backbone"]]
     values["image_size"] = draw(st.integers(row.minimum_size, 2048))
-    values["last_stage"] = draw(st.sampled_from(["", *row.stages]))
-    end = row.stages.index(values["last_stage"] or row.stages[-1]) + 1
-    values["finetune_unfreeze_from"] = draw(st.sampled_from(["", *row.stages[:end]]))
+    values["finetune_unfreeze_from"] = draw(st.sampled_from(["", *row.stages]))
     values["virtual_devices"] = min(values["virtual_devices"], values["global_batch_size"])
     if values["weights"] == "imagenet" and not row.weights_md5:
         values["weights"] = "none"

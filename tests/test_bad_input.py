@@ -155,8 +155,6 @@ FLAG_CASES = [
     Case("train --test_sets=corruptions,mnist", "--test_sets"),
     Case("train --test_sets=cifar10_h/x", "--test_sets"),
     Case("train --backbone=resnet20", "--weights=imagenet"),
-    Case("train --last_stage=conv6", "--last_stage"),
-    Case("train --last_stage=conv3 --finetune_unfreeze_from=conv4", "--finetune_unfreeze_from"),
     Case("train --finetune_sparsity=1", "--finetune_sparsity"),
     Case("train --distillation_weight=0", "--distillation_weight"),
     Case("train --distillation_temperature=0", "--distillation_temperature"),

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from small_networks import small_backbone
 
 from cifar_keras.models.backbones import BACKBONES, InputConvention
-from cifar_keras.models.classifier import build_backbone, build_classifier, first_stages
+from cifar_keras.models.classifier import build_backbone, build_classifier
 
 FAMILIES = {
     "caffe": keras.applications.resnet.preprocess_input,
@@ -70,47 +70,6 @@ def test_every_row_builds_at_its_minimum_size_and_has_its_stages_in_order(name: 
     if row.application:
         with pytest.raises(ValueError, match="Input size must be at least"):
             build_backbone(name, row.minimum_size - 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "last_stage", "layer"),
-    [
-        ("resnet50", "conv1", "conv1_relu"),
-        ("resnet50", "conv3", "conv3_block4_out"),
-        ("resnet50v2", "conv2", "conv2_block3_out"),
-        ("vgg16", "block3", "block3_pool"),
-        ("inception_v3", "mixed1", "mixed1"),
-        ("resnet9", "conv2", "conv2_block1_out"),
-        ("resnet20", "conv3", "conv3_block3_out"),
-    ],
-)
-def test_first_stages_give_the_means_of_what_the_whole_network_has_there(
-    name: str, last_stage: str, layer: str
-) -> None:
-    size = BACKBONES[name].minimum_size
-    whole = build_backbone(name, size)
-    first = first_stages(whole, last_stage)
-    assert first.name == "backbone"
-    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
-    there = keras.Model(whole.input, whole.get_layer(layer).output).predict(images, verbose=0)
-    np.testing.assert_allclose(first.predict(images, verbose=0), there.mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
-    later = BACKBONES[name].stages[BACKBONES[name].stages.index(last_stage) + 1]
-    assert not [layer.name for layer in first.layers if layer.name.split("_")[0] == later]
-
-
-@pytest.mark.parametrize("name", ["resnet50", "vgg16", "inception_v3"])
-def test_every_stage_can_be_the_last_and_each_is_larger_than_the_one_before(name: str) -> None:
-    whole = build_backbone(name, BACKBONES[name].minimum_size)
-    counts = [len(first_stages(whole, stage).layers) for stage in BACKBONES[name].stages]
-    assert counts == sorted(set(counts))
-    assert first_stages(whole, "") is whole
-
-
-def test_a_backbone_does_not_end_with_a_stage_that_it_lacks() -> None:
-    cut = first_stages(small_backbone(), "conv1")
-    assert first_stages(cut, "conv1").count_params() == cut.count_params()
-    with pytest.raises(ValueError, match=r"^it has no layers of the stage conv2$"):
-        first_stages(cut, "conv2")
 
 
 def test_the_head_starts_at_zero_logits_of_float32() -> None:

@@ -374,13 +374,9 @@ def test_more_steps_than_the_split_has_are_refused() -> None:
 
 
 def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:
-    """From the teacher alone: the loss of its one epoch is the distance of its logits from the teacher's, image by image.
-
-    It is the teacher's first stages, so that the pipeline, the artifacts and the report have seen such a one too.
-    """
+    """From the teacher alone: the loss of its one epoch is the distance of its logits from the teacher's, image by image."""
     flags = FLAGS | {"teacher": str(workdir), "distillation_weight": 1.0, "distillation_temperature": 2.0}
     flags |= {"head_epochs": 0, "finetune_epochs": 1, "finetune_train_batch_norm": True, "finetune_sparsity": 0.5}
-    flags |= {"last_stage": "conv3", "finetune_unfreeze_from": "conv3"}
     student = tmp_path / "student"
     train.main(command_line(student, flags))
     last = json.loads((student / "metrics.jsonl").read_text().splitlines()[-1])
@@ -400,9 +396,7 @@ def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:
     kernels = [np.asarray(weight) for weight in backbone.weights if len(weight.shape) == 4]
     zeros = sum((kernel == 0).sum() for kernel in kernels) / sum(kernel.size for kernel in kernels)
     assert result["sparsity"] == pytest.approx(zeros)
-    assert 0.3 < zeros < 0.5  # half of what learned: conv3, which has three quarters of the weights
-    assert [weight for weight in backbone.weights if weight.path.startswith("conv3")]
-    assert not [weight for weight in backbone.weights if weight.path.startswith("conv4")]
+    assert 0.3 < zeros < 0.5  # half of what learned: conv4, which has three quarters of the weights
     assert f"the model of `{workdir}`" in (student / "model_card.md").read_text()
 
 

@@ -247,25 +247,6 @@ def test_weights_of_a_file_arrive_bit_for_bit(name: str, tmp_path: Path, monkeyp
     assert_same(variables_of(backbone), variables_of(earlier))
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_first_stages_begin_with_those_of_a_run_whole_or_cut(cut: bool, tmp_path: Path) -> None:
-    earlier = redrawn(small_backbone())
-    wanted = variables_of(classifier.first_stages(earlier, "conv1"))
-    ended = classifier.first_stages(earlier, "conv1" if cut else "")
-    run = classifier.build_classifier(ended, "caffe", class_count=10, dropout=0.0, seed=1)
-    saved_model.save_classifier(run, tmp_path / "a.keras")
-    backbone = small_backbone()
-    weights.load_weights(backbone, "resnet50", str(tmp_path / "a.keras"), SECONDS, last_stage="conv1")
-    assert_same(variables_of(classifier.first_stages(backbone, "conv1")), wanted)
-
-
-def test_a_whole_network_does_not_begin_with_the_first_stages_of_another(tmp_path: Path) -> None:
-    path = tmp_path / "a.keras"
-    cut = classifier.first_stages(small_backbone(), "conv1")
-    saved_model.save_classifier(classifier.build_classifier(cut, "caffe", 10, 0.0, 1), path)
-    assert_not_loaded(path)
-
-
 @pytest.mark.parametrize("name", ["missing.weights.h5", "folder.h5", "ImageNet"])
 def test_weights_that_name_no_file_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.h5").mkdir()

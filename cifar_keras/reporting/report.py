@@ -87,12 +87,6 @@ def short_commit(commit: str) -> str:
     return digits[:7] + changes
 
 
-def network_in_words(settings: Mapping[str, Any]) -> str:
-    """Say what network a run has, by `backbone`, `last_stage` (a run of before there was one lacks it) and `image_size`."""
-    until = f" up to {settings['last_stage']}" if settings.get("last_stage") else ""
-    return f"{settings['backbone']}{until} at {settings['image_size']} px"
-
-
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cifar_keras.reporting"),
@@ -104,7 +98,6 @@ def _template(name: str) -> jinja2.Template:
     )
     space = "\N{NO-BREAK SPACE}" if name.endswith(".html.j2") else " "
     environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}{space}%"
-    environment.filters["network"] = network_in_words
     environment.filters["short_commit"] = short_commit
     environment.filters["thousands"] = lambda count: f"{count:,}"
     return environment.get_template(name)
