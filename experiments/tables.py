@@ -49,7 +49,7 @@ RATIO_COLUMNS = {
 
 MEASURED_AT_ONCE = ("benchmarks", "profile", "smaller_models")  # tables whose speeds are of one command
 
-NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds")
+NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
 
 Result = dict[str, Any]
 
@@ -238,11 +238,11 @@ def _by_work(benchmarks: Result) -> dict[tuple[str, int, int], dict[str, Result]
 
 
 def _differences(trial: Result, recipe: Result) -> list[str]:
-    defaults = to_values(RunConfig())  # what was not a setting yet when a run was made
+    defaults = to_values(RunConfig())  # what was not a setting yet when a run was made; what is none any more was empty
     flags = [
         f"--{flag}={value}"
         for flag, value in (defaults | trial["config"]).items()
-        if flag not in NOT_COMPARED and value != (defaults | recipe["config"])[flag]
+        if flag not in NOT_COMPARED and value != (defaults | recipe["config"]).get(flag, "")
     ]
     own, usual = trial["environment"]["variables"], recipe["environment"]["variables"]
     changed = sorted(name for name in own.keys() | usual.keys() if own.get(name) != usual.get(name))
