@@ -196,7 +196,7 @@ def evaluate_further(
     sets = find_other_sets(other_sets_of(settings), data_dir)
     if settings.test_time_augmentation is not Views.NONE:
         views = settings.test_time_augmentation
-        rows.append(further.with_views(predict, test, plain, views, class_names, seed=seed))
+        rows += further.with_views(predict, test, plain, views, class_names, seed=seed)
     if CORRUPTION_SUITE in settings.test_sets.split(","):
         measured, means[CORRUPTION_SUITE] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured

@@ -1,5 +1,10 @@
 """The ways in which a run can fail that are not mistakes of the program."""
 
+import errno
+
+# What the system says of a disk that is full, and of one that lets nobody write.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class UserError(Exception):
     """Input that cannot be used: a flag, a file, a folder or the network.

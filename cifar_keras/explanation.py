@@ -59,6 +59,7 @@ def explain_predictions(run: FinishedRun, splits: Splits, train_images: int) -> 
     probabilities = softmax(run.logits, run.result["calibration"]["temperature"])
     draw_map(run, of_test, test, splits.class_names)
     errors = most_confident_errors(probabilities, test.labels, ERRORS)
+    near = neighbours_of(of_test[errors], of_train, train, splits.class_names) if len(errors) else []
     return {
         "train_images": len(train.labels),
         "neighbours": [
@@ -67,25 +68,28 @@ def explain_predictions(run: FinishedRun, splits: Splits, train_images: int) -> 
                 "label": splits.class_names[test.labels[error]],
                 "predicted": splits.class_names[probabilities[error].argmax()],
                 "confidence": float(probabilities[error].max()),
-                "nearest": neighbours_of(of_test[error], of_train, train, splits.class_names),
+                "nearest": nearest_images,
             }
-            for error in errors
+            for error, nearest_images in zip(errors, near, strict=True)
         ],
     }
 
 
 def neighbours_of(
     features: NDArray[np.float32], among: NDArray[np.float32], train: LabelledImages, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the training images whose features `[m, features]` are most like those of an image, `[features]`."""
-    positions, cosines = nearest(features[None], among, NEIGHBOURS)
+) -> list[list[dict[str, Any]]]:
+    """Return the training images whose features `[m, features]` are most like those of each image, `[n, features]`."""
+    positions, cosines = nearest(features, among, NEIGHBOURS)
     return [
-        {
-            "image": image_uri(train.images[position]),
-            "label": class_names[train.labels[position]],
-            "cosine": float(cosine),
-        }
-        for position, cosine in zip(positions[0], cosines[0], strict=True)
+        [
+            {
+                "image": image_uri(train.images[position]),
+                "label": class_names[train.labels[position]],
+                "cosine": float(cosine),
+            }
+            for position, cosine in zip(*of_image, strict=True)
+        ]
+        for of_image in zip(positions, cosines, strict=True)
     ]
 
 

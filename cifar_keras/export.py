@@ -31,10 +31,11 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras import delivery
     from cifar_keras.reporting.tables import exports_table
     from cifar_keras.run import load_splits
-    from cifar_keras.saved_model import load_saved_model
+    from cifar_keras.saved_model import check_classes, load_saved_model
 
     model = load_saved_model(run.path)
     splits = load_splits(run.config)
+    check_classes(model, splits.class_names, arguments.model)
     exports = {}
     with workdir.claimed(run.path, "--model"), paths.scratch_folder(run.path) as scratch:
         np.save(scratch / "images.npy", splits.test.images)

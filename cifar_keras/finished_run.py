@@ -56,7 +56,8 @@ def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
         config.validate(run_config)
         float(result["test"]["intervals"]["accuracy"][1]), float(result["calibration"]["test"]["loss"])
         float(result["calibration"]["temperature"]), float(result["minutes"]["total"])
-        float(result["test"]["loss"]), float(result["validation"]["loss"])
+        for split in ("test", "validation"):
+            float(result[split]["loss"]), float(result[split]["accuracy"]), float(result[split]["brier"])
     except (UserError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"the result cannot be used: {type(error).__name__}, {error}. Received: {path}") from error
     return result, run_config

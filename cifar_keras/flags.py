@@ -13,7 +13,7 @@ from absl import flags
 
 from cifar_keras import config as config_lib
 from cifar_keras import paths
-from cifar_keras.errors import InterruptedRunError, UserError
+from cifar_keras.errors import UNWRITABLE, InterruptedRunError, UserError
 from cifar_keras.formats import FORMATS
 
 BAD_INPUT_STATUS = 2
@@ -29,11 +29,20 @@ _DEFINERS: dict[type, Callable[..., object]] = {
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Run `command(sys.argv)`. A UserError becomes one message on stderr and exit status 2; a run that was asked to end, 75."""
+    """Run `command(sys.argv)`.
+
+    Input that cannot be used, and a disk that cannot be written, become one message on stderr and exit status 2; a run that was
+    asked to end, 75.
+    """
     try:
         command(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT_STATUS)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"error: the system does not allow it: {error.strerror}. Received: {error.filename}", file=sys.stderr)
         sys.exit(BAD_INPUT_STATUS)
     except InterruptedRunError as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
-import errno
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,19 @@ from cifar_keras.data.other_sets import find_other_sets
 from cifar_keras.data.pipeline import hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
-from cifar_keras.errors import UserError
+from cifar_keras.errors import UNWRITABLE, UserError
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights, load_weights
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.tables import metrics_table, with_interval
-from cifar_keras.saved_model import load_saved_model
+from cifar_keras.saved_model import check_classes, load_saved_model
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
-from cifar_keras.training.distillation import check_classes, teacher_logits, with_teacher
+from cifar_keras.training.distillation import teacher_logits, with_teacher
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import Phase, PhaseName
@@ -35,8 +34,6 @@ from cifar_keras.training.pruning import sparsity_of
 from cifar_keras.training.run_log import RunLog
 from cifar_keras.training.trainer import Trainer
 
-# What the system says of a disk that is full, and of one that lets nobody write.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
 
 
@@ -167,7 +164,7 @@ def prepare(config: RunConfig) -> Prepared:
     teacher = load_saved_model(paths.expand("teacher", named), "teacher") if named else None
     splits = load_splits(config)
     if teacher is not None:
-        check_classes(teacher, splits.class_names, named)
+        check_classes(teacher, splits.class_names, named, "teacher")
     find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)  # rather now than after the training
     class_count = len(splits.class_names)
     train_examples, train_split = hold(splits.train, class_count)

@@ -101,6 +101,18 @@ def load_saved_model(path: Path, flag: str = "model") -> tf.Module:
     return loaded
 
 
+def check_classes(model: tf.Module, class_names: tuple[str, ...], path: str | Path, flag: str = "model") -> None:
+    """Check that a loaded SavedModel, which a flag has named, tells the classes apart that the images have.
+
+    Raises:
+        UserError: it tells others apart.
+    """
+    served = model.serve(tf.zeros((1, 32, 32, 3), tf.uint8))["class_names"].numpy()
+    known = tuple(name.decode() for name in served)
+    if known != class_names:
+        raise UserError(f"--{flag} tells other classes apart: {', '.join(known)}. Received: {path}")
+
+
 def served_logits(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
     """Run every image once through the `serve` of a loaded SavedModel, with a progress bar.
 

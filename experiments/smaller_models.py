@@ -5,7 +5,6 @@ from which `python -m experiments.tables` makes the table.
 """
 
 import statistics
-import sys
 import time
 import zlib
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_keras import artifacts, environment, paths
+from cifar_keras import artifacts, environment, flags, paths
+from cifar_keras.errors import UserError
 from cifar_keras.finished_run import FinishedRun, read_finished_run
 from cifar_keras.formats import FORMATS
 from cifar_keras.runtimes import RUNTIMES, Run
@@ -37,10 +37,16 @@ class Model(NamedTuple):
     batch_size: int
 
 
-def main() -> None:
-    """Measure the runs that the command line names."""
+def main(argv: Sequence[str]) -> None:
+    """Measure the runs that the command line names.
+
+    Raises:
+        UserError: it names none, or one that is not whole.
+    """
+    if not argv[1:]:
+        raise UserError("name workdirs of runs, whose figures replace the published ones. Received: none")
     environment.set_tensorflow_variables()
-    runs = [read_finished_run(Path(name)) for name in sys.argv[1:]]
+    runs = [read_finished_run(Path(name)) for name in argv[1:]]
     models = [model for run in runs for model in models_of(run)]
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     speeds: list[list[float]] = [[] for _ in models]
@@ -105,4 +111,4 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    flags.run_command(main)

@@ -12,8 +12,25 @@ from cifar_keras.data.synthetic import make_dataset
 IMAGES = make_dataset(0).test.images[:20]
 
 
+# Of severities 1 to 5, as the authors' program for CIFAR-10-C has them.
+STRENGTHS = {
+    "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
+    "shot_noise": (500, 250, 100, 75, 50),
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+    "jpeg_compression": (80, 65, 58, 50, 40),
+    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+}
+
+
 def strength(name: str, severity: int) -> float:
-    return CORRUPTIONS[name].strengths[severity - 1]
+    return STRENGTHS[name][severity - 1]
+
+
+def test_corruptions_are_as_strong_as_those_of_the_paper() -> None:
+    assert {name: corruption.strengths for name, corruption in CORRUPTIONS.items()} == STRENGTHS
 
 
 def grey(value: int, count: int = 50) -> NDArray[np.uint8]:

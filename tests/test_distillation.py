@@ -12,13 +12,8 @@ from cifar_keras.data.cifar10 import CLASS_NAMES
 from cifar_keras.data.splits import make_splits
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
-from cifar_keras.saved_model import load_saved_model
-from cifar_keras.training.distillation import (
-    DistillationLoss,
-    check_classes,
-    teacher_logits,
-    with_teacher,
-)
+from cifar_keras.saved_model import check_classes, load_saved_model
+from cifar_keras.training.distillation import DistillationLoss, teacher_logits, with_teacher
 from cifar_keras.training.run_log import RunLog
 
 GENERATOR = np.random.default_rng(0)
@@ -91,9 +86,9 @@ def test_a_teacher_that_cannot_teach_is_named(teacher: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"^--teacher has no signatures .*\. Received: "):
         load_saved_model(tmp_path, "teacher")
     model = load_saved_model(teacher, "teacher")
-    check_classes(model, CLASS_NAMES, "a run")
+    check_classes(model, CLASS_NAMES, "a run", "teacher")
     with pytest.raises(UserError, match=r"^--teacher tells other classes apart: airplane, .*\. Received: a run$"):
-        check_classes(model, CLASS_NAMES[:9], "a run")
+        check_classes(model, CLASS_NAMES[:9], "a run", "teacher")
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -134,13 +134,16 @@ def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.C
     evaluate.main(["evaluate", f"--model={path}", "--test_sets=corruptions"])
     content = json.loads((path / "further_evaluation.json").read_text())
     names = [row["name"] for row in content["rows"]]
-    assert names[:3] == ["flip", "none", "gaussian_noise 1"]
-    assert len(names) == 42
+    assert names[:4] == ["none", "flip", "none", "gaussian_noise 1"]
+    assert len(names) == 43
     model = keras.models.load_model(path / "model.keras")
     images, labels = DATASET.test
     logits = model.predict(images, verbose=0) + model.predict(np.ascontiguousarray(images[:, :, ::-1]), verbose=0)
-    assert content["rows"][0]["accuracy"] == (logits.argmax(axis=1) == labels).mean()
-    assert content["rows"][1]["accuracy"] == json.loads((path / "result.json").read_text())["test"]["accuracy"]
+    assert content["rows"][1]["accuracy"] == (logits.argmax(axis=1) == labels).mean()
+    result = json.loads((path / "result.json").read_text())
+    for plain in (content["rows"][0], content["rows"][2]):
+        assert plain["accuracy"] == result["test"]["accuracy"]
+        assert plain["loss"] == pytest.approx(result["calibration"]["test"]["loss"], rel=1e-5)
     printed, html = capsys.readouterr().out, (path / "report.html").read_text()
     assert "corruption: pixelate 5" in printed
     assert f"{100 * content['means']['corruptions']['accuracy']:.2f}" in html

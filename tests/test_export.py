@@ -6,17 +6,19 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 from small_runs import TEMPERATURE, finish_small_run
 
-from cifar_keras import conversion, export, saved_model
+from cifar_keras import conversion, evaluate, export, saved_model
 from cifar_keras.data.cifar10 import CLASS_NAMES
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
@@ -99,8 +101,12 @@ def test_onnx_takes_any_size_and_names_its_classes(workdir: Path, logits: NDArra
 
 
 def test_int8_computes_with_integers(workdir: Path, logits: NDArray[np.float32]) -> None:
-    """Kernels and activations of all convolutions; what comes out is near what the model says, and not the same."""
-    interpreter = Interpreter(str(workdir / "exports" / "model_int8.tflite"))
+    """All that a convolution leads to; what comes out is near what the model says, and not the same."""
+    interpreter = Interpreter(
+        str(workdir / "exports" / "model_int8.tflite"),
+        # A delegate would stand for the operations that it computes.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
     interpreter.allocate_tensors()
     details = interpreter._get_ops_details()
     convolutions = [operation for operation in details if operation["op_name"] == "CONV_2D"]
@@ -109,6 +115,15 @@ def test_int8_computes_with_integers(workdir: Path, logits: NDArray[np.float32])
     for operation in convolutions:
         activation, kernel, bias = operation["inputs"]
         assert (types[activation], types[kernel], types[bias]) == (np.int8, np.int8, np.int32)
+    # Behind them floating point is only what is given out.
+    first = details.index(convolutions[0])
+    floating = {
+        operation["op_name"]
+        for operation in details[first:]
+        for tensor in [*operation["inputs"], *operation["outputs"]]
+        if tensor >= 0 and types[tensor] == np.float32
+    }
+    assert floating <= {"DEQUANTIZE"}
     (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert (inputs["dtype"], inputs["shape"].tolist()) == (np.uint8, [1, 32, 32, 3])
     interpreter.set_tensor(inputs["index"], IMAGES[:1])
@@ -130,8 +145,10 @@ def test_smaller_models_are_those_that_were_measured(
     monkeypatch.setattr(smaller_models, "RESULT", tmp_path / "smaller_models.json")
     monkeypatch.setattr(smaller_models, "TRIALS", 3)
     monkeypatch.setattr(smaller_models, "SECONDS", 0.01)
-    monkeypatch.setattr(sys, "argv", ["smaller_models", str(workdir)])
-    smaller_models.main()
+    with pytest.raises(UserError, match=r"Received: none$"):
+        smaller_models.main(["smaller_models"])
+    assert not (tmp_path / "smaller_models.json").exists()
+    smaller_models.main(["smaller_models", str(workdir)])
     content = json.loads((tmp_path / "smaller_models.json").read_text())
     whole, int8 = content["rows"]
     assert [row["format"] for row in content["rows"]] == ["saved_model", "litert_int8"]
@@ -168,6 +185,17 @@ def test_an_export_that_is_another_model_is_not_kept(
     assert known == {name: found for name, found in before.items() if name != "saved_model"}
     assert not (path / "exports" / "model.onnx").exists()
     assert (path / "saved_model").is_dir()
+
+
+@pytest.mark.parametrize("command", [export, evaluate])
+def test_a_model_of_other_classes_is_refused(command: ModuleType, workdir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(workdir, path)
+    classifier = keras.models.load_model(path / "model.keras", compile=False)
+    saved_model.export_saved_model(classifier, CLASS_NAMES[:9], path / "saved_model")
+    with pytest.raises(UserError, match=r"^--model tells other classes apart: airplane, .*, ship\. Received: .*run$"):
+        command.main([command.__name__, f"--model={path}"])
+    assert (path / "exports" / "exports.json").read_bytes() == (workdir / "exports" / "exports.json").read_bytes()
 
 
 def test_an_export_that_fails_leaves_the_earlier_one(workdir: Path, tmp_path: Path) -> None:

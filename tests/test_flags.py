@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -285,6 +287,17 @@ def test_a_user_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[
         flags.run_command(refuse)
     assert stopped.value.code == 2
     assert capsys.readouterr() == ("", "error: --seed is odd. Received: 3\n")
+
+
+def test_a_disk_that_cannot_be_written_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/report.html")
+
+    with pytest.raises(SystemExit) as stopped:
+        flags.run_command(fail)
+    assert stopped.value.code == 2
+    error = "error: the system does not allow it: No space left on device. Received: runs/a/report.html\n"
+    assert capsys.readouterr() == ("", error)
 
 
 def test_other_errors_are_not_hidden() -> None:

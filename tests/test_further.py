@@ -47,9 +47,11 @@ def test_views_are_the_image_its_mirror_image_and_their_shifts() -> None:
 
 
 def test_test_time_augmentation_averages_logits() -> None:
-    row = further.with_views(linear, TEST, linear(TEST.images, "plain"), Views.FLIP, CLASS_NAMES, seed=0)
+    none, row = further.with_views(linear, TEST, linear(TEST.images, "plain"), Views.FLIP, CLASS_NAMES, seed=0)
     mirrored = np.ascontiguousarray(TEST.images[:, :, ::-1])
     logits = (linear(TEST.images, "a") + linear(mirrored, "b")) / np.float32(2)
+    assert (none["kind"], none["name"], none["n"]) == ("views", "none", 100)
+    assert none["accuracy"] == (linear(TEST.images, "c").argmax(axis=1) == TEST.labels).mean()
     assert (row["kind"], row["name"], row["n"]) == ("views", "flip", 100)
     assert row["accuracy"] == sklearn_metrics.accuracy_score(TEST.labels, logits.argmax(axis=1))
     assert row["loss"] == pytest.approx(sklearn_metrics.log_loss(TEST.labels, softmax(logits)), rel=1e-5)

@@ -29,11 +29,23 @@ def test_metrics_match_a_calculation_by_hand() -> None:
     assert metrics["top5"] == 1.0
     assert metrics["confusion_matrix"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert metrics["loss"] == pytest.approx(-(math.log(0.7) + math.log(0.3) + math.log(0.8) + math.log(0.4)) / 4)
+    # Squared distances from the label, over all three classes: of (0.7, 0.2, 0.1) from cat 0.09 + 0.04 + 0.01, and so on.
+    assert metrics["brier"] == pytest.approx((0.14 + 0.86 + 0.06 + 0.62) / 4)
     figures = {name: metrics["per_class"]["cat"][name] for name in ("precision", "recall", "f1", "support")}
     assert figures == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     # A class that does not occur is listed, counts as 0, and the macro means are over three classes.
     assert metrics["per_class"]["ship"]["f1"] == metrics["per_class"]["ship"]["support"] == 0
     assert metrics["macro_precision"] == pytest.approx(1 / 3)
+
+
+def test_weighted_means_count_a_class_by_its_images() -> None:
+    """Three cats, of which one is taken for a dog, and one dog."""
+    logits = logits_of([[0.8, 0.2], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
+    metrics = classification_metrics(logits, np.array([0, 0, 0, 1]), ["cat", "dog"])
+    assert metrics["weighted_precision"] == pytest.approx((3 * 1 + 1 * 1 / 2) / 4)
+    assert metrics["weighted_recall"] == pytest.approx((3 * 2 / 3 + 1 * 1) / 4)
+    assert metrics["weighted_f1"] == pytest.approx((3 * 4 / 5 + 1 * 2 / 3) / 4)
+    assert metrics["macro_recall"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_keys_are_exactly_those_of_the_contract_and_json_ready() -> None:

@@ -177,6 +177,32 @@ def test_the_page_says_what_was_found_after_the_run(content: Content, html: str,
         assert heading not in plain
 
 
+def rows_of(html: str, label: str) -> list[list[str]]:
+    """Return the cells of a table, row by row, as they are read."""
+    table = html[html.index(f'aria-label="{label}"') :].split("</table>", maxsplit=1)[0]
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+    ]
+    return [[re.sub("<[^>]*>", "", cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in rows]
+
+
+def test_the_tables_behind_the_charts_have_their_figures(content: Content, html: str) -> None:
+    right = content.logits.argmax(axis=1) == content.labels
+    for name, temperature in (("served", TEMPERATURE), ("unscaled", 1.0)):
+        confidence = softmax(content.logits, temperature).max(axis=1)
+        inside = (confidence > 12 / 15) & (confidence <= 13 / 15)
+        shares = [f"{100 * values[inside].mean():.2f} %" for values in (confidence, right)]
+        assert ["0.80 to 0.87", name, f"{inside.sum()}", *shares] in rows_of(html, "Bins of the reliability diagram")
+    assert rows_of(html, "Epochs")[1:] == [["head", "1", "20", "0.9000", "60.00 %", "0.8000", "70.00 %", "0.1"]]
+
+
+def test_the_page_says_how_long_it_took_with_what_on_what(html: str) -> None:
+    assert rows_of(html, "Minutes")[1:] == [["prepare", "0.1", ""], ["head", "1.0", "100"], ["total", "1.5", ""]]
+    assert ["image_size", "96"] in rows_of(html, "Settings")
+    assert ["processor", "a processor"] in rows_of(html, "Machine and software")
+
+
 def test_what_a_class_is_called_cannot_become_a_script(html: str) -> None:
     assert "<script>alert" not in html
     assert html.count("<script>") == 1

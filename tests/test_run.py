@@ -194,15 +194,16 @@ def test_evaluate_repeats_the_numbers(workdir: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.strip().endswith("result.json reports")
 
 
+@pytest.mark.parametrize("figure", ["loss", "accuracy"])
 def test_evaluate_tells_a_model_that_is_not_the_reported_one(
-    workdir: Path, tmp_path: Path, result: dict[str, Any]
+    figure: str, workdir: Path, tmp_path: Path, result: dict[str, Any]
 ) -> None:
     changed = json.loads(json.dumps(result))
-    changed["test"]["loss"] += 0.001
+    changed["test"][figure] += 0.001
     for name in ("saved_model", "predictions.npz", "metrics.jsonl"):
         (tmp_path / name).symlink_to(workdir / name)
     (tmp_path / "result.json").write_text(json.dumps(changed))
-    with pytest.raises(SystemExit, match="not the figures"):
+    with pytest.raises(SystemExit, match=rf"^error: .*result\.json reports others\. Received: test {figure} [^;]*$"):
         evaluate.main(["evaluate", f"--model={tmp_path}"])
 
 

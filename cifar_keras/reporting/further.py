@@ -34,8 +34,8 @@ def with_views(
     class_names: Sequence[str],
     *,
     seed: int,
-) -> dict[str, Any]:
-    """Measure the mean logits of several views of each test image, and return its row.
+) -> list[dict[str, Any]]:
+    """Measure the mean logits of several views of each test image, and return its row behind that of the images as they are.
 
     Args:
         predict: the model.
@@ -47,7 +47,10 @@ def with_views(
     """
     (share, _), *others = views_of(test.images, views)
     logits = share * plain + sum(share * predict(images, f"test, {views}") for share, images in others)
-    return row("views", views, logits.astype(np.float32), test.labels, class_names, seed=seed)
+    return [
+        row("views", name, of_views, test.labels, class_names, seed=seed)
+        for name, of_views in ((Views.NONE, plain), (views, logits.astype(np.float32)))
+    ]
 
 
 def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, NDArray[np.uint8]]]:

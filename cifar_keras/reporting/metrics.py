@@ -34,8 +34,8 @@ def classification_metrics(
         `calibration.expected_calibration_error`; `macro_precision`, `macro_recall` and `macro_f1`, plain means over the
         classes, and `weighted_...`, means weighted by the images of each class; `per_class`, of each name its `precision`,
         `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`; `confusion_matrix`, counts as a
-        list of rows, a row for each true class and a column for each prediction; `intervals`, of each figure with a
-        confidence of 95 %, as [low, high]; that of a calibration error begins at 0 where chance alone can show as much.
+        list of rows, a row for each true class and a column for each prediction; `intervals`, of each figure with a confidence of
+        95 %, as [low, high]; that of a calibration error begins at 0 where chance can show as much, and always holds the error.
 
     Raises:
         ValueError: shapes that do not match, no images, labels out of range, or logits that are not finite.
@@ -71,9 +71,11 @@ def _intervals(probabilities: NDArray[np.float64], labels: NDArray[np.int64], se
     found = bootstrap_intervals(resampled_metrics(probabilities, labels, top=TOP), len(labels), seed=seed)
     intervals = {name: [low, high if name in UNLIMITED else min(1.0, high)] for name, (low, high) in found.items()}
     _, most_by_chance = calibration_error_by_chance(probabilities, seed=seed)
-    if expected_calibration_error(probabilities, labels) <= most_by_chance:
-        # Of probabilities that are all right the bootstrap's lower end is often above 0.
-        intervals["calibration_error"][0] = 0.0
+    error = expected_calibration_error(probabilities, labels)
+    low, high = intervals["calibration_error"]
+    # Of probabilities that are all right the bootstrap's lower end is often above 0; and as every resample adds to an error, the
+    # upper end of a small one can be under the error.
+    intervals["calibration_error"] = [0.0 if error <= most_by_chance else min(low, error), max(high, error)]
     return intervals
 
 

@@ -65,11 +65,13 @@ def write_projector(
         columns: headings, and what each says of every image; e.g. ("label", [...]).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    np.savetxt(folder / "features.tsv", components, delimiter="\t", fmt="%.6g")
-    with (folder / "labels.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow([heading for heading, _ in columns])
-        writer.writerows(zip(*(values for _, values in columns), strict=True))
+    points, labels = io.BytesIO(), io.StringIO(newline="")
+    np.savetxt(points, components, delimiter="\t", fmt="%.6g")
+    writer = csv.writer(labels, delimiter="\t", lineterminator="\n")
+    writer.writerow([heading for heading, _ in columns])
+    writer.writerows(zip(*(values for _, values in columns), strict=True))
+    artifacts.write_whole(folder / "features.tsv", points.getvalue())
+    artifacts.write_whole(folder / "labels.tsv", labels.getvalue().encode())
     artifacts.write_whole(folder / "images.png", _sprite(images))
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add()

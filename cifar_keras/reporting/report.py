@@ -132,16 +132,18 @@ def _shown(content: Content, probabilities: NDArray[np.float64], index: np.int64
 
 
 def _bins(content: Content) -> list[dict[str, Any]]:
-    """Return the rows of the reliability diagram, without its empty bins."""
-    diagram = reliability(softmax(content.logits, content.result["calibration"]["temperature"]), content.labels)
+    """Return the rows of the reliability diagram, before temperature scaling and as it is served, without its empty bins."""
     return [
         {
+            "probabilities": name,
             "from": place / BINS,
             "to": (place + 1) / BINS,
             "images": int(diagram.images[place]),
             "confidence": float(diagram.confidence[place]),
             "accuracy": float(diagram.accuracy[place]),
         }
+        for name, temperature in (("served", content.result["calibration"]["temperature"]), ("unscaled", 1.0))
+        for diagram in [reliability(softmax(content.logits, temperature), content.labels)]
         for place in np.flatnonzero(diagram.images).tolist()
     ]
 

@@ -15,22 +15,9 @@ from cifar_keras.config import DistillationConfig
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import Examples
 from cifar_keras.data.splits import Splits
-from cifar_keras.errors import UserError
 from cifar_keras.saved_model import served_logits
 
 SPLITS = ("train", "validation")
-
-
-def check_classes(model: tf.Module, class_names: tuple[str, ...], teacher: str) -> None:
-    """Check that a teacher tells the classes apart that are to be learned.
-
-    Raises:
-        UserError: it tells others apart.
-    """
-    served = model.serve(tf.zeros((1, 32, 32, 3), tf.uint8))["class_names"].numpy()
-    known = tuple(name.decode() for name in served)
-    if known != class_names:
-        raise UserError(f"--teacher tells other classes apart: {', '.join(known)}. Received: {teacher}")
 
 
 def teacher_logits(teacher: tf.Module, splits: Splits, file: Path, batch_size: int) -> dict[str, NDArray[np.float32]]:
