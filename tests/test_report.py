@@ -197,6 +197,16 @@ def test_the_tables_behind_the_charts_have_their_figures(content: Content, html:
     assert rows_of(html, "Epochs")[1:] == [["head", "1", "20", "0.9000", "60.00 %", "0.8000", "70.00 %", "0.1"]]
 
 
+def test_the_page_says_how_sure_the_confidence_is(content: Content, page: Page) -> None:
+    text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
+    test = content.result["test"]
+    low, high = test["intervals"]["brier"]
+    assert f"Brier score is {test['brier']:.4f} ({low:.4f} to {high:.4f})" in text
+    for metrics in (test, content.result["calibration"]["test"]):
+        low, high = metrics["intervals"]["calibration_error"]
+        assert f"{100 * metrics['calibration_error']:.2f} % ({100 * low:.2f} % to {100 * high:.2f} %" in text
+
+
 def test_the_page_says_how_long_it_took_with_what_on_what(html: str) -> None:
     assert rows_of(html, "Minutes")[1:] == [["prepare", "0.1", ""], ["head", "1.0", "100"], ["total", "1.5", ""]]
     assert ["image_size", "96"] in rows_of(html, "Settings")

@@ -93,16 +93,16 @@ def test_no_interval_lies_below_zero() -> None:
 
 
 def test_the_interval_of_a_calibration_error_that_is_zero_holds_zero() -> None:
-    """A model whose three confidences are right; 95 % of 40 intervals, of which fewer than 33 come by chance once in 1,000."""
+    """A model whose confidences are right; 95 % of 40 intervals, of which fewer than 33 come by chance once in 1,000."""
     generator = np.random.default_rng(12)
-    confidence = np.repeat([0.6, 0.8, 0.95], 200)
+    confidence = np.linspace(0.51, 0.99, 600)
     logits = np.log(np.stack([confidence, 1 - confidence], axis=1)).astype(np.float32)
     covered = 0
     for seed in range(40):
         labels = (generator.random(600) >= confidence).astype(np.int64)
         found = classification_metrics(logits, labels, ["first", "second"], seed=seed)
         low, high = found["intervals"]["calibration_error"]
-        assert found["calibration_error"] <= high
+        assert found["calibration_error"] <= high  # what the bootstrap says can be less
         covered += low == 0 < found["calibration_error"]
     assert covered >= 33
 
