@@ -54,10 +54,11 @@ def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
     try:
         run_config = config.from_values(result["config"])
         config.validate(run_config)
-        float(result["test"]["intervals"]["accuracy"][1]), float(result["calibration"]["test"]["loss"])
-        float(result["calibration"]["temperature"]), float(result["minutes"]["total"])
-        for split in ("test", "validation"):
-            float(result[split]["loss"]), float(result[split]["accuracy"]), float(result[split]["brier"])
+        float(result["calibration"]["temperature"]), float(result["calibration"]["test"]["loss"])
+        float(result["minutes"]["total"])
+        for split in (result["test"], result["validation"]):
+            for figure in ("accuracy", "loss", "brier"):
+                float(split[figure]), float(split["intervals"][figure][1])
     except (UserError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"the result cannot be used: {type(error).__name__}, {error}. Received: {path}") from error
     return result, run_config

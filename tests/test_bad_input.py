@@ -307,7 +307,8 @@ def run_of_damaged_states(folder: Path) -> None:
 
 def run_without_its_model(folder: Path) -> None:
     """All that the commands read of a run before they load its model."""
-    measured = {"loss": 1.0, "intervals": {"accuracy": [0.0, 1.0]}}
+    figures = {"loss": 1.0, "accuracy": 0.5, "brier": 0.5, "calibration_error": 0.1}
+    measured = figures | {"intervals": {name: [0.0, 1.0] for name in figures}}
     result = {
         "config": to_values(RunConfig()),
         "test": measured,
