@@ -200,9 +200,15 @@ def evaluate_further(
     if CORRUPTION_SUITE in settings.test_sets.split(","):
         measured, means[CORRUPTION_SUITE] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured
+    right_of_corrupted = []
     for name in sets:
-        others = read_other_set(name, data_dir, splits.validation)
-        rows += [further.on_other_set(predict, other, class_names, seed=seed) for other in others]
+        for other in read_other_set(name, data_dir, splits.validation):
+            measured_row, right = further.on_other_set(predict, other, class_names, seed=seed)
+            rows.append(measured_row)
+            if name.startswith("cifar10_corrupted/"):
+                right_of_corrupted.append(right)
+    if right_of_corrupted:  # each the whole test split, and TFDS orders all of them alike
+        means["cifar10_corrupted"] = further.mean_accuracy(right_of_corrupted, seed=seed)
     if rows:
         print(further_table(rows))
         keep_further(rows, means, path)
@@ -213,9 +219,6 @@ def keep_further(rows: Sequence[dict[str, Any]], means: dict[str, Any], path: Pa
     file = path / paths.FURTHER
     kept = artifacts.read_json(file) if file.is_file() else {"rows": [], "means": {}}
     every = further.merged(kept["rows"], rows)
-    corrupted = [each["accuracy"] for each in every if each["name"].startswith("cifar10_corrupted/")]
-    if corrupted:
-        means = means | {"cifar10_corrupted": {"n": len(corrupted), "accuracy": float(np.mean(corrupted))}}
     of_corruptions = [each for each in every if each["kind"] == "corruption"]
     if of_corruptions:  # before the file that says that there is one
         artifacts.write_whole(path / "corruptions.png", pictures.corruptions_picture(of_corruptions))

@@ -15,6 +15,7 @@ from cifar_keras import artifacts, environment, flags, paths, workdir
 from cifar_keras.errors import UserError
 from cifar_keras.finished_run import FinishedRun, read_finished_run
 from cifar_keras.formats import FORMATS, Bound
+from cifar_keras.reporting.uncertainty import mean_interval
 
 EXAMPLES = 200  # training images that int8 learns its ranges from
 
@@ -122,7 +123,7 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
     if done.returncode:
         raise RuntimeError(f"the runtime of {name} cannot run it. Received: status {done.returncode}")
     with np.load(found) as kept:
-        compared = compare(kept["logits"], run.logits, run.labels)
+        compared = compare(kept["logits"], run.logits, run.labels, seed=run.config.seed)
         return {
             "path": FORMATS[name].path,
             "bytes": size_of(file),
@@ -134,12 +135,20 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
         }
 
 
-def compare(logits: NDArray[np.float32], wanted: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+def compare(
+    logits: NDArray[np.float32], wanted: NDArray[np.float32], labels: NDArray[np.int64], *, seed: int
+) -> dict[str, Any]:
     """Compare the logits of an export, `[n, classes]`, with those that the run measured.
+
+    Args:
+        logits: of the export.
+        wanted: of the run.
+        labels: int64 `[n]`.
+        seed: of the resamples, the run's, so that an export with the same predictions has the run's interval.
 
     Returns:
         `logit_difference`, the largest, as a share of the largest logit; `agreement`, the share of images with the same
-        prediction; `accuracy` of the export, and `lost_accuracy` by it; all fractions.
+        prediction; `accuracy` of the export, and `lost_accuracy` by it; all fractions. `intervals` has that of `accuracy`.
 
     Raises:
         RuntimeError: they are not finite, or of another shape.
@@ -147,19 +156,20 @@ def compare(logits: NDArray[np.float32], wanted: NDArray[np.float32], labels: ND
     if logits.shape != wanted.shape or not np.isfinite(logits).all():
         raise RuntimeError(f"the export gives other logits than finite ones {wanted.shape}. Received: {logits.shape}")
     predicted, expected = logits.argmax(axis=1), wanted.argmax(axis=1)
-    right, expected_right = int((predicted == labels).sum()), int((expected == labels).sum())
+    right, expected_right = predicted == labels, expected == labels
     return {
         "logit_difference": float(np.abs(logits - wanted).max() / np.abs(wanted).max()),
         "agreement": float((predicted == expected).mean()),
-        "accuracy": right / len(labels),
+        "accuracy": float(right.mean()),
+        "intervals": {"accuracy": mean_interval(right.astype(np.float64), seed=seed, highest=1.0)},
         # Of whole images, because the difference of two rounded shares can be above a bound that it is equal to.
-        "lost_accuracy": (expected_right - right) / len(labels),
+        "lost_accuracy": (int(expected_right.sum()) - int(right.sum())) / len(labels),
     }
 
 
-def is_within(compared: Mapping[str, float], bound: Bound) -> bool:
+def is_within(compared: Mapping[str, Any], bound: Bound) -> bool:
     """Say whether an export is as near to the model as its format promises."""
-    return (
+    return bool(
         (bound.logit_difference is None or compared["logit_difference"] <= bound.logit_difference)
         and compared["agreement"] >= bound.agreement
         and compared["lost_accuracy"] <= bound.lost_accuracy

@@ -86,9 +86,7 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
     """Return what is kept of a model."""
     run, exports = model.run, model.run.path / paths.EXPORTS
     served = model.format_name == "saved_model"
-    accuracy = run.result["test"]["accuracy"]
-    if not served:
-        accuracy = artifacts.read_json(exports)[model.format_name]["accuracy"]
+    figures = run.result["test"] if served else artifacts.read_json(exports)[model.format_name]
     files = sorted(file for file in model.file.rglob("*") if file.is_file()) if model.file.is_dir() else [model.file]
     contents = [file.read_bytes() for file in files]
     return {
@@ -98,8 +96,8 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
         "image_size": run.config.model.image_size,
         "sparsity": run.result.get("sparsity", 0.0),  # of a run from before there was pruning
         "teacher": bool(run.config.distillation.teacher),
-        "accuracy": accuracy,
-        "interval": run.result["test"]["intervals"]["accuracy"] if served else None,
+        "accuracy": figures["accuracy"],
+        "intervals": {"accuracy": figures["intervals"]["accuracy"]},
         "bytes": sum(map(len, contents)),
         "deflated_bytes": sum(len(zlib.compress(content)) for content in contents),
         "images_per_second": statistics.median(speeds),

@@ -16,7 +16,7 @@ from typing import Any
 
 from cifar_keras.config import RunConfig, to_values
 from cifar_keras.reporting.report import short_commit
-from cifar_keras.reporting.tables import exports_table, further_table
+from cifar_keras.reporting.tables import exports_table, further_table, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -146,7 +146,7 @@ def smaller_models_table(smaller: Result) -> str:
             row["format"],
             f"{row['backbone']} at {row['image_size']} px{taught}",
             f"{100 * row['sparsity']:.1f} %",
-            f"{100 * row['accuracy']:.2f} %",
+            with_interval(row, "accuracy"),
             f"{row['bytes'] / 1e6:.2f}",
             f"{row['deflated_bytes'] / 1e6:.2f}",
             f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})",

@@ -24,6 +24,7 @@ from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 from cifar_keras.formats import FORMATS, Bound
 from cifar_keras.reporting.calibration import softmax
+from cifar_keras.reporting.metrics import classification_metrics
 from experiments import smaller_models, tables
 
 IMAGES = make_dataset(0).test.images
@@ -161,9 +162,10 @@ def test_smaller_models_are_those_that_were_measured(
     assert int8["deflated_bytes"] == deflated < int8["bytes"]
     assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in content["rows"])
     line = tables.smaller_models_table(content).splitlines()[-1]
+    low, high = (100 * end for end in exports["litert_int8"]["intervals"]["accuracy"])
     assert line.startswith(
-        f"| `small` | litert_int8 | resnet50 at 64 px | 0.0 % | {100 * int8['accuracy']:.2f} % | {int8['bytes'] / 1e6:.2f} "
-        f"| {deflated / 1e6:.2f} | {int8['images_per_second']:,.0f} ("
+        f"| `small` | litert_int8 | resnet50 at 64 px | 0.0 % | {100 * int8['accuracy']:.2f} % ({low:.2f} to {high:.2f}) "
+        f"| {int8['bytes'] / 1e6:.2f} | {deflated / 1e6:.2f} | {int8['images_per_second']:,.0f} ("
     )
 
 
@@ -226,7 +228,7 @@ def test_what_was_kept_before_one_fails_is_in_the_report(tmp_path: Path, monkeyp
 def test_logits_are_compared_by_hand() -> None:
     wanted = np.array([[4.0, 0.0], [0.0, 2.0], [1.0, 0.5]], np.float32)
     logits = np.array([[3.0, 0.0], [0.0, 2.0], [0.5, 0.75]], np.float32)
-    compared = export.compare(logits, wanted, np.array([0, 1, 0]))
+    compared = export.compare(logits, wanted, np.array([0, 1, 0]), seed=0)
     assert compared["logit_difference"] == 0.25  # 1 of 4
     assert compared["agreement"] == pytest.approx(2 / 3)
     assert compared["accuracy"] == pytest.approx(2 / 3)
@@ -242,15 +244,18 @@ def test_half_a_point_is_half_a_point() -> None:
     """0.9 - 0.895 is more than 0.005 in floating point; 1,000 images of 10,000 are wrong, and of the export 1,050."""
     labels = np.zeros(10_000, np.int64)
     wanted, logits = (np.where(np.arange(10_000)[:, None] < wrong, [[0, 1]], [[1, 0]]) for wrong in (1000, 1050))
-    compared = export.compare(logits.astype(np.float32), wanted.astype(np.float32), labels)
+    compared = export.compare(logits.astype(np.float32), wanted.astype(np.float32), labels, seed=0)
     assert export.is_within(compared, FORMATS["litert_int8"].bound)
+    # The interval of the export is that which a run with its predictions has.
+    of_run = classification_metrics(logits.astype(np.float32), labels, ["a", "b"], seed=0)
+    assert tuple(compared["intervals"]["accuracy"]) == tuple(of_run["intervals"]["accuracy"])
     assert not export.is_within(compared | {"lost_accuracy": 51 / 10_000}, FORMATS["litert_int8"].bound)
 
 
 @pytest.mark.parametrize("broken", [np.full((3, 2), np.nan), np.zeros((2, 2)), np.zeros((3, 3))])
 def test_what_is_no_answer_is_said(broken: NDArray[np.float64]) -> None:
     with pytest.raises(RuntimeError, match="Received: "):
-        export.compare(broken.astype(np.float32), np.zeros((3, 2), np.float32), np.array([0, 1, 0]))
+        export.compare(broken.astype(np.float32), np.zeros((3, 2), np.float32), np.array([0, 1, 0]), seed=0)
 
 
 def test_what_is_missing_is_named(workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.config import Views
@@ -67,9 +68,19 @@ def test_every_corruption_has_a_row_and_the_mean_is_theirs() -> None:
     ]
     accuracy = np.mean([row["accuracy"] for row in rows[1:]])
     assert mean["accuracy"] == pytest.approx(accuracy)
-    assert mean["n"] == 100
+    assert (mean["sets"], mean["n"]) == (40, 100)
     assert mean["interval"][0] < accuracy < mean["interval"][1]
     assert rows[0]["accuracy"] == (linear(TEST.images, "test").argmax(axis=1) == TEST.labels).mean()
+
+
+def test_the_mean_of_several_sets_is_resampled_by_images() -> None:
+    """Sets that are the same tell no more than one: the interval is that of one, not narrower."""
+    right = np.random.default_rng(0).random(200) < 0.9
+    one, ten = (further.mean_accuracy([right] * sets, seed=3) for sets in (1, 10))
+    assert ten == one | {"sets": 10}
+    wanted = stats.bootstrap((right,), np.mean, method="basic", n_resamples=20_000, rng=0).confidence_interval
+    assert one["interval"] == pytest.approx((wanted.low, min(1.0, wanted.high)), abs=0.006)
+    assert further.mean_accuracy([np.arange(50) > 0], seed=0)["interval"][1] == 1.0  # 49 of 50 may be all
 
 
 def test_only_some_images_are_corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +100,15 @@ def test_people_are_measured_by_cross_entropy() -> None:
     logits[0, 0] = np.log(3.0)  # 3/12 of the probability, and 1/12 for each other class
     logits[1, 3] = np.log(27.0)  # 27/36
     split = LabelledImages(TEST.images[:2], np.array([0, 3]))
-    row = further.on_other_set(lambda *_: logits, OtherSet("cifar10_h", split, soft), CLASS_NAMES, seed=0)
+    row, right = further.on_other_set(lambda *_: logits, OtherSet("cifar10_h", split, soft), CLASS_NAMES, seed=0)
     wanted = [-(np.log(3 / 12) + np.log(1 / 12)) / 2, -np.log(27 / 36)]
     assert row["human_cross_entropy"] == pytest.approx(np.mean(wanted))
     assert row["human_entropy"] == pytest.approx(np.log(2) / 2)
+    low, high = row["intervals"]["human_cross_entropy"]
+    assert low < np.mean(wanted) < high
     assert row["accuracy"] == 1.0
-    plain = further.on_other_set(lambda *_: logits, OtherSet("cifar10_1/v6", split), CLASS_NAMES, seed=0)
+    np.testing.assert_array_equal(right, [True, True])
+    plain, _ = further.on_other_set(lambda *_: logits, OtherSet("cifar10_1/v6", split), CLASS_NAMES, seed=0)
     assert set(row) - set(plain) == {"human_cross_entropy", "human_entropy"}
 
 

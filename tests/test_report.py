@@ -60,23 +60,25 @@ def with_everything(content: Content) -> Content:
     """The same run after `evaluate`, `export` and `explain`."""
 
     def row(kind: str, name: str, accuracy: float) -> dict[str, Any]:
-        interval = [accuracy - 0.01, accuracy + 0.01]
-        figures = {"accuracy": accuracy, "loss": 0.5, "calibration_error": 0.02, "intervals": {"accuracy": interval}}
-        return {"kind": kind, "name": name, "n": 300, **figures}
+        figures = {"accuracy": accuracy, "loss": 0.5, "calibration_error": 0.02}
+        intervals = {figure: [value - 0.01, value + 0.01] for figure, value in figures.items()}
+        return {"kind": kind, "name": name, "n": 300, **figures, "intervals": intervals}
 
     corrupted = [row("corruption", f"{name} {level}", level / 7) for name in ("fog", "jpeg") for level in SEVERITIES]
     people = row("test set", "cifar10_h", 0.8211) | {"human_cross_entropy": 0.7123, "human_entropy": 0.2123}
+    people["intervals"]["human_cross_entropy"] = [0.7023, 0.7223]
     further: dict[str, Any] = {
         "rows": [row("views", "flip", 0.9123), people, row("corruption", "none", 0.95), *corrupted],
         "means": {
-            "corruptions": {"n": 300, "accuracy": 0.4321, "interval": [0.42, 0.44]},
-            "cifar10_corrupted": {"n": 95, "accuracy": 0.5432},
+            "corruptions": {"sets": 10, "n": 300, "accuracy": 0.4321, "interval": [0.4211, 0.4411]},
+            "cifar10_corrupted": {"sets": 95, "n": 10_000, "accuracy": 0.5432, "interval": [0.5311, 0.5511]},
         },
     }
     exports = {
         name: {
             **{"path": f"exports/{name}", "bytes": 94_050_000, "share_of_float32": 0.257, "logit_difference": 2e-6},
-            **{"agreement": 0.9987, "accuracy": 0.8765, "lost_accuracy": 0.001, "within_bounds": True},
+            **{"agreement": 0.9987, "accuracy": 0.8765, "intervals": {"accuracy": [0.8701, 0.8801]}},
+            **{"lost_accuracy": 0.001, "within_bounds": True},
             **{"images_per_second": 43.2, "batch_size": 1, "runtime": f"a runtime of {name} 1.2"},
         }
         for name in ("onnx", "litert_int8")
@@ -167,6 +169,16 @@ def test_the_page_says_what_was_found_after_the_run(content: Content, html: str,
     text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
     for figure in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 corrupted sets"):
         assert figure in text, figure
+    for interval in (
+        "90.23 % to 92.23 %",
+        "42.11 % to 44.11 %",
+        "53.11 % to 55.11 %",
+        "0.7023 to 0.7223",
+        "87.01 % to 88.01 %",
+    ):
+        assert interval in text, interval
+    for interval in ("0.4900 to 0.5100", "1.00 % to 3.00 %"):  # loss and calibration error
+        assert interval in text, interval
     for figure in ("a runtime of onnx 1.2", "94.0", "25.7 %", "2.0e-06", "99.87 %", "87.65 %"):
         assert figure in text, figure
     for figure in ("0.988", "1,234 of 50,000", "88.99 %", "45,000 training images"):
@@ -268,8 +280,10 @@ def test_the_card_says_the_figures_of_the_result(content: Content) -> None:
     rows = [line for line in card.splitlines() if line.startswith("| cat |")]
     assert "Other formats" not in card
     whole = model_card(with_everything(content))
-    assert "| litert_int8 | `exports/litert_int8` | 94.0 | 87.65 % | 99.87 % |" in whole.splitlines()
-    assert "43.21 %" in whole
+    assert (
+        "| litert_int8 | `exports/litert_int8` | 94.0 | 87.65 % | 87.01 % to 88.01 % | 99.87 % |" in whole.splitlines()
+    )
+    assert "43.21 % (mean accuracy; 95 % interval 42.11 % to 44.11 %)" in whole
     assert rows == ["| cat | " + " | ".join(f"{100 * test['per_class']['cat'][rate]:.2f} %" for rate in RATES) + " |"]
 
 

@@ -40,26 +40,24 @@ def test_no_line_is_wider_than_a_terminal() -> None:
 
 def test_further_rows_and_exports_are_laid_out() -> None:
     row = {"kind": "views", "name": "flip", "n": 1000, "accuracy": 0.91, "loss": 0.25, "calibration_error": 0.0123}
-    lines = further_table([row | {"intervals": {"accuracy": [0.9, 0.92]}}]).splitlines()
+    lines = further_table(
+        [row | {"intervals": {"accuracy": [0.9, 0.92], "calibration_error": [0.01, 0.02]}}]
+    ).splitlines()
     assert len(lines[0]) == len(lines[1])
     assert lines[1].split() == [
-        "views:",
-        "flip",
-        "1,000",
-        "91.00",
-        "%",
-        "(90.00",
-        "to",
-        "92.00)",
-        "0.2500",
-        "1.23",
-        "%",
+        *("views:", "flip", "1,000"),
+        *("91.00", "%", "(90.00", "to", "92.00)", "0.2500", "1.23", "%", "(1.00", "to", "2.00)"),
     ]
-    export = {"bytes": 24_270_000, "share_of_float32": 0.258, "logit_difference": 0.012, "agreement": 0.99}
-    export |= {"accuracy": 0.9, "images_per_second": 43.4}
+    export: dict[str, object] = {
+        "bytes": 24_270_000,
+        "share_of_float32": 0.258,
+        "logit_difference": 0.012,
+        "agreement": 0.99,
+    }
+    export |= {"accuracy": 0.9, "intervals": {"accuracy": [0.89, 0.9111]}, "images_per_second": 43.4}
     table = exports_table({"onnx": export | {"within_bounds": True}, "litert": export | {"within_bounds": False}})
     assert len({len(line) for line in table.splitlines()}) == 1
     assert table.splitlines()[1].split() == [
-        *("onnx", "24.3", "25.80", "%", "1.2e-02", "99.00", "%", "90.00", "%", "43", "yes")
+        *("onnx", "24.3", "25.80", "%", "1.2e-02", "99.00", "%", "90.00", "%", "(89.00", "to", "91.11)", "43", "yes")
     ]
     assert table.splitlines()[2].split()[-1] == "NO"

@@ -15,7 +15,7 @@ from cifar_keras.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cifar_keras.data.other_sets import OtherSet
 from cifar_keras.reporting.calibration import softmax
 from cifar_keras.reporting.metrics import classification_metrics
-from cifar_keras.reporting.uncertainty import bootstrap_intervals
+from cifar_keras.reporting.uncertainty import mean_interval
 
 FIGURES = ("accuracy", "loss", "brier", "calibration_error")
 # Eight corruptions at five severities: 40 forward passes of each image.
@@ -84,26 +84,38 @@ def with_corruptions(
         seed: of the choice of images, of the noise and of the resamples.
 
     Returns:
-        A row for each corruption and severity, and one for the same images as they are; and the mean accuracy over all
-        corruptions and severities with its interval.
+        A row for each corruption and severity, and one for the same images as they are; and `mean_accuracy` of the corrupted.
     """
     count = min(CORRUPTED_IMAGES, len(test.labels))
     chosen = np.sort(np.random.default_rng(seed).choice(len(test.labels), count, replace=False))
     images, labels = test.images[chosen], test.labels[chosen]
     rows = [row("corruption", "none", plain[chosen], labels, class_names, seed=seed)]
-    right = np.zeros((len(CORRUPTIONS) * len(SEVERITIES), count))
-    cells = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    for place, (name, severity) in enumerate(cells):
+    right = []
+    for name, severity in ((name, severity) for name in CORRUPTIONS for severity in SEVERITIES):
         logits = predict(corrupt(images, name, severity, seed=seed), f"{name} {severity}")
         rows.append(row("corruption", f"{name} {severity}", logits, labels, class_names, seed=seed))
-        right[place] = logits.argmax(axis=1) == labels
-    of_image = right.mean(axis=0)
-    interval = bootstrap_intervals(lambda times: {"mean": times @ of_image / count}, count, seed=seed)["mean"]
-    return rows, {"n": count, "accuracy": float(of_image.mean()), "interval": [interval.low, min(1.0, interval.high)]}
+        right.append(logits.argmax(axis=1) == labels)
+    return rows, mean_accuracy(right, seed=seed)
 
 
-def on_other_set(predict: Predict, other: OtherSet, class_names: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """Measure another test set, and return its row.
+def mean_accuracy(right: Sequence[NDArray[np.bool_]], *, seed: int) -> dict[str, Any]:
+    """Return the mean accuracy on several sets of the same images, as `sets`, `n`, `accuracy` and its `interval`.
+
+    An image is resampled with all that was made of it: its corruptions are not independent of each other.
+
+    Args:
+        right: for each set bool `[n]`, whether the model is right about each image; the images in the same order in all.
+        seed: of the resamples.
+    """
+    of_image = np.mean(right, axis=0)
+    interval = mean_interval(of_image, seed=seed, highest=1.0)
+    return {"sets": len(right), "n": len(of_image), "accuracy": float(of_image.mean()), "interval": interval}
+
+
+def on_other_set(
+    predict: Predict, other: OtherSet, class_names: Sequence[str], *, seed: int
+) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """Measure another test set, and return its row and of which images the model is right, bool `[n]`.
 
     Where people's soft labels are known: `human_cross_entropy`, the mean of `-sum over classes of share * ln(probability)` in nats
     (Peterson et al., arXiv:1908.07086), and `human_entropy`, the least that it can be.
@@ -115,7 +127,8 @@ def on_other_set(predict: Predict, other: OtherSet, class_names: Sequence[str], 
         surprise = -(other.soft_labels * np.log(np.maximum(softmax(logits), smallest))).sum(axis=1)
         entropy = -(other.soft_labels * np.log(np.maximum(other.soft_labels, smallest))).sum(axis=1)
         values |= {"human_cross_entropy": float(surprise.mean()), "human_entropy": float(entropy.mean())}
-    return values
+        values["intervals"]["human_cross_entropy"] = mean_interval(surprise, seed=seed)
+    return values, logits.argmax(axis=1) == other.split.labels
 
 
 def row(

@@ -79,7 +79,7 @@ def further_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['n']:,}",
             with_interval(row, "accuracy"),
             f"{row['loss']:.4f}",
-            f"{_percent(row['calibration_error'])} %",
+            with_interval(row, "calibration_error"),
         )
         for row in rows
     ]
@@ -88,7 +88,18 @@ def further_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out what `export` found of each format, in lines without a newline at the end."""
-    cells = [("format", "MB", "of float32", "logits differ", "same class", "accuracy", "images/s", "within bounds")]
+    cells = [
+        (
+            "format",
+            "MB",
+            "of float32",
+            "logits differ",
+            "same class",
+            "accuracy, 95 % interval",
+            "images/s",
+            "within bounds",
+        )
+    ]
     cells += [
         (
             name,
@@ -96,7 +107,7 @@ def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
             f"{_percent(export['share_of_float32'])} %",
             f"{export['logit_difference']:.1e}",
             f"{_percent(export['agreement'])} %",
-            f"{_percent(export['accuracy'])} %",
+            with_interval(export, "accuracy"),
             f"{export['images_per_second']:.0f}",
             "yes" if export["within_bounds"] else "NO",
         )

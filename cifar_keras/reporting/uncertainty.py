@@ -61,6 +61,19 @@ def bootstrap_intervals(
     }
 
 
+def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np.inf) -> Interval:
+    """Return `bootstrap_intervals` of the mean of values that are known of each image.
+
+    Args:
+        values: float64 `[n]`, none below 0.
+        seed: of the resamples.
+        highest: that a value can be; the interval ends there.
+    """
+    count = len(values)
+    low, high = bootstrap_intervals(lambda times: {"mean": times @ values / count}, count, seed=seed)["mean"]
+    return Interval(low, min(highest, high))
+
+
 def counts_of_rows(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Count how often 0..size - 1 occur in each row of values, int64 `[rows, n]`; returns int64 `[rows, size]`."""
     rows = len(values)
