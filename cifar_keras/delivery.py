@@ -19,7 +19,7 @@ from cifar_keras.models.classifier import feature_maps
 from cifar_keras.reporting import further, pictures
 from cifar_keras.reporting.attribution import activation_maps, occlusion_maps
 from cifar_keras.reporting.calibration import fit_temperature, softmax
-from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, evaluate
+from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, evaluate, serves_at
 from cifar_keras.reporting.galleries import most_confident_errors
 from cifar_keras.reporting.report import Content, model_card, report_html
 from cifar_keras.reporting.tables import further_table
@@ -62,6 +62,10 @@ def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: 
     model = write_and_load(temperature)
     test = evaluate_split(model, splits.test, "test")
     check_is_trained(classifier, splits.test, test.logits, path, batch_size)
+    if not serves_at(test, temperature):
+        raise RuntimeError(
+            f"the probabilities are not those of the logits over {temperature}. Received: {path / paths.SAVED_MODEL}"
+        )
     calibrated = calibrated_metrics(
         test.logits, splits.test.labels, splits.class_names, temperature=temperature, seed=seed
     )
@@ -99,7 +103,7 @@ def check_is_trained(
     Raises:
         RuntimeError: they are not.
     """
-    trained = predict_all(classifier, split.images, batch_size, "test, model.keras")
+    trained = predict_all(classifier, split.images, batch_size, "test, as trained")
     difference = saved_model.check_same_logits(trained, served, str(path / paths.SAVED_MODEL))
     print(f"the reloaded model is the trained one: logits within {difference:.1e} on {len(trained):,} test images")
 
@@ -188,30 +192,40 @@ def evaluate_further(
     """
 
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
-        return saved_model.served_logits(model, images, batch_size, title) / np.float32(temperature)
+        return saved_model.serve_all(model, images, batch_size, title).logits / np.float32(temperature)
 
     test, plain, class_names = splits.test, test_logits / np.float32(temperature), splits.class_names
     rows: list[dict[str, Any]] = []
     means: dict[str, Any] = {}
-    sets = find_other_sets(other_sets_of(settings), data_dir)
+    sets = other_sets_of(settings)
+    find_other_sets(sets, data_dir)  # before anything takes long
     if settings.test_time_augmentation is not Views.NONE:
         views = settings.test_time_augmentation
         rows += further.with_views(predict, test, plain, views, class_names, seed=seed)
     if CORRUPTION_SUITE in settings.test_sets.split(","):
         measured, means[CORRUPTION_SUITE] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured
-    right_of_corrupted = []
-    for name in sets:
-        for other in read_other_set(name, data_dir, splits.validation):
-            measured_row, right = further.on_other_set(predict, other, class_names, seed=seed)
-            rows.append(measured_row)
-            if name.startswith("cifar10_corrupted/"):
-                right_of_corrupted.append(right)
-    if right_of_corrupted:  # each the whole test split, and TFDS orders all of them alike
-        means["cifar10_corrupted"] = further.mean_accuracy(right_of_corrupted, seed=seed)
+    of_sets, mean = on_other_sets(predict, sets, data_dir, splits, seed=seed)
+    rows, means = rows + of_sets, means | mean
     if rows:
         print(further_table(rows))
         keep_further(rows, means, path)
+
+
+def on_other_sets(
+    predict: further.Predict, names: Sequence[str], data_dir: str, splits: Splits, *, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Measure other test sets; return their rows, and the mean over `cifar10_corrupted` where all of it was asked for."""
+    rows, right_of_corrupted = [], []
+    for name in find_other_sets(names, data_dir):
+        for other in read_other_set(name, data_dir, splits.validation):
+            measured, right = further.on_other_set(predict, other, splits.class_names, seed=seed)
+            rows.append(measured)
+            if name.startswith("cifar10_corrupted/"):  # the test split each, and TFDS orders all of them alike
+                right_of_corrupted.append(right)
+    if "cifar10_corrupted" not in names:
+        return rows, {}
+    return rows, {"cifar10_corrupted": further.mean_accuracy(right_of_corrupted, seed=seed)}
 
 
 def keep_further(rows: Sequence[dict[str, Any]], means: dict[str, Any], path: Path) -> None:

@@ -2,21 +2,28 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cifar_keras import environment, flags, paths, workdir
 from cifar_keras.config import EvaluationConfig, other_sets_of
-from cifar_keras.finished_run import read_finished_run
+from cifar_keras.finished_run import check_found, read_finished_run
+
+if TYPE_CHECKING:  # it imports TensorFlow
+    from cifar_keras.reporting.evaluation import Evaluation
 
 # The same SavedModel in another process or on another day may choose other kernels; float32 logits then move by about
-# 1e-6, and with them means over the images. Of 10,000 images one may have another prediction.
+# 1e-6, and with them means over the images. One image may have another prediction.
 TOLERANCE = 1e-4
-COMPARED = ("loss", "accuracy", "brier")  # what is reported beside them follows from the same logits
+COMPARED = ("loss", "brier")  # beside accuracy; what else is reported follows from the same logits
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate on test and validation, compare with what the run reported, and go on to what the flags ask for."""
     arguments = flags.parse_evaluate(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
+    if arguments.settings != EvaluationConfig():
+        check_found(run.path)
     data, seed = run.config.data, run.config.seed
     environment.set_tensorflow_variables()
     import tensorflow as tf
@@ -39,9 +46,7 @@ def main(argv: Sequence[str]) -> None:
     }
     for name, found in measured.items():
         print(metrics_table(found.metrics, f"{name}, {arguments.model}"))
-    if others := differences({name: found.metrics for name, found in measured.items()}, run.result):
-        sys.exit(f"error: {arguments.model / paths.RESULT} reports others. Received: {'; '.join(others)}")
-    print(f"as {arguments.model / paths.RESULT} reports")
+    check_as_reported(measured, run.result, arguments.model / paths.RESULT)
     if arguments.settings == EvaluationConfig():
         return  # and the workdir is as it was
     with workdir.claimed(run.path, "--model"):
@@ -59,14 +64,34 @@ def main(argv: Sequence[str]) -> None:
         delivery.write_report(run.path, run.result, run.records, run.logits, splits)
 
 
-def differences(measured: Mapping[str, Mapping[str, float]], reported: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Say which figures of which splits are not those that were reported, by more than `TOLERANCE`."""
-    return [
-        f"{split} {figure} {metrics[figure]:.6f}, not {reported[split][figure]:.6f}"
-        for split, metrics in measured.items()
-        for figure in COMPARED
-        if not abs(metrics[figure] - reported[split][figure]) <= TOLERANCE
+def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[str, Any], file: Path) -> None:
+    """Say that splits were measured as a run's `result.json` reports, or end the program with status 1."""
+    from cifar_keras.reporting.evaluation import serves_at
+
+    temperature = reported["calibration"]["temperature"]
+    others = differences({name: found.metrics for name, found in measured.items()}, reported)
+    others += [
+        f"{name} at another temperature" for name, found in measured.items() if not serves_at(found, temperature)
     ]
+    if others:
+        sys.exit(f"error: {file} reports others. Received: {'; '.join(others)}")
+    print(f"as {file} reports")
+
+
+def differences(measured: Mapping[str, Mapping[str, Any]], reported: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say which figures of which splits are not those that were reported: accuracy by more than an image, others by `TOLERANCE`."""
+    found = []
+    for split, metrics in measured.items():
+        # Of whole images, because the difference of two rounded shares can be above a bound that it is equal to.
+        right, reported_right = (round(each["accuracy"] * metrics["n"]) for each in (metrics, reported[split]))
+        if abs(right - reported_right) > 1:
+            found.append(f"{split} accuracy {metrics['accuracy']:.6f}, not {reported[split]['accuracy']:.6f}")
+        found += [
+            f"{split} {figure} {metrics[figure]:.6f}, not {reported[split][figure]:.6f}"
+            for figure in COMPARED
+            if not abs(metrics[figure] - reported[split][figure]) <= TOLERANCE
+        ]
+    return found
 
 
 if __name__ == "__main__":

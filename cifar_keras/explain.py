@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cifar_keras import artifacts, environment, flags, paths, workdir
-from cifar_keras.finished_run import read_finished_run
+from cifar_keras.finished_run import check_found, read_finished_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -11,6 +11,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = flags.parse_explain(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
     paths.check_has_model(run.path)
+    check_found(run.path)
     environment.set_tensorflow_variables()
     from cifar_keras import delivery
     from cifar_keras.data.splits import make_splits

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cifar_keras import artifacts, environment, flags, paths, workdir
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import FinishedRun, read_finished_run
+from cifar_keras.finished_run import FinishedRun, check_found, read_finished_run
 from cifar_keras.formats import FORMATS, Bound
 from cifar_keras.reporting.uncertainty import mean_interval
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = flags.parse_export(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
     check_formats(arguments.formats, run.path)
+    check_found(run.path)
     environment.set_tensorflow_variables()
     import tensorflow as tf
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
             delivery.write_report(run.path, run.result, run.records, run.logits, splits)
     if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
         sys.exit(
-            f"error: further from the model that was measured than the bound of the format, so that this export is not kept. "
+            "error: further from the model that was measured than the bound of the format, so that it is not listed, and no file "
+            "that was converted is kept. "
             f"Received: {', '.join(outside)}"
         )
 
@@ -153,8 +155,12 @@ def compare(
     Raises:
         RuntimeError: they are not finite, or of another shape.
     """
-    if logits.shape != wanted.shape or not np.isfinite(logits).all():
-        raise RuntimeError(f"the export gives other logits than finite ones {wanted.shape}. Received: {logits.shape}")
+    if logits.shape != wanted.shape:
+        raise RuntimeError(f"the export has to give logits {wanted.shape}. Received: {logits.shape}")
+    if broken := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise RuntimeError(
+            f"the export has to give finite logits. Received: NaN or infinity in {broken} of {len(logits)} rows"
+        )
     predicted, expected = logits.argmax(axis=1), wanted.argmax(axis=1)
     right, expected_right = predicted == labels, expected == labels
     return {

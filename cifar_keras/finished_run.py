@@ -62,3 +62,45 @@ def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
     except (UserError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"the result cannot be used: {type(error).__name__}, {error}. Received: {path}") from error
     return result, run_config
+
+
+def check_found(path: Path) -> None:
+    """Check what `evaluate`, `export` and `explain` left in a workdir, of which a new report tells, before hours go into what is new.
+
+    Raises:
+        UserError: a file is damaged, or of another version.
+    """
+    for name, check in (
+        (paths.FURTHER, _check_further),
+        (paths.EXPORTS, _check_exports),
+        (paths.EXPLANATION, _check_explanation),
+    ):
+        file = path / name
+        if not file.exists():
+            continue
+        content = artifacts.read_json(file)
+        try:
+            check(content)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file.name} is damaged or of another version ({type(error).__name__}, {error}); remove it, and the command that made it "
+                f"can make it again. Received: {file}"
+            ) from error
+
+
+def _check_further(content: dict[str, Any]) -> None:
+    for row in content["rows"]:
+        wanted = ["accuracy", "loss", "calibration_error"] + ["human_cross_entropy"] * ("human_entropy" in row)
+        for figure in wanted:
+            float(row[figure]), float(row["intervals"][figure][1])
+    for mean in content["means"].values():
+        float(mean["accuracy"]), float(mean["interval"][1])
+
+
+def _check_exports(content: dict[str, Any]) -> None:
+    for export in content.values():
+        float(export["accuracy"]), float(export["intervals"]["accuracy"][1]), float(export["images_per_second"])
+
+
+def _check_explanation(content: dict[str, Any]) -> None:
+    int(content["train_images"]), list(content["neighbours"]), content["suspects"]

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -113,7 +114,14 @@ def check_classes(model: tf.Module, class_names: tuple[str, ...], path: str | Pa
         raise UserError(f"--{flag} tells other classes apart: {', '.join(known)}. Received: {path}")
 
 
-def served_logits(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
+class Served(NamedTuple):
+    """What a SavedModel gives of images."""
+
+    logits: NDArray[np.float32]  # [n, classes]
+    probabilities: NDArray[np.float32]  # [n, classes]
+
+
+def serve_all(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> Served:
     """Run every image once through the `serve` of a loaded SavedModel, with a progress bar.
 
     Args:
@@ -121,16 +129,12 @@ def served_logits(model: tf.Module, images: NDArray[np.uint8], batch_size: int, 
         images: uint8 `[n, height, width, 3]`.
         batch_size: images at a time; the last batch is smaller where it does not divide n.
         title: what the progress bar is called.
-
-    Returns:
-        float32 `[n, classes]`.
     """
-    starts = range(0, len(images), batch_size)
-    batches = [
-        model.serve(tf.constant(images[start : start + batch_size]))["logits"].numpy()
-        for start in tqdm(starts, desc=title, unit="batch", disable=None)
-    ]
-    return np.concatenate(batches)
+    batches = []
+    for start in tqdm(range(0, len(images), batch_size), desc=title, unit="batch", disable=None):
+        outputs = model.serve(tf.constant(images[start : start + batch_size]))
+        batches.append([outputs[name].numpy() for name in Served._fields])
+    return Served(*map(np.concatenate, zip(*batches, strict=True)))
 
 
 def check_same_logits(trained: NDArray[np.float32], reloaded: NDArray[np.float32], artifact: str) -> float:

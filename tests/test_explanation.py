@@ -1,20 +1,24 @@
+import base64
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from numpy.typing import NDArray
 from small_networks import small_classifier
 from small_runs import finish_small_run
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.projector import projector_plugin
 
-from cifar_keras import evaluate, explain, explanation, run
+from cifar_keras import evaluate, explain, explanation, export, run
 from cifar_keras.data.cifar10 import CLASS_NAMES
 from cifar_keras.data.splits import split_train
 from cifar_keras.data.synthetic import make_dataset
@@ -94,6 +98,45 @@ def test_the_report_shows_them(workdir: Path, found: dict[str, Any]) -> None:
     assert (workdir / "feature_map.png").is_file()
 
 
+@pytest.fixture(scope="module")
+def part(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """What is found where some of the training images are looked at: `explanation.json` and the rows of the CSV file."""
+    path = tmp_path_factory.mktemp("runs") / "part"
+    shutil.copytree(workdir, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explanation, "make_classifier", lambda config, count: small_classifier())
+        patch.setattr(run, "load_images", lambda config: DATASET)
+        explain.main(["explain", f"--model={path}", "--train_images=200"])
+    with (path / "suspect_labels.csv").open(newline="") as file:
+        return json.loads((path / "explanation.json").read_text()), list(csv.DictReader(file))
+
+
+def pixels_of(uri: str) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = tf.io.decode_png(base64.b64decode(uri.partition(",")[2]), channels=3).numpy()
+    return pixels
+
+
+def test_what_is_shown_is_what_is_told_of(part: tuple[dict[str, Any], list[dict[str, str]]]) -> None:
+    """Places, labels and images are of the same image, also where not every image was looked at."""
+    found, rows = part
+    assert (found["train_images"], found["suspects"]["images"]) == (200, 200)
+    assert len(rows) >= 3
+    assert max(int(row["index"]) for row in rows) >= 200  # places in all of the train set
+    for row in rows:
+        assert row["label"] == CLASS_NAMES[DATASET.train.labels[int(row["index"])]]
+    for shown in found["suspects"]["shown"]:
+        np.testing.assert_array_equal(pixels_of(shown["image"]), DATASET.train.images[shown["index"]])
+    train, _ = split_train(DATASET.train.labels, 0.1, seed=0)
+    for error in found["neighbours"]:
+        image = pixels_of(error["image"])
+        place = np.flatnonzero((DATASET.test.images == image).all(axis=(1, 2, 3)))[0]
+        assert error["label"] == CLASS_NAMES[DATASET.test.labels[place]] != error["predicted"]
+        for near in error["nearest"]:
+            place = np.flatnonzero((DATASET.train.images == pixels_of(near["image"])).all(axis=(1, 2, 3)))[0]
+            assert place in train
+            assert near["label"] == CLASS_NAMES[DATASET.train.labels[place]]
+
+
 def test_tensorboard_finds_the_projector(workdir: Path) -> None:
     """Its own plugin lists the runs that have one."""
     logdir = str(workdir / "tensorboard")
@@ -123,6 +166,33 @@ def test_a_run_that_began_with_nothing_has_no_suspects(tmp_path: Path, capsys: p
     (path / "model.keras").unlink()
     with pytest.raises(UserError, match=r"no model\.keras any more\. Received: "):
         explain.main(["explain", f"--model={path}"])
+
+
+@pytest.mark.parametrize("command", [evaluate, explain, export], ids=["evaluate", "explain", "export"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "exports/exports.json",
+            {"onnx": {"accuracy": 0.9, "images_per_second": 5.0}},
+        ),  # of before there were intervals
+        ("further_evaluation.json", {"rows": [{"accuracy": 0.9, "loss": 0.1}], "means": {}}),
+        ("further_evaluation.json", {"rows": [], "means": {"cifar10_corrupted": {"n": 2, "accuracy": 0.5}}}),
+        ("explanation.json", []),
+        ("explanation.json", "{"),
+    ],
+)
+def test_what_another_version_left_is_named_before_anything_is_done(
+    name: str, content: Any, command: ModuleType, workdir: Path, tmp_path: Path
+) -> None:
+    for each in ("result.json", "predictions.npz", "metrics.jsonl", "model.keras", "saved_model"):
+        (tmp_path / each).symlink_to(workdir / each)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    more = ["--test_time_augmentation=flip"] if command is evaluate else []
+    with pytest.raises(UserError, match=rf"^{Path(name).name}.*Received: .*{name}$"):
+        command.main([command.__name__, f"--model={tmp_path}", *more])
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

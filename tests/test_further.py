@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -6,7 +8,7 @@ from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.config import Views
 from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
-from cifar_keras.data.corruptions import CORRUPTIONS, SEVERITIES
+from cifar_keras.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cifar_keras.data.other_sets import OtherSet
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.reporting import further
@@ -86,8 +88,18 @@ def test_the_mean_of_several_sets_is_resampled_by_images() -> None:
 def test_only_some_images_are_corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(further, "CORRUPTED_IMAGES", 30)
     monkeypatch.setattr(further, "CORRUPTIONS", ["contrast"])
+    drawn: list[NDArray[np.uint8]] = []
+
+    def remembered(images: NDArray[np.uint8], *arguments: Any, **settings: Any) -> NDArray[np.uint8]:
+        drawn.append(images)
+        return corrupt(images, *arguments, **settings)
+
+    monkeypatch.setattr(further, "corrupt", remembered)
     rows, mean = further.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=0)
     assert {row["n"] for row in rows} == {mean["n"]} == {30}
+    images, labels = drawn[0], rows[0]["accuracy"]  # those that the first corruption was made of
+    chosen = [np.flatnonzero((TEST.images == image).all(axis=(1, 2, 3)))[0] for image in images]
+    assert labels == (linear(TEST.images[chosen], "chosen").argmax(axis=1) == TEST.labels[chosen]).mean()
     again, _ = further.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=1)
     assert again[0]["loss"] != rows[0]["loss"]
 

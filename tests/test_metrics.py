@@ -52,7 +52,8 @@ def test_keys_are_exactly_those_of_the_contract_and_json_ready() -> None:
     metrics = hand_computed()
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     assert list(metrics) == [
-        *("n", "loss", "accuracy", "top5", "brier", "calibration_error", "macro_precision", "macro_recall", "macro_f1"),
+        *("n", "loss", "accuracy", "top5", "brier", "calibration_error", "calibration_error_by_chance"),
+        *("macro_precision", "macro_recall", "macro_f1"),
         *("weighted_precision", "weighted_recall", "weighted_f1", "per_class", "confusion_matrix", "intervals"),
     ]
 

@@ -107,7 +107,8 @@ def test_noisy_labels_of_other_images_are_refused(data_dir: Path) -> None:
 
 
 def test_names_stand_for_what_is_there(data_dir: Path) -> None:
-    found = find_other_sets(["cifar10_h", "cifar10_1", "cifar10_1/v4", "cifar10_corrupted"], str(data_dir))
+    names = ["cifar10_h", "cifar10_1", "cifar10_1/v4", "cifar10_corrupted", "cifar10_corrupted/fog_3", "cifar10_1/v6"]
+    found = find_other_sets(names, str(data_dir))
     assert found == [
         *("cifar10_h", "cifar10_1/v6", "cifar10_1/v4"),
         *("cifar10_corrupted/brightness_1", "cifar10_corrupted/fog_3"),
@@ -140,6 +141,11 @@ def test_evaluate_measures_them(data_dir: Path, tmp_path: Path) -> None:
     assert found["means"] == {"cifar10_corrupted": mean}
     surprise = -(SOFT * np.log(softmax(logits, TEMPERATURE))).sum(axis=1).mean()
     assert found["rows"][-1]["human_cross_entropy"] == pytest.approx(surprise, rel=1e-4)
+    evaluate.main(
+        ["evaluate", f"--model={path}", f"--data_dir={data_dir}", "--test_sets=cifar10_corrupted/fog_3,cifar10_h"]
+    )
+    again = json.loads((path / "further_evaluation.json").read_text())
+    assert again == found  # and the mean is still that of all of it
     html = (path / "report.html").read_text()
     assert f"Mean over 2 corrupted sets: {100 * accuracy:.2f}" in html
     assert "cifar10_h is the test images with what people see in them" in html

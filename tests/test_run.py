@@ -194,12 +194,43 @@ def test_evaluate_repeats_the_numbers(workdir: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.strip().endswith("result.json reports")
 
 
-@pytest.mark.parametrize("figure", ["loss", "accuracy"])
+def test_one_image_may_have_another_prediction() -> None:
+    """Of however many: shares of whole images whose difference is more than 1e-4, or rounded to more."""
+    reported: dict[str, dict[str, float]] = {
+        name: {"accuracy": right / n, "n": n, "loss": 0.3, "brier": 0.2} for name, right, n in SPLITS_OF_A_RUN
+    }
+    for more, found in ((1, []), (-1, []), (2, ["test", "validation"]), (-2, ["test", "validation"])):
+        measured = {name: reported[name] | {"accuracy": (right + more) / n} for name, right, n in SPLITS_OF_A_RUN}
+        assert [text.split()[:2] for text in evaluate.differences(measured, reported)] == [
+            [name, "accuracy"] for name in found
+        ]
+    for figure in ("loss", "brier"):
+        for off, count in ((0.9e-4, 0), (1.1e-4, 1)):
+            other = reported | {"test": reported["test"] | {figure: reported["test"][figure] + off}}
+            assert len(evaluate.differences(other, reported)) == count
+
+
+SPLITS_OF_A_RUN = (("test", 8907, 10_000), ("validation", 4471, 5_000))
+
+
+def test_evaluate_tells_a_temperature_that_is_not_the_reported_one(workdir: Path, tmp_path: Path) -> None:
+    """The logits are what they were."""
+    for name in ("result.json", "predictions.npz", "metrics.jsonl"):
+        (tmp_path / name).symlink_to(workdir / name)
+    model = keras.models.load_model(workdir / "model.keras")
+    saved_model.export_saved_model(
+        model, synthetic.make_dataset(0).class_names, tmp_path / "saved_model", temperature=20.0
+    )
+    with pytest.raises(SystemExit, match=r"Received: test at another temperature; validation at another temperature$"):
+        evaluate.main(["evaluate", f"--model={tmp_path}"])
+
+
+@pytest.mark.parametrize(("figure", "more"), [("loss", 0.001), ("accuracy", 0.02)])
 def test_evaluate_tells_a_model_that_is_not_the_reported_one(
-    figure: str, workdir: Path, tmp_path: Path, result: dict[str, Any]
+    figure: str, more: float, workdir: Path, tmp_path: Path, result: dict[str, Any]
 ) -> None:
     changed = json.loads(json.dumps(result))
-    changed["test"][figure] += 0.001
+    changed["test"][figure] += more
     for name in ("saved_model", "predictions.npz", "metrics.jsonl"):
         (tmp_path / name).symlink_to(workdir / name)
     (tmp_path / "result.json").write_text(json.dumps(changed))
@@ -283,7 +314,7 @@ def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.Mo
     kernel = classifier.get_layer("head").kernel
     kernel.assign(np.asarray(kernel) + np.random.default_rng(0).normal(size=kernel.shape))
     splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
-    served = saved_model.served_logits(saved_model.load_saved_model(workdir), splits.test.images, 50, "test")
+    served = saved_model.serve_all(saved_model.load_saved_model(workdir), splits.test.images, 50, "test").logits
     with pytest.raises(RuntimeError, match="is not the model that was trained"):
         delivery.check_is_trained(classifier, splits.test, served, workdir, batch_size=50)
 

@@ -114,7 +114,7 @@ def test_both_artifacts_load_where_the_package_is_not_installed(classifier: kera
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_every_image_is_served_once_at_any_batch_size(classifier: keras.Model, workdir: Path, batch_size: int) -> None:
     images = some_images(7)
-    logits = saved_model.served_logits(saved_model.load_saved_model(workdir), images, batch_size, "test")
+    logits = saved_model.serve_all(saved_model.load_saved_model(workdir), images, batch_size, "test").logits
     np.testing.assert_allclose(logits, classifier.predict(images, verbose=0), rtol=1e-5, atol=1e-4)
 
 

@@ -49,6 +49,7 @@ def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
             found += [f"{name}/{config}" for config in configs]
         else:
             found.append(name)
+    found = list(dict.fromkeys(found))
     for name in found:
         try:
             prepared = tfds.builder(name, data_dir=folder).is_prepared()

@@ -12,17 +12,17 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 BINS = 15  # as in the paper
-DRAWN_TOGETHER = 1_000_000  # images of all draws that are looked at together: 8 MB
+DRAWN_TOGETHER = 1_000_000  # images of all draws or samples that are looked at together: 8 MB
 # A temperature outside means logits that are a thousand times too small or too large: no model that was trained.
 TEMPERATURES = (1e-3, 1e3)
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: confidences in bins of equal width, `(b / bins, (b + 1) / bins]`."""
+    """A reliability diagram: confidences in bins of equal width, `(b / BINS, (b + 1) / BINS]`."""
 
-    images: NDArray[np.int64]  # [bins], predictions whose confidence lies in the bin
-    confidence: NDArray[np.float64]  # [bins], their mean confidence; NaN in an empty bin
-    accuracy: NDArray[np.float64]  # [bins], the share of them that is right; NaN in an empty bin
+    images: NDArray[np.int64]  # [BINS], predictions whose confidence lies in the bin
+    confidence: NDArray[np.float64]  # [BINS], their mean confidence; NaN in an empty bin
+    accuracy: NDArray[np.float64]  # [BINS], the share of them that is right; NaN in an empty bin
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -34,29 +34,28 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return exponentials
 
 
-def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = BINS) -> Reliability:
+def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Reliability:
     """Sort predictions by their confidence, which is the largest probability of a row.
 
     Args:
         probabilities: float64 `[n, classes]`; rows sum to 1.
         labels: int64 `[n]`.
-        bins: how many of equal width between 0 and 1.
     """
     confidences = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    members = bin_of(confidences, bins)
-    count = np.bincount(members, minlength=bins)
+    members = bin_of(confidences)
+    count = np.bincount(members, minlength=BINS)
     with np.errstate(invalid="ignore"):
         return Reliability(
             count,
-            np.bincount(members, confidences, minlength=bins) / count,
-            np.bincount(members, right, minlength=bins) / count,
+            np.bincount(members, confidences, minlength=BINS) / count,
+            np.bincount(members, right, minlength=BINS) / count,
         )
 
 
-def bin_of(confidences: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
-    """Return the bin of each confidence, `[n]`, 0..bins - 1; a bin's upper end belongs to it."""
-    return np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+def bin_of(confidences: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of each confidence, `[n]`, 0..BINS - 1; a bin's upper end belongs to it."""
+    return np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:

@@ -9,17 +9,19 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.reporting.calibration import calibration_error_by_chance, softmax
+from cifar_keras.reporting.calibration import softmax
 from cifar_keras.reporting.metrics import classification_metrics
-from cifar_keras.saved_model import served_logits
+from cifar_keras.saved_model import serve_all
 
 CALIBRATED = ("loss", "brier", "calibration_error")  # what depends on a temperature
+SAME_PROBABILITY = 1e-5  # float32 and float64 differ by 1e-6; a temperature that is another one moves some by more
 
 
 class Evaluation(NamedTuple):
-    """What an exported model says of a split, and how good that is."""
+    """What an exported model says of a split, and how good its logits are."""
 
     logits: NDArray[np.float32]  # [n, classes]
+    probabilities: NDArray[np.float32]  # [n, classes], at the temperature that the model serves with
     metrics: dict[str, Any]  # of `reporting.metrics.classification_metrics`
     images_per_second: float
 
@@ -44,11 +46,15 @@ def evaluate(
         seed: of the resamples that the intervals come from.
     """
     started = time.monotonic()
-    logits = served_logits(model, split.images, batch_size, title)
+    served = serve_all(model, split.images, batch_size, title)
     seconds = time.monotonic() - started
-    return Evaluation(
-        logits, classification_metrics(logits, split.labels, class_names, seed=seed), len(logits) / seconds
-    )
+    metrics = classification_metrics(served.logits, split.labels, class_names, seed=seed)
+    return Evaluation(*served, metrics, len(split.labels) / seconds)
+
+
+def serves_at(found: Evaluation, temperature: float) -> bool:
+    """Say whether the probabilities that a model gave are `softmax(logits / temperature)`."""
+    return bool(np.abs(found.probabilities - softmax(found.logits, temperature)).max() <= SAME_PROBABILITY)
 
 
 def calibrated_metrics(
@@ -61,10 +67,9 @@ def calibrated_metrics(
 ) -> dict[str, Any]:
     """Return those of `classification_metrics` that depend on the temperature of the probabilities, and their intervals.
 
-    And `calibration_error_by_chance`, the mean of what right probabilities would show on so many images.
+    And `calibration_error_by_chance`.
     """
     metrics = classification_metrics(logits / np.float32(temperature), labels, class_names, seed=seed)
-    by_chance, _ = calibration_error_by_chance(softmax(logits, temperature), seed=seed)
     intervals = {name: metrics["intervals"][name] for name in CALIBRATED}
-    figures = {name: metrics[name] for name in CALIBRATED}
-    return figures | {"calibration_error_by_chance": by_chance, "intervals": intervals}
+    figures = {name: metrics[name] for name in (*CALIBRATED, "calibration_error_by_chance")}
+    return figures | {"intervals": intervals}

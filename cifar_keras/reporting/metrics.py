@@ -1,7 +1,7 @@
 """Every reported number of a classification, computed from logits and labels, with its uncertainty."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ def classification_metrics(
         `n` images; `loss`, the mean cross-entropy in nats, where a probability under 2.2e-16 counts as 2.2e-16; `accuracy`;
         `top5`, the share of labels among the five largest logits; `brier`, the mean over the images of the squared distance
         between probabilities and label, summed over the classes, 0..2 (Brier, 1950, equation 2); `calibration_error` of
-        `calibration.expected_calibration_error`; `macro_precision`, `macro_recall` and `macro_f1`, plain means over the
+        `calibration.expected_calibration_error`, and `calibration_error_by_chance`, the mean of what probabilities that are all
+        right show on so many images; `macro_precision`, `macro_recall` and `macro_f1`, plain means over the
         classes, and `weighted_...`, means weighted by the images of each class; `per_class`, of each name its `precision`,
         `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`; `confusion_matrix`, counts as a
         list of rows, a row for each true class and a column for each prediction; `intervals`, of each figure with a confidence of
@@ -43,7 +44,8 @@ def classification_metrics(
     _check(logits, labels, class_names)
     classes = np.arange(len(class_names))
     probabilities, predicted = softmax(logits), logits.argmax(axis=1)
-    intervals = _intervals(probabilities, labels, seed)
+    intervals, calibration = _intervals(probabilities, labels, seed), _calibration(probabilities, labels, seed)
+    intervals["calibration_error"] = calibration.interval(*intervals["calibration_error"])
     brier = sklearn_metrics.brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False)
     return {
         "n": len(labels),
@@ -51,17 +53,11 @@ def classification_metrics(
         "accuracy": float(sklearn_metrics.accuracy_score(labels, predicted)),
         "top5": _top_accuracy(logits, labels, classes),
         "brier": float(brier),
-        "calibration_error": expected_calibration_error(probabilities, labels),
+        "calibration_error": calibration.error,
+        "calibration_error_by_chance": calibration.by_chance,
         **{f"macro_{rate}": value for rate, value in _rates(labels, predicted, classes, "macro").items()},
         **{f"weighted_{rate}": value for rate, value in _rates(labels, predicted, classes, "weighted").items()},
-        "per_class": {
-            name: {
-                **_rates(labels, predicted, classes[index : index + 1], "macro"),
-                "support": int((labels == index).sum()),
-                "intervals": {rate: intervals.pop(f"{rate}/{index}") for rate in RATES},
-            }
-            for index, name in enumerate(class_names)
-        },
+        "per_class": {name: _of_class(index, labels, predicted, intervals) for index, name in enumerate(class_names)},
         "confusion_matrix": sklearn_metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
         "intervals": intervals,
     }
@@ -69,14 +65,26 @@ def classification_metrics(
 
 def _intervals(probabilities: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[str, list[float]]:
     found = bootstrap_intervals(resampled_metrics(probabilities, labels, top=TOP), len(labels), seed=seed)
-    intervals = {name: [low, high if name in UNLIMITED else min(1.0, high)] for name, (low, high) in found.items()}
-    _, most_by_chance = calibration_error_by_chance(probabilities, seed=seed)
+    return {name: [low, high if name in UNLIMITED else min(1.0, high)] for name, (low, high) in found.items()}
+
+
+class _Calibration(NamedTuple):
+    error: float
+    by_chance: float
+    most_by_chance: float
+
+    def interval(self, low: float, high: float) -> list[float]:
+        """Return the bootstrap's interval so that it holds what it is about.
+
+        Of probabilities that are all right its lower end is often above 0; and as every resample adds to an error, the upper end
+        of a small one can be under the error.
+        """
+        return [0.0 if self.error <= self.most_by_chance else min(low, self.error), max(high, self.error)]
+
+
+def _calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> _Calibration:
     error = expected_calibration_error(probabilities, labels)
-    low, high = intervals["calibration_error"]
-    # Of probabilities that are all right the bootstrap's lower end is often above 0; and as every resample adds to an error, the
-    # upper end of a small one can be under the error.
-    intervals["calibration_error"] = [0.0 if error <= most_by_chance else min(low, error), max(high, error)]
-    return intervals
+    return _Calibration(error, *calibration_error_by_chance(probabilities, seed=seed))
 
 
 def _rates(
@@ -86,6 +94,17 @@ def _rates(
         labels, predicted, labels=classes, average=average, zero_division=0
     )
     return {rate: float(value) for rate, value in zip(RATES, values, strict=False)}
+
+
+def _of_class(
+    index: int, labels: NDArray[np.int64], predicted: NDArray[np.int64], intervals: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Return the figures of a class, and take its intervals out of those of all."""
+    return {
+        **_rates(labels, predicted, np.array([index]), "macro"),
+        "support": int((labels == index).sum()),
+        "intervals": {rate: intervals.pop(f"{rate}/{index}") for rate in RATES},
+    }
 
 
 def _top_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: NDArray[np.int64]) -> float:

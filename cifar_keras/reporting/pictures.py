@@ -178,7 +178,7 @@ def predictions_picture(
 
 
 def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> bytes:
-    """Draw how often predictions are right against how sure they are, before and after temperature scaling.
+    """Draw how often predictions are right against how sure they are, as served and without temperature.
 
     Bars are 95 % intervals of the shares (normal approximation); below is how many predictions lie where.
 
@@ -191,8 +191,8 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
     shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     shares.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":", label="as sure as right")
     for name, divisor, style in (
-        ("as trained", 1.0, {"color": VERMILION, "marker": "s", "linestyle": "--"}),
-        (f"at temperature {temperature:.2f}", temperature, {"color": BLUE, "marker": "o", "linestyle": "-"}),
+        ("without temperature", 1.0, {"color": VERMILION, "marker": "s", "linestyle": "--"}),
+        (f"as served, at temperature {temperature:.2f}", temperature, {"color": BLUE, "marker": "o", "linestyle": "-"}),
     ):
         probabilities = softmax(logits, divisor)
         diagram = reliability(probabilities, labels)

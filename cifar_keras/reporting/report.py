@@ -132,7 +132,7 @@ def _shown(content: Content, probabilities: NDArray[np.float64], index: np.int64
 
 
 def _bins(content: Content) -> list[dict[str, Any]]:
-    """Return the rows of the reliability diagram, before temperature scaling and as it is served, without its empty bins."""
+    """Return the rows of the reliability diagram, as served and without temperature, but for its empty bins."""
     return [
         {
             "probabilities": name,
@@ -142,7 +142,10 @@ def _bins(content: Content) -> list[dict[str, Any]]:
             "confidence": float(diagram.confidence[place]),
             "accuracy": float(diagram.accuracy[place]),
         }
-        for name, temperature in (("served", content.result["calibration"]["temperature"]), ("unscaled", 1.0))
+        for name, temperature in (
+            ("as served", content.result["calibration"]["temperature"]),
+            ("without temperature", 1.0),
+        )
         for diagram in [reliability(softmax(content.logits, temperature), content.labels)]
         for place in np.flatnonzero(diagram.images).tolist()
     ]

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cifar_keras.reporting.calibration import BINS, bin_of
+from cifar_keras.reporting.calibration import BINS, DRAWN_TOGETHER, bin_of
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-DRAWN_TOGETHER = 1_000_000  # images of all samples that are looked at together: 8 MB
 
 
 class Interval(NamedTuple):

@@ -15,7 +15,7 @@ from cifar_keras.config import DistillationConfig
 from cifar_keras.data.cifar10 import LabelledImages
 from cifar_keras.data.pipeline import Examples
 from cifar_keras.data.splits import Splits
-from cifar_keras.saved_model import served_logits
+from cifar_keras.saved_model import serve_all
 
 SPLITS = ("train", "validation")
 
@@ -49,8 +49,8 @@ def _read(file: Path) -> dict[str, NDArray[np.float32]] | None:
 
 def _both_ways(teacher: tf.Module, split: LabelledImages, batch_size: int, name: str) -> NDArray[np.float32]:
     mirrored = np.ascontiguousarray(split.images[:, :, ::-1])
-    plain = served_logits(teacher, split.images, batch_size, f"teacher, {name}")
-    other = served_logits(teacher, mirrored, batch_size, f"teacher, {name} mirrored")
+    plain = serve_all(teacher, split.images, batch_size, f"teacher, {name}").logits
+    other = serve_all(teacher, mirrored, batch_size, f"teacher, {name} mirrored").logits
     return (plain + other) / np.float32(2)
 
 

@@ -66,7 +66,8 @@ class Prune(keras.callbacks.Callback):
         before, now = (sparsity_at(step, self._phase.steps, self._final) for step in (self._step - 1, self._step))
         last = now == self._final != before
         if last or (now > before and self._step % STEPS_BETWEEN == 0):
-            self._masks = [(kernel, mask * _mask(kernel.value, now)) for kernel, mask in self._masks]
+            # Of what is zero already the optimizer has moved some above the threshold; the share is of all zeros.
+            self._masks = [(kernel, mask * _mask(kernel.value * mask, now)) for kernel, mask in self._masks]
         for kernel, mask in self._masks:
             kernel.assign(kernel.value * mask)
 

@@ -109,6 +109,6 @@ def _inference(classifier: keras.Model, images: Any) -> Runnable:
     loaded = saved_model.load_saved_model(folder)
 
     def run(count: int) -> None:
-        saved_model.served_logits(loaded, np.tile(images, (count, 1, 1, 1)), len(images), "inference")
+        saved_model.serve_all(loaded, np.tile(images, (count, 1, 1, 1)), len(images), "inference")
 
     return Runnable(run, len(images))
