@@ -180,7 +180,7 @@ class ComputeConfig:
     kernel_gradient: KernelGradientChoice = setting(
         KernelGradientChoice.AUTO,
         "how gradients of kernels are computed: by TensorFlow's convolution, by matrix products, or for each shape by what is "
-        "measured to be faster (with --deterministic always by convolution)",
+        "measured to be faster (which is by convolution with --deterministic)",
     )
     cache_gib: float = setting(
         4.0,
@@ -206,7 +206,7 @@ class PhaseConfig:
     )
     image_size: int = setting(
         0,
-        "side in pixels to which images are resized in this phase; 0 is --image_size, by which the model is evaluated",
+        "side in pixels to which images are resized in this phase; 0 is --image_size, at which the model is evaluated",
         minimum=0,
         maximum=2048,
     )
@@ -286,7 +286,7 @@ class CheckpointConfig:
 
     resume: Resume = setting(
         Resume.NO,
-        "go on in WORKDIR at the exact step where the run stopped: --resume where it has to be there, --resume=auto where it is",
+        "go on in WORKDIR at the exact step where the run stopped: --resume wants a run there, --resume=auto begins one if there is none",
     )
     checkpoint_every_steps: int = setting(
         200,
@@ -308,7 +308,11 @@ class RunConfig:
         "runs/latest", "folder that receives everything the run makes; has to be new or empty, but for --resume"
     )
     seed: int = setting(
-        0, "seed of the split, the batches, the augmentation and the dropout", minimum=0, maximum=2**31 - 1
+        0,
+        "seed of the split, of weights that begin at random, the batches, the augmentation and the dropout, and of what is "
+        "drawn for intervals and corruptions",
+        minimum=0,
+        maximum=2**31 - 1,
     )
     deterministic: bool = setting(False, "ask TensorFlow for operations that give the same bits at every run (slower)")
     virtual_devices: int = setting(
