@@ -20,6 +20,7 @@ from small_runs import TEMPERATURE, finish_small_run
 
 from cifar_keras import conversion, evaluate, export, saved_model
 from cifar_keras.data.cifar10 import CLASS_NAMES
+from cifar_keras.data.splits import make_splits
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 from cifar_keras.formats import FORMATS, Bound
@@ -213,7 +214,11 @@ def test_an_export_that_fails_leaves_the_earlier_one(workdir: Path, tmp_path: Pa
 
 
 def test_what_was_kept_before_one_fails_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any, **settings: Any) -> None:
+    """And what an export learns ranges from are images of the train split, each once."""
+    given: list[NDArray[np.uint8]] = []
+
+    def fail(*arguments: Any, examples: NDArray[np.uint8], **settings: Any) -> None:
+        given.append(examples)
         raise RuntimeError("no converter")
 
     path = finish_small_run(tmp_path / "run")
@@ -221,6 +226,9 @@ def test_what_was_kept_before_one_fails_is_in_the_report(tmp_path: Path, monkeyp
     for formats in ("onnx", "saved_model,onnx"):
         with pytest.raises(RuntimeError, match="no converter"):
             export.main(["export", f"--model={path}", f"--format={formats}"])
+    train = {image.tobytes() for image in make_splits(make_dataset(0), 0.1, seed=0).train.images}
+    assert {image.tobytes() for image in given[0]} <= train
+    assert len({image.tobytes() for image in given[0]}) == len(given[0]) == export.EXAMPLES
     assert list(json.loads((path / "exports" / "exports.json").read_text())) == ["saved_model"]
     assert "tensorflow 2." in (path / "report.html").read_text()
 
