@@ -26,8 +26,8 @@ RESULT_HEADER = (
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 TRIAL_HEADER = (
-    "| trial | differs in | validation accuracy | minutes | images/s: head, finetune, evaluation | commit |\n"
-    "| --- | --- | --- | --- | --- | --- |"
+    "| trial | differs in | validation accuracy | minutes | images/s: head, finetune, evaluation | hardware | commit |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
 )
 
 BENCHMARK_COLUMNS = {
@@ -91,6 +91,7 @@ def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
         f"{100 * trial['validation']['accuracy']:.2f} %",
         "-" if trial["minutes"]["total"] is None else f"{trial['minutes']['total']:.1f}",
         _speeds([trial]),
+        _hardware([trial]),
         _commit(trial),
     ]
     return f"| {' | '.join(cells)} |"

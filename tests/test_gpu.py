@@ -22,8 +22,9 @@ FLAGS = {
     "backbone": "resnet20",
     "weights": "none",
     "image_size": 32,
+    "global_batch_size": 40,
     "head_epochs": 0,
-    "finetune_epochs": 2,
+    "finetune_epochs": 40,
     "finetune_train_batch_norm": True,
     "finetune_learning_rate": 0.05,
 }

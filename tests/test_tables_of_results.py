@@ -2,7 +2,9 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,26 @@ def test_a_result_is_a_run_of_its_recipe(path: Path) -> None:
     own = [f"--workdir={ran.workdir}", f"--seed={ran.seed}", f"--data_dir={ran.data.data_dir}"]
     own += [f"--source_timeout_seconds={ran.source_timeout_seconds}", f"--resume={ran.checkpoint.resume}"]
     assert flags.parse_config(["train", f"--flagfile={recipe}", *own]) == ran
+
+
+def figures_with_intervals(content: Any) -> Iterator[tuple[str, float, float, float]]:
+    """Give each figure that has an interval: its name, itself, and the interval's ends."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    if isinstance(content, dict):
+        for name, (low, high) in content.get("intervals", {}).items():
+            yield name, content[name], low, high
+        for part in content.values():
+            yield from figures_with_intervals(part)
+
+
+def test_published_intervals_hold_their_figures() -> None:
+    count = 0
+    for path in (ROOT / "experiments" / "results").rglob("*.json"):
+        for name, figure, low, high in figures_with_intervals(json.loads(path.read_text())):
+            assert low <= figure <= high, f"{path}: {name} {figure} is not in {low} to {high}"
+            count += 1
+    assert count > 500
 
 
 def test_the_quickstart_is_a_row_of_the_readme() -> None:
