@@ -45,8 +45,6 @@ def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: 
     Raises:
         RuntimeError: an artifact is not the classifier that was trained.
     """
-    # TF32 would round the products of a newer GPU to 10 bits, each kernel in its own way; on a CPU it changes nothing.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
     reloaded = save_model(classifier, path)
 
     def write_and_load(temperature: float) -> tf.Module:

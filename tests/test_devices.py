@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.errors import UserError
-from cifar_keras.training.devices import check_no_empty_share, make_strategy
+from cifar_keras.training.devices import check_no_empty_share, make_strategy, set_up_devices
 
 Values = dict[str, NDArray[np.float32]]
 
@@ -44,6 +44,12 @@ def test_batch_norm_that_learns_on_two_devices_stays_one_model(tmp_path: Path) -
     assert len(statistics) == 4
     for name in statistics:
         np.testing.assert_allclose(one[name], two[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_float32_is_not_tf32() -> None:
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    set_up_devices(0, deterministic=False)
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_deterministic_runs_are_bit_identical(tmp_path: Path) -> None:

@@ -85,9 +85,6 @@ def _parts(images: NDArray[np.uint8], batch_size: int, title: str) -> Iterator[N
 
 
 def _predict(model: keras.Model, part: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-    # Keras compiles `predict` with XLA on a GPU. That takes seconds for a network, and its kernels are others than those that the
-    # SavedModel runs.
-    model.jit_compile = False
     # Whole batches only, filled up with the first images again: no device may be left without an image.
     filled = np.resize(part, (-(-len(part) // batch_size) * batch_size, *part.shape[1:]))
     return np.asarray(model.predict(input_batches(filled, batch_size), verbose=0))[: len(part)]
