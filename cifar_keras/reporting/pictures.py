@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from cifar_keras.reporting.calibration import expected_calibration_error, reliability, softmax
 from cifar_keras.reporting.galleries import spread_over_confidence
@@ -180,7 +181,8 @@ def predictions_picture(
 def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> bytes:
     """Draw how often predictions are right against how sure they are, as served and without temperature.
 
-    Bars are 95 % intervals of the shares (normal approximation); below is how many predictions lie where.
+    Bars are 95 % intervals of the shares (Wilson's score, which stays between 0 and 1 for the few images of a bin); below is how many
+    predictions lie where.
 
     Args:
         logits: float32 `[n, classes]`, finite.
@@ -199,10 +201,14 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
         filled = diagram.images > 0
         count, confidence, accuracy = (values[filled] for values in diagram)
         error = 100 * expected_calibration_error(probabilities, labels)
+        intervals = [
+            binomtest(round(share * images), images).proportion_ci(method="wilson")
+            for share, images in zip(accuracy, count.tolist(), strict=True)
+        ]
         shares.errorbar(
             confidence,
             accuracy,
-            yerr=1.96 * np.sqrt(accuracy * (1 - accuracy) / count),
+            yerr=np.abs(np.transpose(intervals) - accuracy),
             label=f"{name}: calibration error {error:.1f} %",
             linewidth=1.4,
             markersize=4.5,
