@@ -121,13 +121,14 @@ def test_cached_features_are_those_of_train_and_validation(number: int, flip: bo
 
 
 def test_features_are_kept_in_the_compute_dtype_and_learned_from() -> None:
-    config, prepared, phase, lesson = lesson_of(FINETUNE, "bfloat16")
+    # At a rate that goes straight down: at 0.03 the first steps overshoot, and where that ends depends on the processor's rounding.
+    config, prepared, phase, lesson = lesson_of(FINETUNE, "bfloat16", finetune_learning_rate=0.001)
     assert lesson.train.inputs.dtype == lesson.validation.inputs.dtype == "bfloat16"
     fit(config, prepared, phase, lesson)
     images, labels = prepared.splits.train
     logits = logits_of(prepared.classifier, images)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
-    assert float(loss) < 0.97 * np.log(10)  # what the zero head begins with
+    assert float(loss) < 0.6 * np.log(10)  # what the zero head begins with
     # The upper half on features says what the classifier says of the images, in eight bits.
     upper = logits_of(lesson.model, lesson.validation.inputs)
     assert upper.dtype == np.float32
