@@ -37,7 +37,8 @@ BENCHMARK_COLUMNS = {
     "keras_bfloat16": "Keras bfloat16",
     "torch_float32": "PyTorch float32",
     "torch_bfloat16": "PyTorch bfloat16",
-    "limit_float32": "matmul limit",
+    "limit_float32": "matmul limit float32",
+    "limit_bfloat16": "matmul limit bfloat16",
 }
 
 RATIO_COLUMNS = {
@@ -47,7 +48,7 @@ RATIO_COLUMNS = {
     "to the matmul limit": ["limit_float32", "limit_bfloat16"],
 }
 
-MEASURED_AT_ONCE = ("benchmarks", "profile", "smaller_models")  # tables whose speeds are of one command
+MEASURED_AT_ONCE = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models")  # tables whose speeds are of one command
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
 
@@ -202,11 +203,15 @@ def main() -> None:
     results = "\n".join([RESULT_HEADER, *(result_row(*recipe) for recipe in recipes.items())])
     trials = "\n".join([TRIAL_HEADER, *(trial_row(path, recipes) for path in sorted(RESULTS.glob("trials/*.json")))])
     readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
-    wanted = {readme: with_table(readme.read_text(encoding="utf-8"), "results", results)}
+    benchmarks = json.loads((RESULTS / "benchmarks.json").read_text(encoding="utf-8"))
+    ratios = f"{ratios_table(benchmarks)}\n\n{measured_on(benchmarks)}"
+    wanted = {readme: with_table(with_table(readme.read_text(encoding="utf-8"), "results", results), "ratios", ratios)}
     text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
     for mark, source, table in (
         ("benchmarks", "benchmarks", benchmark_table),
         ("ratios", "benchmarks", ratios_table),
+        ("benchmarks_without_bfloat16", "benchmarks_without_bfloat16", benchmark_table),
+        ("ratios_without_bfloat16", "benchmarks_without_bfloat16", ratios_table),
         ("profile", "profile", profile_table),
         ("smaller_models", "smaller_models", smaller_models_table),
         ("exports", "exports/quickstart", exports_text),

@@ -53,7 +53,7 @@ def test_the_table_shows_every_row_once() -> None:
     }
     rows = [row, row | {"system": "keras_float32", "batch_size": 64, "images_per_second": 99.0, "low": 98, "high": 100}]
     lines = tables.benchmark_table({"rows": rows}).splitlines()
-    assert lines[2] == "| train_step | 64 | 1,234 (1,200 to 1,300; 32) | 99 (98 to 100; 64) | - | - | - | - | - |"
+    assert lines[2] == "| train_step | 64 | 1,234 (1,200 to 1,300; 32) | 99 (98 to 100; 64) | - | - | - | - | - | - |"
     assert len(lines) == 3
     rows.append(row | {"system": "keras_float32_onednn", "images_per_second": 617.2})
     rows.append(row | {"system": "limit_float32", "images_per_second": 2468.8})

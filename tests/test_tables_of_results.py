@@ -13,7 +13,7 @@ from cifar_keras.config import from_values
 from experiments import tables
 
 ROOT = Path(__file__).parent.parent
-NO_RUNS = ("benchmarks", "profile", "smaller_models")
+NO_RUNS = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models")
 RESULTS = sorted(path for path in (ROOT / "experiments" / "results").glob("*.json") if path.stem not in NO_RUNS)
 
 
