@@ -48,7 +48,8 @@ RATIO_COLUMNS = {
     "to the matmul limit": ["limit_float32", "limit_bfloat16"],
 }
 
-MEASURED_AT_ONCE = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models")  # tables whose speeds are of one command
+# Tables whose speeds are of one command.
+MEASURED_AT_ONCE = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models")
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
 
