@@ -58,7 +58,6 @@ def test_a_run_learns_on_a_gpu_and_the_processor_measures_the_same(
 
 
 def test_a_gpu_trains_the_model_that_the_processor_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # whose products have 10 bits
     on_gpu = test_devices.train(tmp_path / "gpu.npz")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     on_processor = test_devices.train(tmp_path / "processor.npz")

@@ -13,8 +13,7 @@ from cifar_keras.config import from_values
 from experiments import tables
 
 ROOT = Path(__file__).parent.parent
-NO_RUNS = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models")
-RESULTS = sorted(path for path in (ROOT / "experiments" / "results").glob("*.json") if path.stem not in NO_RUNS)
+RESULTS = sorted(path for path in tables.RESULTS.glob("*.json") if path.stem not in tables.MEASURED_AT_ONCE)
 
 
 def test_the_readmes_hold_what_the_results_say() -> None:
@@ -44,7 +43,7 @@ def figures_with_intervals(content: Any) -> Iterator[tuple[str, float, float, fl
 
 def test_published_intervals_hold_their_figures() -> None:
     count = 0
-    for path in (ROOT / "experiments" / "results").rglob("*.json"):
+    for path in tables.RESULTS.rglob("*.json"):
         for name, figure, low, high in figures_with_intervals(json.loads(path.read_text())):
             assert low <= figure <= high, f"{path}: {name} {figure} is not in {low} to {high}"
             count += 1

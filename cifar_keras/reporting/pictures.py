@@ -18,10 +18,10 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from cifar_keras.reporting.calibration import expected_calibration_error, reliability, softmax
 from cifar_keras.reporting.galleries import spread_over_confidence
+from cifar_keras.reporting.uncertainty import share_interval
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
@@ -201,10 +201,8 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
         filled = diagram.images > 0
         count, confidence, accuracy = (values[filled] for values in diagram)
         error = 100 * expected_calibration_error(probabilities, labels)
-        intervals = [
-            binomtest(round(share * images), images).proportion_ci(method="wilson")
-            for share, images in zip(accuracy, count.tolist(), strict=True)
-        ]
+        right = np.rint(accuracy * count).astype(int)
+        intervals = [share_interval(*pair) for pair in zip(right.tolist(), count.tolist(), strict=True)]
         shares.errorbar(
             confidence,
             accuracy,

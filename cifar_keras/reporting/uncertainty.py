@@ -73,6 +73,17 @@ def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np
     return Interval(low, min(highest, high))
 
 
+def share_interval(right: int, count: int) -> Interval:
+    """Return Wilson's score interval of a share (Wilson, 1927, JASA 22), which stays between 0 and 1 for few images too.
+
+    Args:
+        right: how many of the images are right.
+        count: how many there are, at least 1.
+    """
+    interval = stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
+
+
 def counts_of_rows(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Count how often 0..size - 1 occur in each row of values, int64 `[rows, n]`; returns int64 `[rows, size]`."""
     rows = len(values)
