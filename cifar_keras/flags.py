@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,41 +11,18 @@ from typing import NamedTuple
 from absl import flags
 
 from cifar_keras import config as config_lib
-from cifar_keras import paths
-from cifar_keras.errors import UNWRITABLE, InterruptedRunError, UserError
+from cifar_keras import flagfiles, paths
+from cifar_keras.errors import UserError
 from cifar_keras.formats import FORMATS
 
-BAD_INPUT_STATUS = 2
 MOST_RUNS = 8  # that colours and markers tell apart
 MOST_DRAWN = 12  # images under one another in a picture
-INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 _DEFINERS: dict[type, Callable[..., object]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
 }
-
-
-def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Run `command(sys.argv)`.
-
-    Input that cannot be used, and a disk that cannot be written, become one message on stderr and exit status 2; a run that was
-    asked to end, 75.
-    """
-    try:
-        command(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT_STATUS)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        print(f"error: the system does not allow it: {error.strerror}. Received: {error.filename}", file=sys.stderr)
-        sys.exit(BAD_INPUT_STATUS)
-    except InterruptedRunError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(INTERRUPTED_STATUS)
 
 
 def parse_config(argv: Sequence[str]) -> config_lib.RunConfig:
@@ -208,30 +184,26 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
     `--help` prints every flag with its help and ends the process with status 0.
 
     Raises:
-        UserError: what absl says is wrong with a flag or a flagfile, or arguments that are no flags where none are allowed.
+        UserError: what is wrong with a flag or a flagfile, or arguments that are no flags where none are allowed.
     """
     flags.DEFINE_bool("help", False, "print this help and stop", flag_values=values)
+    given = flagfiles.expanded(argv[1:])
     try:
-        _check_flagfiles_are_named(argv)
-        rest = list(values(list(argv)))[1:]
+        rest = list(values([argv[0], *given]))[1:]
     except flags.Error as error:
         reason = str(error).removeprefix("ERROR:: ").replace(" ?", "?").rstrip(".")
         raise UserError(f"{reason}{'' if reason.endswith('?') else '.'} Received: {shlex.join(argv[1:])}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--flagfile has to name a text file: {error}. Received: {shlex.join(argv[1:])}") from error
+    for name in values:
+        try:
+            str(values[name].value).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"--{name} has to be text. Received: {values[name].value}") from error
     if values["help"].value:
         print(values.get_help())
         sys.exit(0)
     if rest and not files:
         raise UserError(f"only flags are accepted, each as --name=value. Received: {shlex.join(rest)}")
     return rest
-
-
-def _check_flagfiles_are_named(argv: Sequence[str]) -> None:
-    """Refuse an empty name, which absl ignores: a variable of the shell that is not set would start a run of the defaults."""
-    for argument, following in itertools.pairwise([*argv, "end"]):
-        if argument in ("-flagfile=", "--flagfile=") or (argument in ("-flagfile", "--flagfile") and not following):
-            raise flags.IllegalFlagValueError("--flagfile has to name a file")
 
 
 def _define_model(values: flags.FlagValues) -> None:
@@ -245,7 +217,8 @@ def _define_data_dir(values: flags.FlagValues) -> None:
 
 
 def _model_of(values: flags.FlagValues) -> Path:
-    return _workdir_of(values["model"].value, "--model")
+    workdir = _workdir_of(values["model"].value, "--model")
+    return paths.expand_model("model", str(workdir))
 
 
 def _file_of(values: flags.FlagValues, flag: str) -> Path | None:
@@ -254,9 +227,9 @@ def _file_of(values: flags.FlagValues, flag: str) -> Path | None:
 
 
 def _workdir_of(name: str, called: str) -> Path:
-    with contextlib.suppress(RuntimeError, OSError):  # no home folder of this name; a name that is too long
-        if name and (model := Path(name).expanduser()).is_dir():
-            return model
+    with contextlib.suppress(UserError):  # no path at all
+        if name and (workdir := paths.expand(called, name)).is_dir():
+            return workdir
     raise UserError(f"{called} has to name the workdir of a run. Received: {name!r}")
 
 
