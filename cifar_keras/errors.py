@@ -1,9 +1,11 @@
 """The ways in which a run can fail that are not mistakes of the program."""
 
 import errno
+import os
+import re
 
 # What the system says of a disk that is full, and of one that lets nobody write.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -30,3 +32,22 @@ def reason_of(error: Exception) -> str:
     """Return what an error says in one line of at most 200 characters, without a full stop; its type if it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".: ")
+
+
+def unwritable(error: BaseException) -> str | None:
+    """Return what the system says of a disk that is full or that nobody may write, if that is what an error comes from.
+
+    TensorFlow and HDF5 put what the system says into the text of errors of their own, and NumPy puts it into numbers.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _UNWRITABLE:
+            return found.strerror
+        said = str(found)
+        if re.fullmatch(r"\d+ requested and \d+ written", said):
+            return os.strerror(errno.ENOSPC)
+        for code in _UNWRITABLE:
+            if os.strerror(code) in said:
+                return os.strerror(code)
+        found = found.__cause__ or found.__context__
+    return None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_keras import environment, flags, paths, workdir
+from cifar_keras import command, environment, flags, paths, workdir
 from cifar_keras.config import EvaluationConfig, other_sets_of
 from cifar_keras.finished_run import check_found, read_finished_run
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.settings != EvaluationConfig():
         check_found(run.path)
     data, seed = run.config.data, run.config.seed
-    environment.set_tensorflow_variables()
+    environment.load_keras()
     import tensorflow as tf
 
     from cifar_keras import delivery
@@ -95,4 +95,4 @@ def differences(measured: Mapping[str, Mapping[str, Any]], reported: Mapping[str
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cifar_keras import artifacts, environment, flags, paths, workdir
+from cifar_keras import artifacts, command, environment, flags, paths, workdir
 from cifar_keras.finished_run import check_found, read_finished_run
 
 
@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> None:
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
     paths.check_has_model(run.path)
     check_found(run.path)
-    environment.set_tensorflow_variables()
+    environment.load_keras()
     from cifar_keras import delivery
     from cifar_keras.data.splits import make_splits
     from cifar_keras.explanation import explain_labels, explain_predictions
@@ -30,4 +30,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from cifar_keras import environment, flags
+from cifar_keras import command, environment, flags
 
 
 def main(argv: Sequence[str]) -> None:
     """Make the data folder and the weights of the flags' run exist on this machine, verified."""
     config = flags.parse_config(argv)
-    environment.set_tensorflow_variables()
+    environment.load_keras()
     from cifar_keras.models.weights import check_weights
     from cifar_keras.run import load_splits, make_classifier
 
@@ -20,4 +20,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from cifar_keras import environment, flags, workdir
+from cifar_keras import command, environment, flags, workdir
 
 
 def main(argv: Sequence[str]) -> None:
     """Train, evaluate, export and report as the flags say."""
     config = flags.parse_config(argv)
     workdir.check_workdir(config.workdir, config.checkpoint.resume)
-    environment.set_tensorflow_variables()
+    environment.load_keras()
     from cifar_keras.run import train_and_evaluate  # TensorFlow reads the variables when it is imported
 
     train_and_evaluate(config)
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

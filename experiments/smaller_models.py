@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_keras import artifacts, environment, flags, paths
+from cifar_keras import artifacts, command, environment, paths
 from cifar_keras.errors import UserError
 from cifar_keras.finished_run import FinishedRun, read_finished_run
 from cifar_keras.formats import FORMATS
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """
     if not argv[1:]:
         raise UserError("name workdirs of runs, whose figures replace the published ones. Received: none")
-    environment.set_tensorflow_variables()
+    environment.load_keras()
     runs = [read_finished_run(Path(name)) for name in argv[1:]]
     models = [model for run in runs for model in models_of(run)]
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
@@ -109,4 +109,4 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

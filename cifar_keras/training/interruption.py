@@ -8,9 +8,11 @@ from types import FrameType
 
 from cifar_keras.errors import InterruptedRunError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `kill` or a scheduler, and a terminal that closes
+
 
 class Interruption:
-    """Listens for SIGINT and SIGTERM. Where the run can save itself first, it is asked to; elsewhere it ends at once."""
+    """Listens for signals that ask for an end. Where the run can save itself first, it is asked to; elsewhere it ends at once."""
 
     def __init__(self) -> None:
         self._name = ""  # of the signal that came
@@ -18,11 +20,15 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block; only a process's main thread can."""
+        """Handle the signals inside the block; only a process's main thread can.
+
+        One that the process was started to ignore stays ignored: SIGHUP below `nohup`, SIGINT of a script's job in the background.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        earlier = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        earlier = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             yield
         finally:
