@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cifar_keras import artifacts, flags
+from cifar_keras import artifacts, command, environment, flags, paths
 from cifar_keras.errors import UserError
 from cifar_keras.finished_run import FinishedRun, read_finished_run
 
@@ -18,11 +18,12 @@ def main(argv: Sequence[str]) -> None:
     arguments = flags.parse_compare(argv)
     runs = [read_finished_run(path) for path in arguments.runs]
     check_same_images(runs)
+    environment.set_variables()  # matplotlib reads them when it is imported
     from cifar_keras.reporting.pictures import comparison_picture
     from cifar_keras.reporting.tables import comparison_table, differences_table
     from cifar_keras.reporting.uncertainty import mcnemar
 
-    names = [str(run.path) for run in runs]
+    names = [paths.shown(run.path) for run in runs]
     print(comparison_table(names, [run.result for run in runs]))
     right = [run.logits.argmax(axis=1) == run.labels for run in runs]
     pairs = [(first, second) for first in range(len(runs)) for second in range(first + 1, len(runs))]
@@ -48,4 +49,4 @@ def check_same_images(runs: Sequence[FinishedRun]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

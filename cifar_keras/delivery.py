@@ -152,7 +152,9 @@ def draw_attribution(
         classes: what a class is called, such as "predicted", and which it is of each image, int64 `[n]`.
         titles: one for each image.
     """
-    features = feature_maps(classifier).predict(images, verbose=0)
+    features = np.asarray(
+        feature_maps(classifier).predict_on_batch(images)
+    )  # `predict` would make a pipeline of threads
     kernel = np.asarray(classifier.get_layer("head").kernel)
     columns = [(f"Grad-CAM, {called}", activation_maps(features, kernel, indices)) for called, indices in classes]
     called, indices = classes[0]
@@ -250,7 +252,7 @@ def write_report(
         splits: of the run.
     """
     content = Content(
-        name=path.resolve().name,
+        name=paths.shown(path.resolve().name),
         result=result,
         records=records,
         images=splits.test.images,

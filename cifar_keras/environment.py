@@ -1,33 +1,60 @@
 """What a run ran on: machine, versions, settings from outside, and the commit of the code. Does not import TensorFlow."""
 
+import contextlib
+import ctypes
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cifar_keras
+from cifar_keras.errors import UserError
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "keras-cv", "numpy", "scikit-learn")
 
-# These change speed or bits of a run. None of them holds a user's path.
+# Environment variables that change speed or bits of a run, and that a person sets for this; a run records those that are set. None of them
+# holds a user's path. All others have no effect (docs/environment.md).
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
-    "KERAS_BACKEND",
     "NVIDIA_TF32_OVERRIDE",
     "OMP_NUM_THREADS",
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
     "TF_DETERMINISTIC_OPS",
     "TF_ENABLE_ONEDNN_OPTS",
     "TF_GPU_ALLOCATOR",
     "TF_NUM_INTEROP_THREADS",
     "TF_NUM_INTRAOP_THREADS",
+    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS",
     "TF_SET_ONEDNN_FPMATH_MODE",
     "TF_XLA_FLAGS",
+    "XLA_FLAGS",
 )
+
+# Variables that a parent program or a shell's profile may have set for other programs; here they have no effect.
+_OVERRIDDEN = {
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_NNX_ENABLED": "0",
+    "MPLBACKEND": "agg",  # draws into memory: no window is ever needed
+    "TF_USE_LEGACY_KERAS": "0",
+}
+# What TensorFlow says at each start before its log level holds, and the error that it calls a machine without a GPU.
+_HARMLESS = (
+    "All log messages before absl::InitializeLog() is called are written to STDERR",
+    "oneDNN custom operations are on",
+    "Could not find cuda drivers on your machine",
+)
+_NO_DRIVER = "failed call to cuInit"
+
+_REMOVED = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "PYTHONWARNINGS")
 
 # Decide which matrix kernels oneDNN takes, and with them the speed of a CPU run; as Linux calls them.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
@@ -35,14 +62,87 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16
 GIT_TIMEOUT_SECONDS = 30
 
 
-def set_tensorflow_variables() -> None:
-    """Set what TensorFlow reads from the environment when it is imported; what the user has set stays.
+def set_variables() -> None:
+    """Set what libraries read from the environment when they are imported, for this process and for those that it starts.
 
     TensorFlow leaves oneDNN's kernels off on x86 processors without AVX-512 VNNI, although they are several times as fast
     there: see the trials `quickstart-onednn_on` and `quickstart-onednn_off` in `experiments/README.md`.
     """
+    os.environ.update(_OVERRIDDEN)
+    for name in [name for name in os.environ if name in _REMOVED or name.startswith("TQDM_")]:
+        del os.environ[name]
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home folder for its cache
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only: the rest is about GPUs that are not there
+
+
+def load_keras() -> None:
+    """Import TensorFlow and Keras, and compute as on a machine whose user has set nothing for them.
+
+    Raises:
+        UserError: the program has imported Keras already, for another backend.
+    """
+    set_variables()
+    with _no_settings_of_keras():
+        start_tensorflow()
+        import keras
+    if keras.config.backend() != "tensorflow":
+        raise UserError(
+            f"Keras has to be imported for TensorFlow (KERAS_BACKEND=tensorflow). Received: {keras.config.backend()}"
+        )
+    keras.config.set_floatx("float32")  # of a program that had Keras before us
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
+
+
+def start_tensorflow() -> None:
+    """Import TensorFlow, without what it says on every machine and without the error that it calls a machine that has no GPU."""
+    with _stderr_without(_HARMLESS if _has_nvidia_driver() else (*_HARMLESS, _NO_DRIVER)):
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for a driver
+
+
+@contextlib.contextmanager
+def _no_settings_of_keras() -> Iterator[None]:
+    """Keep Keras, when it is imported, and TensorFlow's old one from the keras.json of the home folder, which they would also make."""
+    earlier = os.environ.get("KERAS_HOME")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["KERAS_HOME"] = empty
+        try:
+            yield
+        finally:
+            del os.environ["KERAS_HOME"]
+            if earlier is not None:
+                os.environ["KERAS_HOME"] = earlier
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _stderr_without(harmless: Sequence[str]) -> Iterator[None]:
+    """Hold back what the block writes to stderr, C++ too, and write it when the block ends, but for lines with these words."""
+    kept = os.dup(2)
+    with os.fdopen(os.memfd_create("stderr"), "rb") as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held.read().decode(errors="backslashreplace").splitlines():
+                if not any(words in line for words in harmless):
+                    print(line, file=sys.stderr)
 
 
 def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 
 from cifar_keras import environment
 
-environment.set_tensorflow_variables()  # before anything imports TensorFlow
+environment.set_variables()  # before anything imports TensorFlow
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the tests are for the processor, whatever the machine has
 
 import enum
@@ -30,6 +30,8 @@ hypothesis.settings.load_profile("house")
 # Those that take longest, so that none of them is what everybody waits for in the end.
 BEGIN = (
     "test_kills",
+    "test_machines",
+    "test_full_disks",
     "test_bad_input",
     "test_run",
     "test_fuzz",

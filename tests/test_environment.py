@@ -5,11 +5,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cifar_keras
-from cifar_keras.environment import describe_environment, source_commit
+from cifar_keras.environment import _stderr_without, describe_environment, load_keras, source_commit
+from cifar_keras.errors import UserError
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -122,3 +124,69 @@ def test_the_variables_of_a_git_hook_do_not_point_elsewhere(tmp_path: Path, monk
     commit = git(tmp_path / "ours", "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
     assert source_commit(package) == commit
+
+
+HOSTILE = {
+    "KERAS_BACKEND": "torch",
+    "KERAS_MAX_EPOCHS": "1",
+    "KERAS_MAX_STEPS_PER_EPOCH": "2",
+    "KERAS_NNX_ENABLED": "1",
+    "TF_USE_LEGACY_KERAS": "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+}
+SETTINGS = (
+    "from cifar_keras import environment; environment.load_keras(); import keras, matplotlib;"
+    "c = keras.config; print(c.backend(), c.floatx(), c.epsilon(), c.image_data_format(), c.dtype_policy().name,"
+    " c.max_epochs(), c.max_steps_per_epoch(), matplotlib.get_backend())"
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.5, "backend": "torch"},
+        {"floatx": "int7"},
+        {"nnx_enabled": True},
+    ],
+)
+def test_keras_is_that_of_a_new_machine(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever the home folder and a parent program have set; and the file in the home folder is not touched."""
+    file = tmp_path / ".keras" / "keras.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(settings))
+    done = subprocess.run(
+        [sys.executable, "-c", SETTINGS],
+        env=os.environ | HOSTILE | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "tensorflow float32 1e-07 channels_last float32 None None agg\n"
+    assert json.loads(file.read_text()) == settings
+
+
+def test_keras_leaves_the_home_folder_as_it_is_and_says_nothing(tmp_path: Path) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("TF_CPP_MIN_LOG_LEVEL", "KERAS_HOME")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SETTINGS],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not (tmp_path / ".keras").exists()
+    assert done.stderr == ""
+
+
+def test_a_program_that_has_keras_for_another_backend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras.config.backend", lambda: "jax")
+    with pytest.raises(UserError, match=r"KERAS_BACKEND=tensorflow.* Received: jax$"):
+        load_keras()
+
+
+def test_what_is_not_harmless_is_still_said(capfd: pytest.CaptureFixture[str]) -> None:
+    with _stderr_without(["harmless"]):
+        os.write(2, b"a harmless line\nan error\n")
+    assert capfd.readouterr().err == "an error\n"

@@ -1,12 +1,16 @@
 import io
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,6 +18,7 @@ from cifar_keras.flags import MOST_RUNS
 from cifar_keras.reporting import pictures
 from cifar_keras.reporting.calibration import softmax
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["airplane", "automobile", "bird", "cat"]
 
 
@@ -212,3 +217,109 @@ def test_the_feature_map_has_a_panel_for_each_class() -> None:
     without = decode(pictures.feature_map_picture(points, labels * 0, NAMES, np.array([0.4, 0.2])))
     blue = (without == (0x00, 0x72, 0xB2)).all(axis=-1)
     assert not blue[:, width // 2 :].any()
+
+
+# What people put into a `matplotlibrc`, or set in a notebook before they call.
+PERSONAL_STYLE: Any = {
+    "image.origin": "lower",
+    "image.interpolation": "bicubic",
+    "image.cmap": "gray",
+    "text.color": "white",
+    "axes.labelcolor": "white",
+    "axes.grid": True,
+    "axes.facecolor": "black",
+    "axes.titlesize": 30,
+    "axes.unicode_minus": False,
+    "axes.formatter.use_locale": True,
+    "figure.autolayout": True,
+    "figure.facecolor": "black",
+    "figure.dpi": 30,
+    "font.family": "monospace",
+    "font.weight": "bold",
+    "font.size": 24,
+    "lines.linewidth": 9,
+    "legend.loc": "center",
+    "savefig.dpi": 30,
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+    "savefig.format": "svg",
+    "xtick.color": "white",
+    "text.usetex": True,
+}
+
+
+def every_picture() -> dict[str, bytes]:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (4, 32, 32, 3), np.uint8)
+    logits, labels = generator.normal(size=(40, 4)).astype(np.float32), np.arange(40) % 4
+    runs = [[{"step": 1, "cross_entropy": 1.0, "validation_accuracy": 0.5}]] * 2
+    corrupted = [{"name": name, "accuracy": 0.5} for name in ("none", "fog 1", "fog 2")]
+    made = {
+        "confusion_matrix": pictures.confusion_matrix_picture(np.diag([9, 8, 7, 6]), NAMES),
+        "corruptions": pictures.corruptions_picture(corrupted),
+        "predictions": pictures.predictions_picture(images, labels[:4], softmax(logits[:4]), NAMES),
+        "reliability": pictures.reliability_picture(logits, labels, 1.5),
+        "attribution": pictures.attribution_picture(images[:1], [("map", np.eye(3, dtype=np.float32)[None])], ["one"]),
+        "feature_map": pictures.feature_map_picture(logits[:, :2], labels, NAMES, np.array([0.4, 0.2])),
+        "image_grid": pictures.image_grid_picture(images, NAMES, 2),
+        "learning_curves": pictures.learning_curves_picture(records()),
+        "comparison": pictures.comparison_picture(["a", "b"], runs, [32, 32]),
+        "image": pictures.image_png(images[0]),
+    }
+    public = {name.removesuffix("_picture") for name in vars(pictures) if re.fullmatch(r"[a-z]\w*_picture", name)}
+    assert public <= made.keys()  # whoever adds a picture adds it here
+    return made
+
+
+def test_pictures_are_the_same_bytes_whatever_the_users_style_is() -> None:
+    plain = every_picture()
+    with matplotlib.rc_context(PERSONAL_STYLE):
+        personal = every_picture()
+        assert matplotlib.rcParams["image.origin"] == "lower"  # and it holds again afterwards
+    assert [name for name, png in plain.items() if png != personal[name]] == []
+
+
+def test_fonts_are_not_the_users_when_the_module_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("font.family: monospace\nfont.weight: bold\nimage.origin: lower\n")
+    code = (
+        "import sys, hashlib, numpy as np; from cifar_keras.reporting import pictures as p;"
+        "image = np.arange(3072, dtype=np.uint8).reshape(1, 32, 32, 3);"
+        "print(hashlib.sha256(p.image_grid_picture(image, ['title'], 1)).hexdigest())"
+    )
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for folder in (ROOT, tmp_path)
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_pixel_keeps_its_place_in_a_file() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(pictures.image_png(image)))), image)
+
+
+@pytest.mark.parametrize("name", ["b$1_$2{", "_hidden", "$\\frac$", "a_b^c"])
+def test_names_are_text_and_all_of_them_are_in_the_legend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def look(figure: Figure, *arguments: Any, **settings: Any) -> None:
+        shown.extend(text.get_text() for legend in figure.legends for text in legend.get_texts())
+        assert not any(text.get_parse_math() for legend in figure.legends for text in legend.get_texts())
+        save(figure, *arguments, **settings)
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", look)
+    runs = [[{"step": 1, "cross_entropy": 1.0, "validation_accuracy": 0.5}]] * 2
+    decode(pictures.comparison_picture(["a", name], runs, [32, 32]))
+    assert shown == ["a", name]
+    titled = np.zeros((1, 8, 8, 3), np.uint8)
+    decode(pictures.image_grid_picture(titled, [name], 1))
+    decode(pictures.confusion_matrix_picture(np.eye(2, dtype=np.int64), ["a", name]))
+    decode(pictures.attribution_picture(titled, [(name, np.zeros((1, 2, 2), np.float32))], [name]))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -14,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from tensorboard.plugins import projector
 
 from cifar_keras import artifacts
+from cifar_keras.reporting.pictures import image_png
 
 PROJECTED_IMAGES = 2000  # their pictures together have 1,440 x 1,440 pixels
 PROJECTED_DIMENSIONS = 50  # principal components; TensorBoard goes on from there
@@ -89,6 +89,4 @@ def _sprite(images: NDArray[np.uint8]) -> bytes:
     filled = np.zeros((rows * side, height, width, channels), np.uint8)
     filled[: len(images)] = images
     grid = filled.reshape(rows, side, height, width, channels).transpose(0, 2, 1, 3, 4)
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, grid.reshape(rows * height, side * width, channels), format="png")
-    return buffer.getvalue()
+    return image_png(grid.reshape(rows * height, side * width, channels))

@@ -5,19 +5,22 @@ display. The colours are told apart by colour-blind readers (Okabe and Ito, http
 said by colour alone.
 """
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
+from PIL import Image
 
 from cifar_keras.reporting.calibration import expected_calibration_error, reliability, softmax
 from cifar_keras.reporting.galleries import spread_over_confidence
@@ -27,10 +30,31 @@ BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
 CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
-CAPTION_FONT = FontProperties(size=9)
-HEADING_FONT = FontProperties(size=12, weight="bold")
+# All of it given, because what is not comes from the user's style when the module is imported.
+CAPTION_FONT, HEADING_FONT = (
+    FontProperties(family="DejaVu Sans", style="normal", variant="normal", stretch="normal", weight=weight, size=size)
+    for weight, size in (("normal", 9), ("bold", 12))
+)
 
 PHASES = ("head", "finetune")
+
+Drawing = ParamSpec("Drawing")
+
+
+def _png(draw: Callable[Drawing, Figure]) -> Callable[Drawing, bytes]:
+    """Make of a function that draws a figure one that returns it as a PNG file, in matplotlib's own style whatever the user's is.
+
+    The settings of a `matplotlibrc`, or of the program that calls, hold again afterwards. Names are text: a `$` in one begins no formula.
+    """
+
+    @functools.wraps(draw)
+    def png(*arguments: Drawing.args, **settings: Drawing.kwargs) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.style.context(["default", {"text.parse_math": False}]):
+            draw(*arguments, **settings).savefig(buffer, format="png", facecolor="white")
+        return buffer.getvalue()
+
+    return png
 
 
 class _Series(NamedTuple):
@@ -65,9 +89,10 @@ _RUN_STYLES = [
 ]
 
 
+@_png
 def confusion_matrix_picture(
     confusion_matrix: Sequence[Sequence[int]] | NDArray[np.int64], class_names: Sequence[str]
-) -> bytes:
+) -> Figure:
     """Draw a confusion matrix: counts in the cells, coloured by their share of the row.
 
     The colour scale grows with the square root of the share, so that a confusion of 1 % can be told from none.
@@ -100,10 +125,11 @@ def confusion_matrix_picture(
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, ticks=[0, 0.01, 0.05, 0.25, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     bar.set_label("share of the true class", fontsize=10)
-    return _png(figure)
+    return figure
 
 
-def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> bytes:
+@_png
+def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the accuracy on corrupted images: a row for each corruption, a column for each severity.
 
     Args:
@@ -125,9 +151,10 @@ def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_title(f"accuracy in %; {100 * accuracy['none']:.1f} without corruption", fontsize=12)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    return _png(figure)
+    return figure
 
 
+@_png
 def predictions_picture(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
@@ -136,7 +163,7 @@ def predictions_picture(
     *,
     columns: int = 8,
     rows: int = 2,
-) -> bytes:
+) -> Figure:
     """Draw right predictions above wrong ones, each with its probability.
 
     Each group is sorted from the most to the least confident (ties keep the order of the images), and of a group with more images
@@ -178,7 +205,8 @@ def predictions_picture(
     return _groups_picture(groups, columns)
 
 
-def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> bytes:
+@_png
+def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> Figure:
     """Draw how often predictions are right against how sure they are, as served and without temperature.
 
     Bars are 95 % intervals of the shares (Wilson's score, which stays between 0 and 1 for the few images of a bin); below is how many
@@ -217,19 +245,20 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
     shares.set_ylabel("share that is right", fontsize=10)
     figure.legend(frameon=False, fontsize=9, loc="outside upper left")  # curves can lie anywhere
     counts.set_ylabel("images", fontsize=10)
-    counts.set_yscale("log")
+    _log_scale(counts)
     counts.set_xlabel("confidence: the largest probability", fontsize=10)
     for axes in (shares, counts):
         _plain(axes)
     figure.align_ylabels()
-    return _png(figure)
+    return figure
 
 
+@_png
 def attribution_picture(
     images: NDArray[np.uint8],
     columns: Sequence[tuple[str, NDArray[np.float32]]],
     titles: Sequence[str],
-) -> bytes:
+) -> Figure:
     """Draw images, and beside each the maps of what its prediction comes from.
 
     Args:
@@ -247,7 +276,7 @@ def attribution_picture(
         for axes in row:
             axes.set_axis_off()
             axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
-        row[0].set_title(title, fontproperties=CAPTION_FONT, pad=3, parse_math=False)  # a file's name may have a "$"
+        row[0].set_title(title, fontproperties=CAPTION_FONT, pad=3)
     for place, (heading, maps) in enumerate(columns, start=1):
         limit = max(float(np.abs(maps).max()), 1e-12)
         for axes, values in zip(cells[:, place], maps, strict=True):
@@ -262,15 +291,16 @@ def attribution_picture(
                 alpha=np.clip(np.abs(values) / limit, 0, 1) * 0.75,
                 interpolation="nearest",
             )
-    return _png(figure)
+    return figure
 
 
+@_png
 def feature_map_picture(
     points: NDArray[np.float32],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     shares: NDArray[np.float64],
-) -> bytes:
+) -> Figure:
     """Draw images as points, in a panel for each class: its own dark before all others, which are grey.
 
     Ten colours in one cloud could not be told apart by everybody; ten panels can.
@@ -294,10 +324,11 @@ def feature_map_picture(
         axes.set_title(f"{name}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
     figure.supxlabel(f"first principal component, {100 * shares[0]:.1f} % of the variance", fontsize=10)
     figure.supylabel(f"second, {100 * shares[1]:.1f} %", fontsize=10)
-    return _png(figure)
+    return figure
 
 
-def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns: int) -> bytes:
+@_png
+def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns: int) -> Figure:
     """Draw images in rows, each under its title, with crisp pixels.
 
     Args:
@@ -313,10 +344,11 @@ def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns
     columns = min(columns, len(images))
     figure = _new_figure(columns * _cell_width(titles), _grid_height(titles, columns))
     _draw_images(figure, images, titles, columns)
-    return _png(figure)
+    return figure
 
 
-def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
+@_png
+def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw loss, accuracy and learning rate of both phases over the global step.
 
     Args:
@@ -338,7 +370,7 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
     rate.set_ylabel("learning rate", fontsize=10)
     # Of a finetune phase at a hundredth of the head phase's rate a linear axis would show nothing.
     highest = max(record["learning_rate"] for record in records)
-    rate.set_yscale("log")
+    _log_scale(rate)
     rate.set_ylim(highest / 500, highest * 2)
     rate.yaxis.set_major_locator(LogLocator(numticks=9))
     rate.set_xlabel("training step", fontsize=10)
@@ -348,12 +380,13 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> bytes:
         _plain(axes)
     figure.align_ylabels()
     _mark_phases(loss, (accuracy, rate), records)
-    return _png(figure)
+    return figure
 
 
+@_png
 def comparison_picture(
     names: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]], batch_sizes: Sequence[int]
-) -> bytes:
+) -> Figure:
     """Draw the training loss and the validation accuracy of runs over the images that they had seen.
 
     Args:
@@ -368,11 +401,10 @@ def comparison_picture(
         raise ValueError(f"at most {len(_RUN_STYLES)} runs can be told apart. Received: {len(names)}")
     figure = _new_figure(9.0, 6.4)
     panels = figure.subplots(2, 1, sharex=True)
-    for name, lines, batch_size, style in zip(names, records, batch_sizes, _RUN_STYLES, strict=False):
+    for lines, batch_size, style in zip(records, batch_sizes, _RUN_STYLES, strict=False):
         for axes, key in zip(panels, ("cross_entropy", "validation_accuracy"), strict=True):
             points = [(line["step"] * batch_size, line[key]) for line in lines if key in line]
-            label = name if key == "validation_accuracy" else None
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.4, markersize=5, markevery=0.1, **style)
+            axes.plot(*zip(*points, strict=True), linewidth=1.4, markersize=5, markevery=0.1, **style)
     loss, accuracy = panels
     loss.set_ylabel("train cross-entropy (nats),\nepoch so far", fontsize=10)
     accuracy.set_ylabel("validation accuracy", fontsize=10)
@@ -383,8 +415,9 @@ def comparison_picture(
         axes.set_xlim(left=0)
         _plain(axes)
     figure.align_ylabels()
-    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
-    return _png(figure)
+    # Given one by one, because matplotlib leaves out of its own list what begins with "_".
+    figure.legend(accuracy.get_lines(), names, frameon=False, fontsize=9, loc="outside upper left")
+    return figure
 
 
 def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
@@ -424,7 +457,7 @@ def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[st
         begin = end
 
 
-def _groups_picture(groups: Sequence[_Group], columns: int) -> bytes:
+def _groups_picture(groups: Sequence[_Group], columns: int) -> Figure:
     """Draw groups under one another, all on a grid of the same width; an empty one is its heading."""
     heights = [HEADING_INCHES + _grid_height(group.captions, columns) for group in groups]
     grid_width = columns * _cell_width([caption for group in groups for caption in group.captions])
@@ -435,7 +468,7 @@ def _groups_picture(groups: Sequence[_Group], columns: int) -> bytes:
         part.suptitle(group.heading, fontproperties=HEADING_FONT, color=group.color)
         if group.captions:
             _draw_images(part, group.images, group.captions, columns)
-    return _png(figure)
+    return figure
 
 
 def _draw_images(figure: Figure | SubFigure, images: NDArray[np.uint8], titles: Sequence[str], columns: int) -> None:
@@ -463,6 +496,13 @@ def _grid_height(titles: Sequence[str], columns: int) -> float:
     return math.ceil(len(titles) / columns) * (CELL_INCHES + 0.2 * lines)
 
 
+def _log_scale(axes: Axes) -> None:
+    """Make the upright axis logarithmic, with plain numbers beside it: matplotlib's own are formulas."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _plain(axes: Axes) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -476,7 +516,8 @@ def _new_figure(width_inches: float, height_inches: float) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def image_png(image: NDArray[np.uint8]) -> bytes:
+    """Return an image, uint8 `[height, width, 3]`, as a PNG file. By Pillow, which no `matplotlibrc` tells which side is up."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+    Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

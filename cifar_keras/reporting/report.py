@@ -1,16 +1,15 @@
 """`report.html` and `model_card.md`: what a run gave, each in one file that needs nothing else."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
-import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.formats import FORMATS
+from cifar_keras.reporting import markdown
 from cifar_keras.reporting.calibration import BINS, reliability, softmax
 from cifar_keras.reporting.galleries import (
     most_confident_errors,
@@ -18,6 +17,7 @@ from cifar_keras.reporting.galleries import (
     names_of,
     spread_over_confidence,
 )
+from cifar_keras.reporting.pictures import image_png
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
 PROBABLE = 5  # classes that an image lists
@@ -99,6 +99,7 @@ def _template(name: str) -> jinja2.Template:
     space = "\N{NO-BREAK SPACE}" if name.endswith(".html.j2") else " "
     environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}{space}%"
     environment.filters["short_commit"] = short_commit
+    environment.filters["text"], environment.filters["code"] = markdown.text, markdown.code
     environment.filters["thousands"] = lambda count: f"{count:,}"
     return environment.get_template(name)
 
@@ -151,15 +152,9 @@ def _bins(content: Content) -> list[dict[str, Any]]:
     ]
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, image, format="png")
-    return buffer.getvalue()
-
-
 def image_uri(image: NDArray[np.uint8]) -> str:
     """Return an image, uint8 `[height, width, 3]`, as a `data:` address of a PNG file."""
-    return _uri(_png(image))
+    return _uri(image_png(image))
 
 
 def _uri(png: bytes) -> str:
