@@ -1,14 +1,18 @@
 """Files of a run that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cifar_keras.errors import UserError
+
+_NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -25,7 +29,7 @@ def write_whole(path: Path, content: bytes) -> None:
         with beside.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -44,6 +48,30 @@ def write_picture(flag: str, path: Path, picture: bytes) -> None:
         write_whole(path, picture)
     except OSError as error:
         raise UserError(f"--{flag} cannot be written: {error.strerror}. Received: {path}") from error
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give the block a hidden place beside a file or folder to write to, and put that in place; where the block fails, nothing stays.
+
+    For libraries that write by themselves. The hidden place has the ending of the right one, because some insist on it.
+    """
+    beside = path.with_name(f".{path.name}")
+    _remove(beside)  # of a process that was killed
+    try:
+        yield beside
+        put_in_place(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def put_in_place(beside: Path, path: Path) -> None:
@@ -65,9 +93,22 @@ def sync(path: Path) -> None:
     """Put the entries of a folder, or the bytes of a file, onto the disk: a rename is one, and reaches it later than the bytes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Put what an open file or folder holds onto the disk, as far as its file system can be asked to.
+
+    Raises:
+        OSError: the disk failed (EIO), or is full.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:  # network file systems know of no such call for folders, some for nothing
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

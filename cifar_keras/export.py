@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, environment, flags, paths, workdir
+from cifar_keras import artifacts, command, environment, flags, paths, workdir
 from cifar_keras.errors import UserError
 from cifar_keras.finished_run import FinishedRun, check_found, read_finished_run
 from cifar_keras.formats import FORMATS, Bound
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
     check_formats(arguments.formats, run.path)
     check_found(run.path)
-    environment.set_tensorflow_variables()
+    environment.load_keras()
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # for the processes that run the exports; converting needs none
@@ -69,13 +69,22 @@ def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) 
     Returns:
         What `exports.json` says of a format.
     """
+    import keras
+
     from cifar_keras.conversion import convert
 
     place = run.path / FORMATS[name].path
     if FORMATS[name].converted:
         file = scratch / place.name
         chosen = np.random.default_rng(run.config.seed).permutation(len(splits.train.labels))[:EXAMPLES]
-        convert(name, model, file, examples=splits.train.images[chosen], class_names=splits.class_names)
+        convert(
+            name,
+            keras.models.load_model(run.path / paths.MODEL, compile=False),
+            file,
+            examples=splits.train.images[chosen],
+            class_names=splits.class_names,
+            temperature=run.result["calibration"]["temperature"],
+        )
     else:
         file = place
     float32_bytes = 4 * sum(int(np.prod(variable.shape)) for variable in model.signatures["serve"].variables)
@@ -92,6 +101,8 @@ def check_formats(names: Sequence[str], path: Path) -> None:
     Raises:
         UserError: it is not.
     """
+    if any(FORMATS[name].converted for name in names):
+        paths.check_has_model(path)
     for name in names:
         if not FORMATS[name].converted and not (path / FORMATS[name].path).exists():
             raise UserError(f"--format={name}: the run has no {FORMATS[name].path} any more. Received: {path}")
@@ -118,10 +129,14 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
         RuntimeError: the runtime cannot run it.
     """
     found = scratch / "logits.npz"
-    command = [sys.executable, "-m", "cifar_keras.runtimes", name, str(file), str(scratch / "images.npy"), str(found)]
+    program = [sys.executable, "-m", "cifar_keras.runtimes", name, str(file), str(scratch / "images.npy"), str(found)]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, check=False
+        program,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "KERAS_HOME": str(scratch)},
+        check=False,
     )
+    if done.returncode == command.BAD_INPUT_STATUS:  # it has said why
+        raise UserError(f"--format={name}: what its runtime gives cannot be written. Received: {scratch.parent}")
     if done.returncode:
         raise RuntimeError(f"the runtime of {name} cannot run it. Received: status {done.returncode}")
     with np.load(found) as kept:
@@ -205,4 +220,4 @@ def keep_export(name: str, found: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

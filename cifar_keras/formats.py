@@ -18,6 +18,7 @@ class Format(NamedTuple):
     converted: bool  # by the export command; otherwise the run itself has written it
     packages: tuple[str, ...]  # that have to be importable to make and to run it, beside what the package itself needs
     bound: Bound
+    any_size: bool = True  # of images, which are smoothed where they shrink; otherwise one image of the training images' size at a time
 
 
 # The same operations in the same precision.
@@ -29,6 +30,6 @@ FORMATS: dict[str, Format] = {
     "keras": Format("model.keras", False, (), _SAME),
     "saved_model": Format("saved_model", False, (), _SAME),
     "onnx": Format("exports/model.onnx", True, ("tf2onnx", "onnx", "onnxruntime"), _SAME),
-    "litert": Format("exports/model.tflite", True, ("ai_edge_litert",), _SAME),
-    "litert_int8": Format("exports/model_int8.tflite", True, ("ai_edge_litert",), _QUANTIZED),
+    "litert": Format("exports/model.tflite", True, ("ai_edge_litert",), _SAME, any_size=False),
+    "litert_int8": Format("exports/model_int8.tflite", True, ("ai_edge_litert",), _QUANTIZED, any_size=False),
 }

@@ -1,18 +1,20 @@
 """`python -m cifar_keras.runtimes FORMAT MODEL IMAGES.npy LOGITS.npz`: a model by its own runtime, in a process of its own.
 
-It uses nothing of this package, so that what it finds is what anybody's program finds: an export that needed us would fail.
+It uses nothing of this package but what keeps its output readable, so that what it finds is what anybody's program finds: an export
+that needed us would fail.
 """
 
 import importlib.metadata
 import os
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from cifar_keras import command
+from cifar_keras.environment import start_tensorflow
+from cifar_keras.progress import progress
 
 BATCH_SIZE = 64
 
@@ -28,8 +30,8 @@ def main(format_name: str, model: str, images_file: str, logits_file: str) -> No
         run(images[:count])  # the first of a size also builds what all of it use
     started = time.perf_counter()
     parts = range(0, len(images), batch_size)
-    progress = tqdm(parts, desc=f"test, {format_name}", unit="batch", disable=None)
-    logits = np.concatenate([run(images[start : start + batch_size]) for start in progress])
+    told = progress(parts, desc=f"test, {format_name}", unit="batch")
+    logits = np.concatenate([run(images[start : start + batch_size]) for start in told])
     speed = len(images) / (time.perf_counter() - started)
     runtime = f"{package} {importlib.metadata.version(package)}"
     np.savez(logits_file, logits=logits, images_per_second=speed, runtime=runtime, batch_size=batch_size)
@@ -37,6 +39,7 @@ def main(format_name: str, model: str, images_file: str, logits_file: str) -> No
 
 def load_keras(path: str) -> Run:
     """Load a `.keras` file with Keras."""
+    start_tensorflow()
     import keras
     import tensorflow as tf
 
@@ -47,6 +50,7 @@ def load_keras(path: str) -> Run:
 
 def load_saved_model(path: str) -> Run:
     """Load a SavedModel with TensorFlow."""
+    start_tensorflow()
     import tensorflow as tf
 
     tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
@@ -94,5 +98,4 @@ RUNTIMES: dict[str, tuple[Callable[[str], Run], str, int]] = {
 }
 
 if __name__ == "__main__":
-    arguments: Any = sys.argv[1:]
-    main(*arguments)
+    command.run(lambda arguments: main(*arguments[1:]))

@@ -1,6 +1,5 @@
 """The artifacts of a run: written whole, reloaded, and checked to be the model that was trained."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,12 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cifar_keras import artifacts
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
+from cifar_keras.progress import progress
 
 # Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
 # float32 network differs by about 1e-6 of it; another network by about 1.
@@ -27,9 +26,8 @@ def save_classifier(classifier: keras.Model, path: Path) -> None:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = False  # of training on several devices; other backends of Keras refuse to load it
     uncompiled = keras.Model(classifier.inputs, classifier.outputs, name=classifier.name)
-    beside = path.with_name(f".{path.name}")  # Keras insists on the ending .keras
-    uncompiled.save(beside)
-    artifacts.put_in_place(beside, path)
+    with artifacts.written_beside(path) as beside:
+        uncompiled.save(beside)
 
 
 def export_saved_model(
@@ -38,16 +36,16 @@ def export_saved_model(
     """Write a SavedModel with two signatures, whole or not at all.
 
     `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
-    PNG file of any size. Both give `logits` float32 `[n, classes]`, `probabilities` float32 `[n, classes]` and
-    `class_names` string `[classes]`; the probabilities are `softmax(logits / temperature)`. No augmentation is inside, and
-    normalizations are folded into the convolutions before them.
+    PNG file of any size. Both give `logits` and `probabilities` float32 `[n, classes]`, `softmax(logits / temperature)`, and
+    `class_names` string `[n, classes]`: the same for all images, but every output has to begin with the batch, because servers take
+    batches apart (tensorflow/serving#1047). No augmentation is inside, and normalizations are folded into convolutions.
     """
 
     def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
         return {
             "logits": logits,
             "probabilities": tf.nn.softmax(logits / temperature),
-            "class_names": tf.constant(list(class_names)),
+            "class_names": tf.tile(tf.constant([list(class_names)]), [tf.shape(logits)[0], 1]),
         }
 
     backbone = classifier.get_layer("backbone")
@@ -66,7 +64,7 @@ def export_saved_model(
         return outputs(whole(images, training=False))
 
     def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
-        # One after the other: a photograph of 50 megapixels takes 750 MB while it is resized.
+        # One after the other: a photograph of 50 megapixels takes 150 MB while it is resized.
         pixels = tf.map_fn(
             decode, files, parallel_iterations=1, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32)
         )
@@ -77,11 +75,8 @@ def export_saved_model(
     )  # finds the variables itself; those that are given to it as well are stored twice
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
     archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
-    beside = path.with_name(f".{path.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    archive.write_out(beside, verbose=False)
-    # Over one with another temperature, or of a process of this run that ended after it.
-    artifacts.put_in_place(beside, path)
+    with artifacts.written_beside(path) as beside:
+        archive.write_out(beside, verbose=False)
 
 
 def load_saved_model(path: Path, flag: str = "model") -> tf.Module:
@@ -102,14 +97,20 @@ def load_saved_model(path: Path, flag: str = "model") -> tf.Module:
     return loaded
 
 
+def class_names_of(model: tf.Module) -> tuple[str, ...]:
+    """Return the names of the classes that a loaded SavedModel tells apart, in the order of its logits."""
+    served = model.serve(tf.zeros((1, 32, 32, 3), tf.uint8))
+    # `[1, classes]`; models that were exported before November 2026 give `[classes]`.
+    return tuple(name.decode() for name in served["class_names"].numpy().ravel())
+
+
 def check_classes(model: tf.Module, class_names: tuple[str, ...], path: str | Path, flag: str = "model") -> None:
     """Check that a loaded SavedModel, which a flag has named, tells the classes apart that the images have.
 
     Raises:
         UserError: it tells others apart.
     """
-    served = model.serve(tf.zeros((1, 32, 32, 3), tf.uint8))["class_names"].numpy()
-    known = tuple(name.decode() for name in served)
+    known = class_names_of(model)
     if known != class_names:
         raise UserError(f"--{flag} tells other classes apart: {', '.join(known)}. Received: {path}")
 
@@ -131,7 +132,7 @@ def serve_all(model: tf.Module, images: NDArray[np.uint8], batch_size: int, titl
         title: what the progress bar is called.
     """
     batches = []
-    for start in tqdm(range(0, len(images), batch_size), desc=title, unit="batch", disable=None):
+    for start in progress(range(0, len(images), batch_size), desc=title, unit="batch"):
         outputs = model.serve(tf.constant(images[start : start + batch_size]))
         batches.append([outputs[name].numpy() for name in Served._fields])
     return Served(*map(np.concatenate, zip(*batches, strict=True)))

@@ -49,7 +49,7 @@ RATIO_COLUMNS = {
 }
 
 # Tables whose speeds are of one command.
-MEASURED_AT_ONCE = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models")
+MEASURED_AT_ONCE = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models", "photographs")
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
 
@@ -198,6 +198,15 @@ def with_table(text: str, name: str, table: str) -> str:
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
+def photographs_table(content: Result) -> str:
+    """Lay out how photographs are classified, in Markdown."""
+    rows = ["| system | images | accuracy |", "| --- | --- | --- |"]
+    for row in content["rows"]:
+        low, high = (100 * end for end in row["interval"])
+        rows.append(f"| {row['system']} | {row['n']:,} | {100 * row['accuracy']:.2f} % ({low:.2f} to {high:.2f}) |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Write the tables, or check them."""
     recipes = read_results()
@@ -215,6 +224,7 @@ def main() -> None:
         ("ratios_without_bfloat16", "benchmarks_without_bfloat16", ratios_table),
         ("profile", "profile", profile_table),
         ("smaller_models", "smaller_models", smaller_models_table),
+        ("photographs", "photographs", photographs_table),
         ("exports", "exports/quickstart", exports_text),
         ("further", "further/quickstart", further_text),
         ("corruptions", "further/quickstart", corruptions_table),

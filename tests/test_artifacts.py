@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cifar_keras.artifacts import put_in_place, read_json, write_json, write_whole
+from cifar_keras.artifacts import put_in_place, read_json, sync, write_json, write_whole, written_beside
 from cifar_keras.errors import UserError
 
 
@@ -107,3 +108,49 @@ def test_a_file_or_a_folder_takes_the_place_of_what_was_there(tmp_path: Path) ->
         assert (tmp_path / "placed.file").read_text() == name
         assert [path.name for path in (tmp_path / "placed.folder").rglob("*")] == ["within", name]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["placed.file", "placed.folder"]
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_no_fault() -> None:
+    """Linux's /proc answers EINVAL, as network file systems do."""
+    descriptor = os.open("/proc", os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync(Path("/proc"))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_is_one(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        sync(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        write_whole(tmp_path / "file", b"new")
+    assert names_in(tmp_path) == []
+
+
+def test_what_a_library_writes_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    (tmp_path / ".model.keras").write_text("of a process that was killed")
+    for content in ("old", "new"):
+        with written_beside(path) as beside:
+            assert not beside.exists()
+            assert beside.suffix == ".keras"
+            beside.write_text(content)
+        assert path.read_text() == content
+
+    def fail_half_way() -> None:
+        with written_beside(path) as beside:
+            beside.mkdir()
+            (beside / "part").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        fail_half_way()
+    assert path.read_text() == "new"
+    assert names_in(tmp_path) == ["model.keras"]

@@ -29,14 +29,15 @@ def some_images(count: int = 3, height: int = 32, width: int = 32) -> NDArray[np
 
 
 def bilinear(images: NDArray[np.uint8], size: int) -> NDArray[np.float64]:
-    """Half-pixel bilinear interpolation, written out: separable weights of the two nearest pixels, edges repeated."""
+    """Half-pixel bilinear interpolation with smoothing, written out: triangles as wide as two pixels of the smaller picture."""
 
     def weights(old: int) -> NDArray[np.float64]:
-        centers = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
-        low = np.floor(centers).astype(int)
         matrix = np.zeros((size, old))
-        matrix[np.arange(size), low] += 1 - (centers - low)
-        matrix[np.arange(size), np.minimum(low + 1, old - 1)] += centers - low
+        for new in range(size):
+            center, reach = (new + 0.5) * old / size, max(1.0, old / size)
+            for pixel in range(old):
+                matrix[new, pixel] = max(0.0, reach - abs(pixel + 0.5 - center))
+            matrix[new] /= matrix[new].sum()
         return matrix
 
     rows, columns = weights(images.shape[1]), weights(images.shape[2])

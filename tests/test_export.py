@@ -279,3 +279,21 @@ def test_what_is_missing_is_named(workdir: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tf2onnx" else object())
     with pytest.raises(UserError, match=r"--format=onnx needs tf2onnx: .*\[export\].* Received: litert,onnx$"):
         export.main(["export", f"--model={workdir}", "--format=litert,onnx"])
+
+
+def test_images_that_shrink_are_smoothed_in_every_format_that_takes_them(workdir: Path, tmp_path: Path) -> None:
+    """LiteRT takes images of the training images' size: of a network that shrinks those, it smooths them too."""
+    photographs = np.random.default_rng(0).integers(0, 256, (3, 120, 70, 3), np.uint8)
+    model = saved_model.load_saved_model(workdir)  # held: a function alone does not hold its variables
+    served = model.serve(photographs)["logits"]
+    classifier = keras.models.load_model(workdir / "model.keras", compile=False)
+    session = onnxruntime.InferenceSession(str(workdir / "exports" / "model.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(["logits"], {"images": photographs})[0], served, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(classifier.predict(photographs, verbose=0), served, rtol=1e-4, atol=1e-3)
+    assert classifier.get_layer("resize").height < 32  # smaller than what LiteRT takes here
+    interpreter = Interpreter(str(workdir / "exports" / "model.tflite"))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], IMAGES[:1])
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(found, classifier.predict(IMAGES[:1], verbose=0), rtol=1e-4, atol=1e-3)

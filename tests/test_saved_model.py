@@ -65,7 +65,7 @@ def test_both_signatures_give_the_classifiers_logits(classifier: keras.Model, wo
     served = loaded.signatures["serve"](images=tf.constant(images))
     np.testing.assert_allclose(served["logits"], wanted, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(served["probabilities"], tf.nn.softmax(wanted), atol=1e-5)
-    assert [name.decode() for name in served["class_names"].numpy()] == list(CLASS_NAMES)
+    assert saved_model.class_names_of(loaded) == CLASS_NAMES
     files = [tf.io.encode_png(image) for image in images]
     served = loaded.signatures["serve_bytes"](files=tf.stack(files))
     np.testing.assert_allclose(served["logits"], wanted, rtol=1e-5, atol=1e-4)
@@ -172,3 +172,41 @@ def test_a_model_that_cannot_be_used_is_named(workdir: Path, tmp_path: Path, dam
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--model has to name .* Received: "):
         saved_model.load_saved_model(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_every_output_of_every_signature_begins_with_the_batch(workdir: Path, count: int) -> None:
+    """What a server asks for that takes the answer to several requests apart, in rows or in batches."""
+    loaded = tf.saved_model.load(str(workdir / "saved_model"))
+    images = some_images(count)
+    files = tf.stack([tf.io.encode_png(image) for image in images])
+    assert {"serve", "serve_bytes", "serving_default"} <= set(loaded.signatures)
+    for name, signature in loaded.signatures.items():
+        (given,) = signature.structured_input_signature[1].values()
+        outputs = signature(**{given.name: files if given.dtype == tf.string else tf.constant(images)})
+        assert {output: values.shape[0] for output, values in outputs.items()} == {
+            "logits": count,
+            "probabilities": count,
+            "class_names": count,
+        }, name
+        row = {output: values[count - 1] for output, values in outputs.items()}
+        assert [each.decode() for each in row["class_names"].numpy()] == list(CLASS_NAMES)
+
+
+def test_the_names_of_an_earlier_export_are_read_too() -> None:
+    """It gave `[classes]`."""
+    module = tf.Module()
+    module.serve = tf.function(
+        lambda images: {"class_names": tf.constant(list(CLASS_NAMES))},
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+    )
+    assert saved_model.class_names_of(module) == CLASS_NAMES
+
+
+def test_large_images_are_smoothed_in_every_signature(classifier: keras.Model, workdir: Path) -> None:
+    photographs = some_images(3, 120, 90)
+    wanted = classifier.predict(photographs, verbose=0)
+    loaded = saved_model.load_saved_model(workdir)
+    np.testing.assert_allclose(loaded.serve(tf.constant(photographs))["logits"], wanted, rtol=1e-4, atol=1e-4)
+    files = tf.stack([tf.io.encode_png(image) for image in photographs])
+    np.testing.assert_allclose(loaded.serve_bytes(files)["logits"], wanted, rtol=1e-4, atol=1e-4)

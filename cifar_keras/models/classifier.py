@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.models.backbones import BACKBONES, InputConvention
+from cifar_keras.models.resize import Resize
 from cifar_keras.models.small_resnet import build_resnet9, build_resnet20
 
 # Mean of the ImageNet training pixels in BGR order, 0..255, as keras.applications' "caffe" preprocessing subtracts it.
@@ -34,7 +35,7 @@ def build_backbone(name: str, image_size: int) -> keras.Model:
 def build_classifier(
     backbone: keras.Model, convention: InputConvention, class_count: int, dropout: float, seed: int
 ) -> keras.Model:
-    """Put the input transform before a backbone and a new head behind it.
+    """Put the input transform before a backbone and a new head behind it. Images that shrink are smoothed first (antialiasing).
 
     The head starts at zero (BiT, arXiv:1912.11370, section 3.3): the first logits are 0 and the first loss is
     ln(class_count), whatever the backbone.
@@ -54,7 +55,9 @@ def build_classifier(
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     # Rescaling by 1 turns the pixels into floats first: Resizing would round its result back to uint8.
     pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(images)
-    pixels = _resize(image_size)(pixels)
+    pixels = keras.layers.Resizing(
+        image_size, image_size, interpolation="bilinear", antialias=True, dtype="float32", name="resize"
+    )(pixels)
     transform = _input_transform()
     pixels = transform(pixels)
     transform.set_weights(list(input_transform_weights(convention)))
@@ -70,6 +73,8 @@ def assemble(
 ) -> keras.Model:
     """Put a classifier's layers together again with another backbone, all of them or a part; images get the size that it takes.
 
+    The resize becomes `models.resize.Resize`, which takes the pixels as they are.
+
     Args:
         classifier: what `build_classifier` made; it is left as it is, and shares its layers.
         backbone: takes the place of the classifier's; None where the part has none.
@@ -78,14 +83,13 @@ def assemble(
     """
     names = [layer.name for layer in classifier.layers]
     layers = classifier.layers[names.index(first) : names.index(last) + 1]
-    if backbone is not None:
-        others = {"backbone": backbone}
-        if first == "to_float":
-            others["resize"] = _resize(backbone.input.shape[1])
-        layers = [others.get(layer.name, layer) for layer in layers]
+    size = (classifier.get_layer("backbone") if backbone is None else backbone).input.shape[1]
+    others = {"backbone": backbone or classifier.get_layer("backbone"), "resize": Resize(size)}
+    layers = [others.get(layer.name, layer) for layer in layers]
     outputs = inputs = keras.Input(layers[0].input.shape[1:], dtype=layers[0].input.dtype)
     for layer in layers:
-        outputs = layer(outputs)
+        if layer.name != "to_float":
+            outputs = layer(outputs)
     return keras.Model(inputs, outputs, name="classifier")
 
 
@@ -109,10 +113,6 @@ def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.flo
     else:
         kernel, bias = np.eye(3) / 127.5, -np.ones(3)
     return kernel.reshape(1, 1, 3, 3).astype(np.float32), bias.astype(np.float32)
-
-
-def _resize(image_size: int) -> keras.layers.Layer:
-    return keras.layers.Resizing(image_size, image_size, interpolation="bilinear", dtype="float32", name="resize")
 
 
 def _input_transform() -> keras.layers.Layer:

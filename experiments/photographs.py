@@ -1,0 +1,103 @@
+"""`python -m experiments.photographs RUN`: what smoothing is worth for images that are larger than what the model sees.
+
+Test images of a finished run are enlarged tenfold and get the grain of a photograph, so that it is known what they show. They are
+classified by the SavedModel, by each export that takes any size, by the same network without smoothing, and by LiteRT, for which
+they are first made as small as it wants them. Writes `experiments/results/photographs.json`, from which
+`python -m experiments.tables` makes the table.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cifar_keras import artifacts, command, environment, flags
+from cifar_keras.finished_run import FinishedRun, read_finished_run
+from cifar_keras.formats import FORMATS
+from cifar_keras.progress import progress
+from cifar_keras.reporting.uncertainty import mean_interval
+from cifar_keras.runtimes import RUNTIMES
+
+RESULT = Path(__file__).parent / "results" / "photographs.json"
+IMAGES = 2000
+ENLARGED = 10  # times each side
+GRAIN = 30.0  # standard deviation of the noise of each pixel and colour, in levels of 255
+
+Classify = Callable[[NDArray[np.uint8]], int]  # of one image, [height, width, 3]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure the run that the command line names."""
+    run = read_finished_run(flags.parse_evaluate(["photographs", f"--model={''.join(argv[1:])}"]).model).with_data_dir(
+        ""
+    )
+    environment.load_keras()
+    from cifar_keras.run import load_splits
+
+    test = load_splits(run.config).test
+    chosen = np.sort(np.random.default_rng(0).choice(len(test.labels), IMAGES, replace=False))
+    images, labels = test.images[chosen], test.labels[chosen]
+    systems = systems_of(run, side=images.shape[1])
+    plain = run.logits[chosen].argmax(axis=1) == labels
+    right: dict[str, list[bool]] = {name: [] for name in systems}
+    for number, (image, label) in enumerate(
+        zip(progress(images, desc="photographs", unit="image"), labels, strict=True)
+    ):
+        large = photograph(image, np.random.default_rng([0, number]))
+        for name, classify in systems.items():
+            right[name].append(classify(large) == label)
+    rows = {"test images as they are": plain} | {name: np.array(values) for name, values in right.items()}
+    content = {
+        "commit": environment.source_commit(),
+        "environment": environment.describe_environment(),
+        "run": run.path.resolve().name,
+        "rows": [row(name, values) for name, values in rows.items()],
+    }
+    artifacts.write_json(RESULT, content)
+
+
+def photograph(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Return an image, uint8 `[height, width, 3]`, ten times as large, with grain."""
+    height, width, _ = image.shape
+    large = Image.fromarray(image).resize((ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC)
+    grainy = np.asarray(large) + generator.normal(0, GRAIN, (ENLARGED * height, ENLARGED * width, 3))
+    return np.clip(np.rint(grainy), 0, 255).astype(np.uint8)
+
+
+def systems_of(run: FinishedRun, *, side: int) -> dict[str, Classify]:
+    """Return what classifies a photograph, by its name in the table."""
+    import keras
+
+    unsmoothed = keras.models.load_model(run.path / FORMATS["keras"].path, compile=False)
+    unsmoothed.get_layer("resize").antialias = False
+    systems: dict[str, Classify] = {
+        "keras, without smoothing": lambda image: predict_one(unsmoothed.predict_on_batch, image)
+    }
+    for name, known in FORMATS.items():
+        if (file := run.path / known.path).exists():
+            of_any_size = RUNTIMES[name][0](str(file))
+            if known.any_size:
+                systems[name] = lambda image, logits=of_any_size: predict_one(logits, image)  # type: ignore[misc]
+            else:
+                systems[f"{name}, made {side} px first"] = lambda image, logits=of_any_size: predict_one(  # type: ignore[misc]
+                    logits, np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+                )
+    return systems
+
+
+def predict_one(logits: Callable[[NDArray[np.uint8]], Any], image: NDArray[np.uint8]) -> int:
+    """Return the class that a model gives an image."""
+    return int(np.asarray(logits(image[None])).argmax())
+
+
+def row(name: str, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return what is kept of a system."""
+    interval = mean_interval(right.astype(np.float64), seed=0, highest=1.0)
+    return {"system": name, "n": len(right), "accuracy": float(right.mean()), "interval": interval}
+
+
+if __name__ == "__main__":
+    command.run(main)
