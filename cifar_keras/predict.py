@@ -3,83 +3,156 @@
 import contextlib
 import io
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, environment, flags, paths
+from cifar_keras import artifacts, command, environment, flags, paths
 from cifar_keras.errors import UserError
 
+if TYPE_CHECKING:  # it takes seconds to import
+    import tensorflow as tf
+
 BATCH_SIZE = 32
+BATCH_PIXELS = 4_000_000  # and bytes: a photograph is a batch of its own, so that its line comes when it is known
 FILE_BYTES_LIMIT = 64 * 2**20
 ORIENTATION = 0x0112  # EXIF's tag, and the quarter turns to the left and then whether to mirror that its values ask for
 TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 LONGEST_NAME = 40  # characters of a file's name that are drawn
-PIXELS_LIMIT = 100_000_000  # 1.5 GB while it is resized: a byte and a float32 of each of its three colours
+PIXELS_LIMIT = 100_000_000  # 300 MB when it is decoded, twice that while it is turned
+
+Batch = list[tuple[Path, bytes | UserError]]  # files with what is in them, or with why that is no image
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line for each file: its most probable classes; and draw what they come from, where a file for it is named."""
+    """Print a line for each file: its most probable classes; and draw what they come from, where a file for it is named.
+
+    A file that is no image is named on stderr, and the others are classified. The exit status is then 2.
+    """
     arguments = flags.parse_predict(argv)
     if arguments.attribution:
         paths.check_has_model(arguments.model)
-    contents = [read_file(path) for path in arguments.files]
-    environment.set_tensorflow_variables()
+    files = [path for path in arguments.files if not _say(problem_of(path))]  # known before TensorFlow is imported
+    if not files:
+        sys.exit(command.BAD_INPUT_STATUS)
+    environment.load_keras()
 
-    from cifar_keras.saved_model import load_saved_model
+    from cifar_keras.saved_model import class_names_of, load_saved_model
 
     model = load_saved_model(arguments.model)
-    for path, content in zip(arguments.files, contents, strict=True):
-        check_image(path, content)
-    contents = [upright(content) for content in contents]
-    class_names, probabilities = classify(model, contents)
-    for path, row in zip(arguments.files, probabilities, strict=True):
+    class_names = class_names_of(model)
+    drawn: list[tuple[Path, NDArray[np.float32]]] = []
+    classified = 0
+    for path, row in classify(model, files):
+        if isinstance(row, UserError):
+            _say(row)
+            continue
+        classified += 1
         best = sorted(zip(row, class_names, strict=True), reverse=True)[: arguments.top]
-        print(f"{path}  " + "  ".join(f"{name} {probability:.4f}" for probability, name in best))
-    if arguments.attribution:
-        first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
-        titles = [
-            f"{class_names[one]} {row[one]:.2f}, {class_names[other]} {row[other]:.2f}\n{path.name[:LONGEST_NAME]}"
-            for path, row, one, other in zip(arguments.files, probabilities, first, second, strict=True)
-        ]
-        classes = [("predicted", first), ("second", second)]
-        picture = attribution(model, arguments.model, contents, classes, titles)
+        line = "  ".join(f"{name} {probability:.4f}" for probability, name in best)
+        print(f"{paths.shown(path)}  {line}", flush=True)
+        if arguments.attribution:
+            drawn.append((path, row))
+    if arguments.attribution and drawn:
+        picture = attribution(model, arguments.model, drawn, class_names)
         artifacts.write_picture("attribution", arguments.attribution, picture)
+    if classified < len(arguments.files):
+        sys.exit(command.BAD_INPUT_STATUS)
 
 
-def classify(model: Any, contents: Sequence[bytes]) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the names of the classes, and the probabilities of files, float32 `[n, classes]`, that a SavedModel serves."""
-    import tensorflow as tf
-
-    served = [
-        model.serve_bytes(tf.constant(contents[start : start + BATCH_SIZE]))
-        for start in range(0, len(contents), BATCH_SIZE)
-    ]
-    names = [name.decode() for name in served[0]["class_names"].numpy()]
-    return names, np.concatenate([batch["probabilities"].numpy() for batch in served])
+def _say(problem: UserError | None) -> bool:
+    """Print what is wrong with a file, if anything is; return whether it is."""
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    return problem is not None
 
 
-def upright(content: bytes) -> bytes:
-    """Turn a photograph as its EXIF orientation says, which decoders leave to whoever shows it; other files stay as they are.
+def problem_of(path: Path) -> UserError | None:
+    """Return why a file cannot be read, if it cannot."""
+    try:
+        with path.open("rb"):
+            return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return UserError(f"the image file cannot be read: {reason}. Received: {paths.shown(path)}")
+
+
+def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.float32] | UserError]]:
+    """Yield each file with its probabilities, float32 `[classes]`, or with what is wrong with it; in order, as soon as they are known.
 
     Args:
-        content: a JPEG or PNG file that can be decoded.
+        model: a SavedModel, loaded.
+        files: JPEG or PNG files. At most `BATCH_SIZE` of them are in memory at a time, of `BATCH_PIXELS` pixels, or one.
+    """
+    for batch in _batches(files):
+        yield from zip((path for path, _ in batch), _classify(model, batch), strict=True)
 
-    Returns:
-        The file, or a PNG file of the turned pixels.
+
+def _batches(files: Sequence[Path]) -> Iterator[Batch]:
+    batch: Batch = []
+    filled = 0
+    for path in files:
+        content: bytes | UserError
+        try:
+            content = read_file(path)
+            weight = len(content) + pixels_of(path, content)
+        except UserError as error:
+            content, weight = error, 0
+        if batch and (len(batch) == BATCH_SIZE or filled + weight > BATCH_PIXELS):
+            yield batch
+            batch, filled = [], 0
+        batch.append((path, content))
+        filled += weight
+    if batch:
+        yield batch
+
+
+def _classify(model: Any, batch: Batch) -> list[NDArray[np.float32] | UserError]:
+    """Return the probabilities of files, or what is wrong with them."""
+    import tensorflow as tf
+
+    found: dict[int, NDArray[np.float32] | UserError] = {}
+    contents = {place: content for place, (_, content) in enumerate(batch) if not isinstance(content, UserError)}
+    as_stored = {place: content for place, content in contents.items() if _orientation_of(content) not in TURNS}
+    if as_stored:
+        with contextlib.suppress(tf.errors.InvalidArgumentError):  # one of them cannot be decoded: each alone
+            served = model.serve_bytes(tf.constant(list(as_stored.values())))["probabilities"].numpy()
+            found = dict(zip(as_stored, served, strict=True))
+    for place, (path, content) in enumerate(batch):
+        if place not in found:
+            try:
+                found[place] = model.serve(decode(path, content)[None])["probabilities"].numpy()[0]
+            except UserError as error:
+                found[place] = error
+    return [found[place] for place in range(len(batch))]
+
+
+def decode(path: Path, content: bytes | UserError) -> "tf.Tensor":
+    """Return the pixels of an image, uint8 `[height, width, 3]`, turned as its EXIF data says that the photograph was held.
+
+    Raises:
+        UserError: there is no such image.
     """
     import tensorflow as tf
 
-    orientation = _orientation_of(content)
-    if orientation not in TURNS:
-        return content
-    quarter_turns, mirrored = TURNS[orientation]
-    pixels = np.rot90(tf.io.decode_image(content, channels=3, expand_animations=False).numpy(), quarter_turns)
-    turned: bytes = tf.io.encode_png(pixels[:, ::-1] if mirrored else pixels).numpy()
-    return turned
+    if isinstance(content, UserError):
+        raise content
+    try:
+        pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        raise _no_image(path) from error
+    quarter_turns, mirrored = TURNS.get(_orientation_of(content), (0, False))
+    if quarter_turns:
+        pixels = tf.image.rot90(pixels, quarter_turns)
+    return pixels[:, ::-1] if mirrored else pixels
+
+
+def _no_image(path: Path) -> UserError:
+    return UserError(f"the file is no JPEG or PNG image that can be read. Received: {paths.shown(path)}")
 
 
 def _orientation_of(content: bytes) -> int:
@@ -92,20 +165,16 @@ def _orientation_of(content: bytes) -> int:
 
 
 def attribution(
-    model: Any,
-    workdir: Path,
-    contents: Sequence[bytes],
-    classes: Sequence[tuple[str, NDArray[np.int64]]],
-    titles: Sequence[str],
+    model: Any, workdir: Path, classified: Sequence[tuple[Path, NDArray[np.float32]]], class_names: Sequence[str]
 ) -> bytes:
-    """Draw what classes of image files come from.
+    """Draw what the two most probable classes of image files come from.
 
     Args:
         model: the SavedModel of a run, loaded.
         workdir: of the run.
-        contents: JPEG or PNG files. They are drawn as the model sees them: square, and of the size that it was trained with.
-        classes: what classes are called, and which they are of each file, int64 `[n]`.
-        titles: one for each file.
+        classified: files with their probabilities, float32 `[classes]`. They are drawn as the model sees them: square, and of the size
+            that it was trained with.
+        class_names: of the model.
 
     Returns:
         A PNG file.
@@ -117,15 +186,19 @@ def attribution(
 
     classifier = keras.models.load_model(workdir / paths.MODEL, compile=False)
     side = classifier.get_layer("resize").height
-    pixels = [
-        tf.image.resize(tf.io.decode_image(content, channels=3, expand_animations=False), (side, side))
-        for content in contents
+    files = [path for path, _ in classified]
+    probabilities = np.stack([row for _, row in classified])
+    first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
+    titles = [
+        f"{class_names[one]} {row[one]:.2f}, {class_names[other]} {row[other]:.2f}\n{paths.shown(path.name)[:LONGEST_NAME]}"
+        for path, row, one, other in zip(files, probabilities, first, second, strict=True)
     ]
+    pixels = [tf.image.resize(decode(path, read_file(path)), (side, side), antialias=True) for path in files]
     return draw_attribution(
         classifier,
         lambda hidden: model.serve(tf.constant(hidden))["probabilities"].numpy(),
         tf.cast(tf.round(tf.stack(pixels)), tf.uint8).numpy(),
-        classes,
+        [("predicted", first), ("second", second)],
         titles,
     )
 
@@ -140,31 +213,33 @@ def read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_LIMIT + 1)
     except OSError as error:
-        raise UserError(f"the image file cannot be read: {error.strerror}. Received: {path}") from error
+        raise UserError(f"the image file cannot be read: {error.strerror}. Received: {paths.shown(path)}") from error
     if len(content) > FILE_BYTES_LIMIT:
-        raise UserError(f"the image file is larger than {FILE_BYTES_LIMIT >> 20} MiB. Received: {path}")
+        raise UserError(f"the image file is larger than {FILE_BYTES_LIMIT >> 20} MiB. Received: {paths.shown(path)}")
     return content
 
 
-def check_image(path: Path, content: bytes) -> None:
-    """Check that a file's content is an image that can be decoded, and not into more pixels than memory should hold.
+def pixels_of(path: Path, content: bytes) -> int:
+    """Return how many pixels an image has, by its header alone: a few KB can unpack to gigabytes.
 
     Raises:
-        UserError: it is not.
+        UserError: it is no JPEG or PNG image, or has more pixels than memory should hold.
     """
     import tensorflow as tf
 
     try:
         height, width = _size_of(content)
-        if height * width > PIXELS_LIMIT:
-            raise UserError(f"the image has more than {PIXELS_LIMIT:,} pixels: {width} x {height}. Received: {path}")
-        tf.io.decode_image(content, channels=3, expand_animations=False)
     except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(f"the file is no JPEG or PNG image that can be read. Received: {path}") from error
+        raise _no_image(path) from error
+    if height * width > PIXELS_LIMIT:
+        raise UserError(
+            f"the image has more than {PIXELS_LIMIT:,} pixels: {width} x {height}. Received: {paths.shown(path)}"
+        )
+    return height * width
 
 
 def _size_of(content: bytes) -> tuple[int, int]:
-    """Return height and width in pixels from the file's header alone: a few KB can unpack to gigabytes.
+    """Return height and width in pixels.
 
     Raises:
         ValueError: it is neither PNG nor JPEG, or its header is cut off.
@@ -182,4 +257,4 @@ def _size_of(content: bytes) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    command.run(main)

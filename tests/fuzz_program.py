@@ -81,8 +81,8 @@ def cases(reader: str, folder: Path) -> tuple[list[bytes], Callable[[bytes], obj
         return [tar_of(files)], packed(weights.read_package)
 
     def read_image(content: bytes) -> None:
-        predict.check_image(path, content)
-        predict.upright(content)
+        predict.pixels_of(path, content)
+        predict.decode(path, content)
 
     return images(), read_image
 
