@@ -130,7 +130,9 @@ def explain_labels(run: FinishedRun, dataset: Dataset, train_images: int) -> dic
     images, labels = dataset.train.images[chosen], dataset.train.labels[chosen]
     if np.bincount(labels, minlength=len(class_names)).min() < FOLDS:
         raise UserError(f"--train_images has to leave {FOLDS} images of each class. Received: {train_images}")
-    features = features_of(make_classifier(run.config, len(class_names)), run.config.data.global_batch_size)
+    features = features_of(
+        make_classifier(run.config, len(class_names), fetch=False), run.config.data.global_batch_size
+    )
     probabilities = out_of_sample_probabilities(features(images, "labels"), labels, seed=run.config.seed)
     suspects, likely = suspect_labels(probabilities, labels)
     rows = [

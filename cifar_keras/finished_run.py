@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import artifacts, config, paths
+from cifar_keras.config import DataSource
+from cifar_keras.data.cifar10 import is_prepared
 from cifar_keras.errors import UserError, reason_of
 
 
@@ -23,9 +25,36 @@ class FinishedRun(NamedTuple):
     records: list[dict[str, Any]]  # of metrics.jsonl
 
     def with_data_dir(self, data_dir: str) -> "FinishedRun":
-        """Return the run with its images in another folder; "" leaves them where they were, where no archive is needed any more."""
-        data = dataclasses.replace(self.config.data, data_dir=data_dir or self.config.data.data_dir, archive="")
+        """Return the run as what measures it reads its images: out of a folder that is prepared, and from nowhere else.
+
+        Args:
+            data_dir: the folder; "" is that of the run.
+
+        Raises:
+            UserError: the images are not there.
+        """
+        data = self.config.data
+        if data.data_source is not DataSource.SYNTHETIC:
+            folder = data_dir or str(self._data_dir())
+            if not is_prepared(folder):
+                raise UserError(
+                    "--data_dir has to name the TFDS folder with the run's images, cifar10/3.0.2; `prepare` fetches them. "
+                    f"Received: {folder}"
+                )
+            data = dataclasses.replace(data, data_dir=folder, archive="", data_source=DataSource.PREPARED)
         return self._replace(config=dataclasses.replace(self.config, data=data))
+
+    def _data_dir(self) -> Path:
+        """Return where the run's images were.
+
+        A folder that was named from where the run was started is looked for there: that place is above the workdir, if this was named
+        from there too.
+        """
+        named, workdir = (Path(name) for name in (self.config.data.data_dir, self.config.workdir))
+        above = self.path.resolve().parents[len(workdir.parts) - 1 :][:1]
+        if above and self.path.resolve() == above[0] / workdir and not str(named).startswith("~"):
+            return above[0] / named  # which is `named`, if that is absolute
+        return named
 
 
 def read_finished_run(path: Path) -> FinishedRun:

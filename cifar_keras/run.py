@@ -1,5 +1,6 @@
 """The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,24 @@ import numpy as np
 from cifar_keras import artifacts, delivery, environment, paths, workdir
 from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, other_sets_of, to_values
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10 import Dataset
+from cifar_keras.data.cifar10 import Dataset, is_prepared
 from cifar_keras.data.other_sets import find_other_sets
 from cifar_keras.data.pipeline import hold, training_batches, whole_steps
 from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
-from cifar_keras.errors import UNWRITABLE, UserError
+from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights, load_weights
-from cifar_keras.reporting import pictures
+from cifar_keras.reporting import markdown, pictures
 from cifar_keras.reporting.tables import metrics_table, with_interval
 from cifar_keras.saved_model import check_classes, load_saved_model
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
-from cifar_keras.training.distillation import teacher_logits, with_teacher
+from cifar_keras.training.distillation import keep_teacher_logits, read_teacher_logits, teacher_logits, with_teacher
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import Phase, PhaseName
@@ -48,22 +49,15 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
     path = workdir.check_workdir(config.workdir, config.checkpoint.resume)
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
     interruption = Interruption()
-    with workdir.claimed(path), interruption.listening():
+    way_out = "; with room to write, --resume goes on from the state that was saved last"
+    with workdir.claimed(path, way_out=way_out), interruption.listening():
         if workdir.holds_run(path):
             check_same_settings(config, path)
         if (path / paths.RESULT).is_file():
             print(f"the run is whole: nothing is left to do in {path}")
             result: dict[str, Any] = artifacts.read_json(path / paths.RESULT)
         else:
-            try:
-                result = _train_and_evaluate(config, path, checkpoints, interruption)
-            except OSError as error:
-                if error.errno not in UNWRITABLE and path.is_dir():
-                    raise
-                raise UserError(
-                    f"--workdir cannot be written any more: {error.strerror}; --resume goes on from the state that was saved last. "
-                    f"Received: {error.filename or path}"
-                ) from error
+            result = _train_and_evaluate(config, path, checkpoints, interruption)
         checkpoints.remove()
         return result
 
@@ -93,7 +87,7 @@ def _train_and_evaluate(
     commit = environment.source_commit()  # now, since the files may be others when the run ends
     state = checkpoints.newest()
     with watch.time("prepare"):
-        prepared = prepare(config)
+        prepared = prepare(config if state is None else still_needed(config, path))
     if state is not None:  # a measurement can come out differently
         prepared = prepared._replace(compute_dtype=state.values["compute_dtype"])
     log = RunLog(path)
@@ -151,6 +145,17 @@ def _deliver(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> 
     return measured
 
 
+def still_needed(config: RunConfig, path: Path) -> RunConfig:
+    """Return the config of what a run that goes on still has to read: its state has the weights, and its workdir the teacher's logits."""
+    distillation, data = config.distillation, config.data
+    if read_teacher_logits(_teacher_file(path)) is not None:
+        distillation = dataclasses.replace(distillation, teacher="")
+    if data.archive and is_prepared(data.data_dir):
+        data = dataclasses.replace(data, archive="")
+    model = dataclasses.replace(config.model, weights="none")
+    return dataclasses.replace(config, model=model, distillation=distillation, data=data)
+
+
 def prepare(config: RunConfig) -> Prepared:
     """Set up the devices, and load data and weights."""
     set_up_devices(config.virtual_devices, deterministic=config.deterministic)
@@ -161,7 +166,7 @@ def prepare(config: RunConfig) -> Prepared:
     print(f"activations in {compute_dtype}: {reason}", flush=True)
     check_weights(config.model.weights)  # before the data, which can take minutes
     named = config.distillation.teacher
-    teacher = load_saved_model(paths.expand("teacher", named), "teacher") if named else None
+    teacher = load_saved_model(paths.expand_model("teacher", named), "teacher") if named else None
     splits = load_splits(config)
     if teacher is not None:
         check_classes(teacher, splits.class_names, named, "teacher")
@@ -181,16 +186,23 @@ def prepare(config: RunConfig) -> Prepared:
 
 def ask_teacher(config: RunConfig, prepared: Prepared, path: Path) -> Prepared:
     """Put the teacher's logits behind the labels, if there is a teacher."""
-    if prepared.teacher is None:
+    if not config.distillation.teacher:
         return prepared
-    file = path / paths.CHECKPOINTS / "teacher_logits.npz"
-    logits = teacher_logits(prepared.teacher, prepared.splits, file, config.data.global_batch_size)
+    file = _teacher_file(path)
+    logits = read_teacher_logits(file)
+    if logits is None:
+        logits = teacher_logits(prepared.teacher, prepared.splits, config.data.global_batch_size)
+        keep_teacher_logits(logits, file)
     return prepared._replace(
         train=with_teacher(prepared.train, logits["train"]),
         validation=with_teacher(prepared.validation, logits["validation"]),
         teacher=None,  # it has said all that it knows
         distillation=config.distillation,
     )
+
+
+def _teacher_file(path: Path) -> Path:
+    return path / paths.CHECKPOINTS / "teacher_logits.npz"
 
 
 def load_images(config: RunConfig) -> Dataset:
@@ -221,11 +233,17 @@ def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
     return phases
 
 
-def make_classifier(config: RunConfig, class_count: int) -> keras.Model:
-    """Build the classifier of a run with its starting weights, in the strategy's scope that is open."""
+def make_classifier(config: RunConfig, class_count: int, *, fetch: bool = True) -> keras.Model:
+    """Build the classifier of a run with its starting weights, in the strategy's scope that is open.
+
+    Args:
+        config: of the run.
+        class_count: number of logits.
+        fetch: weights may come from the network.
+    """
     settings = config.model
     backbone = build_backbone(settings.backbone, settings.image_size)
-    load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds)
+    load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds, fetch=fetch)
     convention = BACKBONES[settings.backbone].input_convention
     return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
 
@@ -235,7 +253,7 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     values = to_values(config)
     artifacts.write_json(path / paths.CONFIG, values)
     artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
-    rows = [f"|`--{flag}`|`{value}`|" for flag, value in values.items()]
+    rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
     batches = training_batches(
         prepared.train,
@@ -245,6 +263,7 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
         first_epoch=0,
         epochs=1,
         change=make_augmentation(config.augmentation),
+        parallel_calls=None,
     )
     images, labels = next(iter(batches))
     titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras import compare
+from cifar_keras.config import DataSource
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import read_finished_run
+from cifar_keras.finished_run import FinishedRun, read_finished_run
 from cifar_keras.reporting.metrics import classification_metrics
 
 NAMES = ["cat", "dog", "ship"]
@@ -103,12 +105,49 @@ def test_a_run_that_is_not_whole_is_named(runs: list[Path], damage: str) -> None
         compare.main(["compare", *map(str, runs)])
 
 
-def test_a_finished_run_needs_its_archive_no_more(runs: list[Path]) -> None:
-    """It has been put into the TFDS folder, and may be gone since."""
-    run = read_finished_run(runs[0])
-    data = dataclasses.replace(run.config.data, archive="gone.tar.gz")
-    again = run._replace(config=dataclasses.replace(run.config, data=data)).with_data_dir("elsewhere")
-    assert (again.config.data.archive, again.config.data.data_dir) == ("", "elsewhere")
+def of_run(path: Path, workdir: str, data_dir: str) -> FinishedRun:
+    """A finished run whose flags had these values."""
+    run = read_finished_run(path)
+    data = dataclasses.replace(run.config.data, archive="gone.tar.gz", data_dir=data_dir)
+    return run._replace(config=dataclasses.replace(run.config, data=data, workdir=workdir))
+
+
+def test_what_measures_a_run_reads_a_prepared_folder_and_fetches_nothing(runs: list[Path], tmp_path: Path) -> None:
+    """Its archive has been put into the folder, and may be gone since."""
+    run = of_run(runs[0], "runs/first", str(tmp_path / "data"))
+    for given in ("", str(tmp_path / "elsewhere")):
+        folder = Path(given or tmp_path / "data")
+        with pytest.raises(UserError, match=rf"^--data_dir has to name .*\. Received: {re.escape(str(folder))}$"):
+            run.with_data_dir(given)
+        (folder / "cifar10" / "3.0.2").mkdir(parents=True)
+        data = run.with_data_dir(given).config.data
+        assert (data.archive, data.data_dir, data.data_source) == ("", str(folder), DataSource.PREPARED)
+
+
+@pytest.mark.parametrize("workdir", ["runs/first", "./runs/first/"])
+def test_a_runs_data_is_found_from_anywhere(
+    workdir: str, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started as `--workdir=runs/first --data_dir=data`; the folder of both has another name since."""
+    (tmp_path / "old" / "runs").mkdir(parents=True)
+    runs[0].rename(tmp_path / "old" / "runs" / "first")
+    (tmp_path / "old" / "data" / "cifar10" / "3.0.2").mkdir(parents=True)
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    for path in (tmp_path / "new" / "runs" / "first", Path("../new/runs/first")):
+        found = of_run(path, workdir, "data").with_data_dir("").config.data.data_dir
+        assert Path(found) == tmp_path / "new" / "data"
+    other = of_run(path, "elsewhere/first", "data")  # moved away from its data: nobody knows
+    with pytest.raises(UserError, match=r"^--data_dir has to name .* Received: data$"):
+        other.with_data_dir("")
+
+
+def test_a_run_of_drawn_images_needs_no_folder(runs: list[Path]) -> None:
+    run = of_run(runs[0], "runs/first", "~nobody-of-this-name/data")
+    data = dataclasses.replace(run.config.data, data_source=DataSource.SYNTHETIC)
+    run = run._replace(config=dataclasses.replace(run.config, data=data))
+    assert run.with_data_dir("") == run
 
 
 def test_a_pickle_is_not_read(runs: list[Path]) -> None:

@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 
 from cifar_keras import fetching
 from cifar_keras.config import DataSource
-from cifar_keras.data import archives, sources, synthetic, tfds_folder
-from cifar_keras.data.cifar10 import Contents, Dataset
+from cifar_keras.data import archives, sources, synthetic
+from cifar_keras.data.cifar10 import Contents, Dataset, folder_of
 from cifar_keras.errors import UserError
 
 SECONDS = 60.0
@@ -85,8 +85,8 @@ def test_prepared_folder_is_used_whatever_the_source(
 def test_broken_folder_stops_and_stays(
     source: DataSource, half_written: bool, small_data_dir: Path, small_contents: Contents, tmp_path: Path
 ) -> None:
-    folder = tfds_folder.folder_of(tmp_path)
-    shutil.copytree(tfds_folder.folder_of(small_data_dir), folder)
+    folder = folder_of(tmp_path)
+    shutil.copytree(folder_of(small_data_dir), folder)
     if half_written:
         (folder / "dataset_info.json").unlink()
     else:

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cifar_keras.data import tfds_folder
-from cifar_keras.data.cifar10 import CLASS_NAMES, Contents, Dataset
+from cifar_keras.data.cifar10 import CLASS_NAMES, Contents, Dataset, folder_of
 from cifar_keras.errors import SourceError
 
 
@@ -64,7 +64,7 @@ def test_plain_tfds_can_slice(small_data_dir: Path) -> None:
 
 
 def test_writing_does_not_replace_the_registered_builder(small_data_dir: Path) -> None:
-    assert tfds_folder.folder_of(small_data_dir).is_dir()
+    assert folder_of(small_data_dir).is_dir()
     assert tfds.core.registered.imported_builder_cls("cifar10") is tfds.image_classification.Cifar10
 
 
@@ -117,7 +117,7 @@ def test_damaged_folder_is_named(
 ) -> None:
     data_dir = tmp_path / "copy"
     shutil.copytree(small_data_dir, data_dir)
-    damage(tfds_folder.folder_of(data_dir) / name)
+    damage(folder_of(data_dir) / name)
     with pytest.raises(SourceError, match=r"copy/cifar10/3\.0\.2 is not a whole CIFAR-10"):
         tfds_folder.read_folder(data_dir, small_contents)
 
@@ -147,12 +147,12 @@ def test_folder_of_a_faster_process_stays(
 ) -> None:
     data_dir = tmp_path / "copy"
     shutil.copytree(small_data_dir, data_dir)
-    mark = tfds_folder.folder_of(data_dir) / "mark-of-the-other"
+    mark = folder_of(data_dir) / "mark-of-the-other"
     mark.touch()
     read = tfds_folder.write_folder(small_dataset, data_dir, small_contents)
     np.testing.assert_array_equal(read.train.images, small_dataset.train.images)
     assert mark.exists()
-    (tfds_folder.folder_of(data_dir) / "dataset_info.json").unlink()
+    (folder_of(data_dir) / "dataset_info.json").unlink()
     before = digests_below(data_dir)
     with pytest.raises(SourceError, match="is not a whole CIFAR-10"):
         tfds_folder.write_folder(small_dataset, data_dir, small_contents)
@@ -177,4 +177,4 @@ def test_killed_while_writing_leaves_no_folder(tmp_path: Path) -> None:
         time.sleep(0.01)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    assert not tfds_folder.folder_of(tmp_path).exists()
+    assert not folder_of(tmp_path).exists()

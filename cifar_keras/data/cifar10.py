@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras import paths
 from cifar_keras.errors import SourceError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -17,6 +19,8 @@ TEST_BATCH = "test_batch"
 # An image in the binary version (https://www.cs.toronto.edu/~kriz/cifar.html): the label, then the red, the green and
 # the blue plane, each of 32 rows of 32 pixels.
 RECORD_BYTES = 1 + 3 * 32 * 32
+
+TFDS_VERSION = "3.0.2"
 
 
 class LabelledImages(NamedTuple):
@@ -54,6 +58,20 @@ OFFICIAL = Contents(
         "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
     },
 )
+
+
+def folder_of(data_dir: Path) -> Path:
+    """Return where TFDS keeps the prepared dataset inside `data_dir`."""
+    return data_dir / "cifar10" / TFDS_VERSION
+
+
+def is_prepared(data_dir: str) -> bool:
+    """Return whether the folder that a flag names holds a prepared dataset; that it is whole, its reader finds out.
+
+    Raises:
+        UserError: it is no path that can be used.
+    """
+    return folder_of(paths.expand("data_dir", data_dir)).exists()
 
 
 def from_planes(planes: NDArray[np.uint8], labels: NDArray[np.uint8]) -> LabelledImages:

@@ -38,6 +38,8 @@ def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
     Raises:
         UserError: one is not there.
     """
+    if not names:
+        return []
     folder, found = paths.expand("data_dir", data_dir), []
     for name in names:
         if name == "cifar10_1":

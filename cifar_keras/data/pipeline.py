@@ -16,6 +16,7 @@ from cifar_keras.errors import UserError
 ORDER, AUGMENTATION = 0, 1
 
 TIMED_BATCHES = 30
+PARALLEL_CALLS = os.cpu_count() or 1
 PREFETCHED_BATCHES = 4
 SHUFFLE_ROUNDS = 16  # twice as many as it takes
 
@@ -85,7 +86,7 @@ def training_batches(
     epochs: int,
     change: Change,
     first_step: int = 0,
-    parallel_calls: int = os.cpu_count() or 1,
+    parallel_calls: int | None = PARALLEL_CALLS,
 ) -> tf.data.Dataset:
     """Shuffle and change, `epochs * steps_per_epoch` whole batches after one another.
 
@@ -102,7 +103,8 @@ def training_batches(
         epochs: how many epochs.
         first_step: batches of the first epoch that are left out, because a run that goes on has seen them.
         change: takes inputs of a batch and a key, int64 `[2]`, and returns what the model gets; e.g. `make_augmentation`'s.
-        parallel_calls: batches that are made at the same time.
+        parallel_calls: batches that are made at the same time; None makes one after the other, as TensorFlow does in any case where
+            its operations are to be deterministic, but then not without calling it an error.
 
     Returns:
         Elements (what `change` returns `[global_batch_size, ...]`, labels float32 one-hot `[global_batch_size, classes]`).

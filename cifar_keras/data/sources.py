@@ -11,7 +11,7 @@ import tensorflow as tf
 from cifar_keras import fetching, paths
 from cifar_keras.config import DataSource
 from cifar_keras.data import archives, synthetic, tfds_folder
-from cifar_keras.data.cifar10 import OFFICIAL, Contents, Dataset, LabelledImages
+from cifar_keras.data.cifar10 import OFFICIAL, Contents, Dataset, LabelledImages, is_prepared
 from cifar_keras.errors import SourceError, UserError
 
 __all__ = ["ARCHIVE_NAMES", "NPM_PACKAGE", "Dataset", "LabelledImages", "load_dataset", "prepare_dataset"]
@@ -66,7 +66,7 @@ def prepare_dataset(
     folder = paths.expand("data_dir", data_dir)
     received = f"--data_source={source} --data_dir={data_dir}" + (f" --archive={archive}" if archive else "")
     named = _read_named_archive(archive, contents) if archive else None
-    if tfds_folder.folder_of(folder).exists():
+    if is_prepared(data_dir):
         return _read_prepared(folder, contents, received)
     if source is not DataSource.PREPARED:
         _check_writable(folder, data_dir)

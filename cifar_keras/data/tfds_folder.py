@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,11 @@ from tensorflow_datasets.image_classification.cifar import Cifar10
 
 from cifar_keras import paths
 from cifar_keras.data import cifar10
+from cifar_keras.data.cifar10 import folder_of
 from cifar_keras.errors import SourceError, reason_of
 
-VERSION = "3.0.2"
-_NAME = f"cifar10:{VERSION}"
+_NAME = f"cifar10:{cifar10.TFDS_VERSION}"
 ARCHIVE_BYTES = 170_052_171  # of cifar-10-binary.tar.gz, which TFDS notes as the size of its download
-
-
-def folder_of(data_dir: Path) -> Path:
-    """Return where TFDS keeps the prepared dataset inside `data_dir`."""
-    return data_dir / "cifar10" / VERSION
 
 
 def read_folder(data_dir: Path, contents: cifar10.Contents = cifar10.OFFICIAL) -> cifar10.Dataset:
@@ -36,7 +32,7 @@ def read_folder(data_dir: Path, contents: cifar10.Contents = cifar10.OFFICIAL) -
     if not folder.is_dir():
         raise SourceError(f"there is no folder {folder}")
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with _quiet():
             splits, info = tfds.load(_NAME, data_dir=data_dir, download=False, batch_size=-1, with_info=True)
         dataset = cifar10.Dataset(
             _in_official_order(splits["train"], "train"),
@@ -65,9 +61,18 @@ def write_folder(
     with paths.scratch_folder(data_dir) as scratch:
         unpacked = scratch / "unpacked"
         _write_unpacked_archive(dataset, unpacked)
-        with contextlib.redirect_stdout(sys.stderr):
+        with _quiet():
             _local_builder(unpacked, data_dir=scratch).download_and_prepare()
         return _install(scratch, data_dir, contents)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what TFDS prints to stderr, and without its bars where these would fill a file: each of their states is a line there."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _install(scratch: Path, data_dir: Path, contents: cifar10.Contents) -> cifar10.Dataset:

@@ -45,8 +45,10 @@ def check_weights(weights: str) -> None:
     """Check that `--weights` is something that `load_weights` can try, without reading it.
 
     Raises:
-        UserError: it is neither "imagenet", "none" nor the path of a file with a known ending.
+        UserError: it is neither "imagenet", "none" nor the path of a file with a known ending; or there is nowhere to keep ImageNet's.
     """
+    if weights == "imagenet":
+        _cache()
     if weights in ("imagenet", "none"):
         return
     path = paths.expand("weights", weights)
@@ -56,7 +58,7 @@ def check_weights(weights: str) -> None:
         raise UserError(f"--weights reads .weights.h5, .h5 and .keras files. Received: {path}")
 
 
-def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds: float) -> None:
+def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds: float, *, fetch: bool = True) -> None:
     """Give a backbone its starting weights.
 
     Args:
@@ -65,6 +67,7 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
         weights: "imagenet", "none" (which leaves the random initial weights), or the path of a file: `.weights.h5` or
             `.h5` with the weights of this backbone, or a `.keras` classifier of an earlier run, whose backbone is taken.
         timeout_seconds: seconds of standstill after which a source on the network is given up.
+        fetch: they may come from the network.
 
     Raises:
         UserError: no source has the weights, Keras's cache cannot be written, or the file is missing, unreadable or of
@@ -73,8 +76,10 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
     if weights == "none":
         return
     if weights == "imagenet":
-        cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+        cache = _cache()
         sources = _imagenet_sources(backbone, name, cache, timeout_seconds)
+        if not fetch:
+            sources = {source: load for source, load in sources.items() if source.endswith("cache")}
         try:
             first_available(f"ImageNet weights of {name}", sources, "--weights=imagenet")
         except OSError as error:
@@ -84,6 +89,21 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
     else:
         check_weights(weights)
         _load_file(backbone, name, paths.expand("weights", weights))
+
+
+def _cache() -> Path:
+    """Return the folder where Keras keeps weights.
+
+    Raises:
+        UserError: the user has no home folder, and KERAS_HOME names no other.
+    """
+    try:
+        return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+    except RuntimeError as error:
+        raise UserError(
+            "--weights=imagenet needs a folder to keep them: HOME has to be set, or KERAS_HOME to name a folder. "
+            "Received: a user without a home folder"
+        ) from error
 
 
 def _imagenet_sources(

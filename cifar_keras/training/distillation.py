@@ -20,28 +20,29 @@ from cifar_keras.saved_model import serve_all
 SPLITS = ("train", "validation")
 
 
-def teacher_logits(teacher: tf.Module, splits: Splits, file: Path, batch_size: int) -> dict[str, NDArray[np.float32]]:
+def teacher_logits(teacher: tf.Module, splits: Splits, batch_size: int) -> dict[str, NDArray[np.float32]]:
     """Return the teacher's logits of train and validation, `[n, classes]`: means over an image and its mirror image.
 
     Args:
         teacher: a SavedModel, loaded.
         splits: of the run.
-        file: keeps them, so that a run that goes on does not compute them again.
         batch_size: images at a time.
     """
-    kept = _read(file)
-    if kept is None:
-        count = sum(len(getattr(splits, name).labels) for name in SPLITS)
-        print(f"teacher: logits of {count:,} images and of their mirror images", flush=True)
-        kept = {name: _both_ways(teacher, getattr(splits, name), batch_size, name) for name in SPLITS}
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **kept)
-        file.parent.mkdir(exist_ok=True)
-        artifacts.write_whole(file, content.getvalue())
-    return kept
+    count = sum(len(getattr(splits, name).labels) for name in SPLITS)
+    print(f"teacher: logits of {count:,} images and of their mirror images", flush=True)
+    return {name: _both_ways(teacher, getattr(splits, name), batch_size, name) for name in SPLITS}
 
 
-def _read(file: Path) -> dict[str, NDArray[np.float32]] | None:
+def keep_teacher_logits(logits: dict[str, NDArray[np.float32]], file: Path) -> None:
+    """Write logits into a file, so that a run that goes on does not compute them again."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **logits)
+    file.parent.mkdir(exist_ok=True)
+    artifacts.write_whole(file, content.getvalue())
+
+
+def read_teacher_logits(file: Path) -> dict[str, NDArray[np.float32]] | None:
+    """Return what `keep_teacher_logits` wrote; None where there is no such file, or not all of it."""
     with contextlib.suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), np.load(file) as kept:
         return {name: kept[name] for name in SPLITS}
     return None
