@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from cifar_keras import paths
 from cifar_keras.errors import SourceError, UserError
+from cifar_keras.progress import progress
 
 Fetched = TypeVar("Fetched")
 
@@ -83,7 +82,15 @@ def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Pa
             f"--pack-destination={scratch}",
             f"--cache={scratch}/cache",
         ]
-        run_limited(command, timeout_seconds, scratch, package.tarball_name, expected_bytes=package.tarball_bytes)
+        home = {} if paths.has_home() else {"HOME": str(scratch)}  # npm does not start without one
+        run_limited(
+            command,
+            timeout_seconds,
+            scratch,
+            package.tarball_name,
+            expected_bytes=package.tarball_bytes,
+            environment=home,
+        )
         arrived = scratch / package.tarball_name
         if not arrived.is_file() or file_digest(arrived, "sha512") != package.sha512:
             raise SourceError(f"{package.tarball_name} is not the pinned file (sha512 {package.sha512[:16]}...)")
@@ -144,7 +151,7 @@ def _watch(
     process: "subprocess.Popen[bytes]", timeout_seconds: float, folder: Path, title: str, expected_bytes: int | None
 ) -> None:
     progress_bytes, progress_time = 0, time.monotonic()
-    with tqdm(total=expected_bytes, desc=title, unit="B", unit_scale=True, disable=None) as bar:
+    with progress(total=expected_bytes, desc=title, unit="B", unit_scale=True) as bar:
         while process.poll() is None:
             arrived = sum(_sizes(folder))
             if arrived >= progress_bytes + PROGRESS_BYTES:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -25,9 +26,16 @@ def some_data(count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return features, np.eye(2, dtype=np.float32)[(features[:, 0] > 0).astype(int)]
 
 
-def fit(model: keras.Model, log: RunLog, phase: Phase, steps: int) -> LogPhase:
+def fit(
+    model: keras.Model,
+    log: RunLog,
+    phase: Phase,
+    steps: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> LogPhase:
+    """Fit with the callbacks, which are one `LogPhase` where none are given; return the first."""
     features, labels = some_data(8 * steps)
-    callback = LogPhase(log, phase, global_batch_size=8)
+    callbacks = callbacks or [LogPhase(log, phase, global_batch_size=8)]
     epochs = range(phase.first_epoch, phase.first_epoch + phase.config.epochs)
     model.fit(
         features,
@@ -36,10 +44,12 @@ def fit(model: keras.Model, log: RunLog, phase: Phase, steps: int) -> LogPhase:
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         validation_data=some_data(16),
-        callbacks=[callback],
+        callbacks=list(callbacks),
         verbose=0,
     )
-    return callback
+    first = callbacks[0]
+    assert isinstance(first, LogPhase)
+    return first
 
 
 def test_both_phases_share_one_axis_in_the_file_and_in_tensorboard(tmp_path: Path) -> None:

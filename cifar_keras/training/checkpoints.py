@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -55,7 +54,7 @@ class Checkpoints:
             with (beside / ARRAYS).open("xb") as file:
                 np.savez(file, allow_pickle=False, **state.arrays)
                 file.flush()
-                os.fsync(file.fileno())
+                artifacts.flush(file.fileno())
             artifacts.write_json(beside / VALUES, state.values)
             artifacts.write_json(beside / MANIFEST, {name: _digest(beside / name) for name in (ARRAYS, VALUES)})
             beside.rename(self._folder / f"{number:06d}")

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cifar_keras.data.pipeline import Examples, input_batches
+from cifar_keras.progress import progress
 
 BATCHES_AT_A_TIME = 16
 
@@ -80,7 +80,7 @@ def choose_view(features: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 def _parts(images: NDArray[np.uint8], batch_size: int, title: str) -> Iterator[NDArray[np.uint8]]:
     size = BATCHES_AT_A_TIME * batch_size
-    for start in tqdm(range(0, len(images), size), desc=title, unit="part", disable=None):
+    for start in progress(range(0, len(images), size), desc=title, unit="part"):
         yield images[start : start + size]
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from cifar_keras import paths
 from cifar_keras.errors import DivergedError
+from cifar_keras.progress import EVERY_SECONDS
 from cifar_keras.training.phases import Phase
 
 LOG_EVERY_STEPS = 10
@@ -94,6 +95,44 @@ class RunLog:
             writer.close()
 
 
+class TellProgress(keras.callbacks.Callback):
+    """Prints a line every half minute, for what is no terminal, where Keras would draw a bar.
+
+    Args:
+        logger: counts the steps and knows the speed.
+        phase: the phase.
+        validation_images: how many images the end of an epoch goes through.
+    """
+
+    def __init__(self, logger: "LogPhase", phase: Phase, validation_images: int) -> None:
+        super().__init__()
+        self._logger, self._phase, self._validation_images = logger, phase, validation_images
+        self._told = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell the step, the rate and what is left of the phase, without its validation."""
+        step, speed = self._logger.step_of_phase, self._logger.images_per_second
+        if speed and self._is_time():
+            left = (self._phase.steps - step) * self._logger.global_batch_size / speed
+            print(
+                f"{self._phase.name} phase: step {step:,} of {self._phase.steps:,}, {speed:,.0f} images/s, {left / 60:.1f} minutes left",
+                flush=True,
+            )
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell how far the validation is."""
+        if self._is_time():
+            done = min((batch + 1) * self._logger.global_batch_size, self._validation_images)
+            print(f"{self._phase.name} phase: validation, {done:,} of {self._validation_images:,} images", flush=True)
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now < self._told + EVERY_SECONDS:
+            return False
+        self._told = now
+        return True
+
+
 class LogPhase(keras.callbacks.Callback):
     """Logs one phase, measures its speed, and notices a loss that is not a number any more.
 
@@ -106,7 +145,7 @@ class LogPhase(keras.callbacks.Callback):
         self._log = log
         self._steps_before = first_step  # of the epoch that comes next
         self._phase = phase
-        self._global_batch_size = global_batch_size
+        self.global_batch_size = global_batch_size
         self._epoch = phase.first_epoch
         self._steps_timed = 0  # in the epochs that have ended
         self._seconds_timed = 0.0
@@ -115,11 +154,17 @@ class LogPhase(keras.callbacks.Callback):
         self._learning_rate = 0.0
 
     @property
+    def step_of_phase(self) -> int:
+        """Steps of the phase that are done, those of an earlier process too."""
+        epochs = self._epoch - self._phase.first_epoch
+        return epochs * self._phase.steps_per_epoch + self._steps_before + self._steps_in_epoch
+
+    @property
     def images_per_second(self) -> float | None:
         """Mean speed of the phase so far."""
         steps = self._steps_timed + max(0, self._steps_in_epoch - 1)
         seconds = self._seconds_timed + self._last_step_ended - self._epoch_started
-        return steps * self._global_batch_size / seconds if steps else None
+        return steps * self.global_batch_size / seconds if steps else None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the epoch's clock."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from cifar_keras import environment
 from cifar_keras.config import Divergence, FinetuneConfig, RunConfig, to_values
-from cifar_keras.data.pipeline import evaluation_batches, measure_speed, training_batches
+from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, measure_speed, training_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints, State, read_variables, write_variables
@@ -23,7 +23,7 @@ from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.lessons import Lesson, Prepared, make_lesson
 from cifar_keras.training.phases import Phase, compile_phase, fit_phase
 from cifar_keras.training.pruning import Prune, first_sparse_epoch
-from cifar_keras.training.run_log import LogPhase, RunLog
+from cifar_keras.training.run_log import LogPhase, RunLog, TellProgress
 
 PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
 ROLLBACKS = 3  # in a run; what is not finite at an eighth of the rate does not get better
@@ -170,6 +170,7 @@ class Trainer:
             epochs=phase.first_epoch + phase.config.epochs - epoch,
             change=lesson.change,
             first_step=step,
+            parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
         )
         pipeline_speed = measure_speed(batches)
         logger = LogPhase(self._log, phase, batch_size, first_step=step)
@@ -184,6 +185,8 @@ class Trainer:
         )
         validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
         callbacks = [logger, self._keep_best, saver]
+        if not sys.stdout.isatty():
+            callbacks.append(TellProgress(logger, phase, lesson.validation.total))
         if isinstance(phase.config, FinetuneConfig) and phase.config.sparsity:
             callbacks.insert(0, Prune(phase, phase.config.sparsity, first_step=step))  # before the state is saved
         if step:  # Keras makes the variables of the metrics, whose values the saver restores, when it sees a batch
