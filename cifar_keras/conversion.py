@@ -94,7 +94,9 @@ def to_litert(classify: keras.Model, path: Path, examples: NDArray[np.uint8], *,
 
     signature = tf.TensorSpec((1, *examples.shape[1:]), tf.uint8, name="images")
     function = tf.function(serve, input_signature=[signature]).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    holder = tf.Module()  # a Keras model in its place is not found to hold its variables
+    holder.kept = [variable.value for variable in classify.variables]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     if integers:
 
         def representative() -> Iterator[list[NDArray[np.uint8]]]:

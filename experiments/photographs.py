@@ -22,7 +22,7 @@ from cifar_keras.reporting.uncertainty import mean_interval
 from cifar_keras.runtimes import RUNTIMES
 
 RESULT = Path(__file__).parent / "results" / "photographs.json"
-IMAGES = 2000
+IMAGES = 1000
 ENLARGED = 10  # times each side
 GRAIN = 30.0  # standard deviation of the noise of each pixel and colour, in levels of 255
 
