@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 from processes import SYNTHETIC, figures, plain_run, run
 
+from cifar_keras.data import sources, tfds_folder
+from cifar_keras.data.cifar10 import Contents, Dataset
 from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +83,19 @@ def test_other_commands_say_that_a_disk_is_full(plain: Path, disk: Path, command
     assert "No space left on device" in error
     assert "Traceback" not in done.stderr
     assert figures(disk / "run") == figures(plain / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 60, 100, 120, 140, 160, 4000])
+def test_a_data_folder_on_a_full_disk_is_named(
+    small_dataset: Dataset, small_contents: Contents, disk: Path, kilobytes: int
+) -> None:
+    """At whatever moment; and nothing of it is left."""
+    mount(disk, kilobytes)
+    if kilobytes == 4000:  # there is room enough
+        tfds_folder.write_folder(small_dataset, disk / "data", small_contents)
+        return
+    message = rf"^--data_dir has to be .*(No space left on device|Not enough disk space).* Received: {disk}/data$"
+    with pytest.raises(UserError, match=message), sources._writing(f"{disk}/data"):
+        tfds_folder.write_folder(small_dataset, disk / "data", small_contents)
+    assert list(disk.iterdir()) == []

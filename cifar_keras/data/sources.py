@@ -12,7 +12,7 @@ from cifar_keras import fetching, paths
 from cifar_keras.config import DataSource
 from cifar_keras.data import archives, synthetic, tfds_folder
 from cifar_keras.data.cifar10 import OFFICIAL, Contents, Dataset, LabelledImages, is_prepared
-from cifar_keras.errors import SourceError, UserError
+from cifar_keras.errors import SourceError, UserError, unwritable
 
 __all__ = ["ARCHIVE_NAMES", "NPM_PACKAGE", "Dataset", "LabelledImages", "load_dataset", "prepare_dataset"]
 
@@ -150,5 +150,12 @@ def _check_writable(folder: Path, data_dir: str) -> None:
 def _writing(data_dir: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"--data_dir has to be a folder that can be written ({error}). Received: {data_dir}") from error
+    except UserError:
+        raise
+    except Exception as error:  # TFDS wraps what TensorFlow wraps of what the system says
+        reason = unwritable(error)
+        if reason is None and not isinstance(error, OSError | tf.errors.OpError):
+            raise
+        raise UserError(
+            f"--data_dir has to be a folder that can be written ({reason or error}). Received: {data_dir}"
+        ) from error
