@@ -105,9 +105,9 @@ class _Lasting(io.FileIO):
         try:
             return super().write(content) or 0
         except OSError as error:
-            if error.errno not in _NOBODY_LISTENS:
-                raise
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())  # for what C++ and other processes write too
+            os.dup2(null, self.fileno())  # for what C++ and other processes write too, and for what is written next
             os.close(null)
+            if error.errno not in _NOBODY_LISTENS and self.fileno() == 1:  # results are not dropped in silence
+                raise OSError(error.errno, error.strerror, "standard output") from error
             return len(content)

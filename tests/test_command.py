@@ -130,6 +130,27 @@ def test_a_disk_that_lets_nobody_write_is_one_message_whatever_library_says_so(r
     assert done.stderr.count("\n") == 1
 
 
+def test_a_log_on_a_full_disk_is_not_laid_to_another_folder(tmp_path: Path) -> None:
+    body = """
+        from cifar_keras.workdir import claimed
+        from pathlib import Path
+        with claimed(Path(argv[1])):
+            (Path(argv[1]) / "file").touch()
+            print("a result", flush=True)
+    """
+    with Path("/dev/full").open("w") as full:
+        command = [*program(body), str(tmp_path / "run")]
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=SECONDS, check=False
+        )
+        assert (done.returncode, done.stderr) == (
+            2,
+            "error: the system does not allow it: No space left on device. Received: standard output\n",
+        )
+        warned = program("print('a warning', file=sys.stderr, flush=True)")
+        assert subprocess.run(warned, cwd=ROOT, stderr=full, timeout=SECONDS, check=False).returncode == 0
+
+
 def test_other_mistakes_keep_their_traceback() -> None:
     done = subprocess.run(
         program("raise ValueError('a bug')"), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
