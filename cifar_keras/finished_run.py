@@ -33,15 +33,14 @@ class FinishedRun(NamedTuple):
         Raises:
             UserError: the images are not there.
         """
-        data = self.config.data
+        data = dataclasses.replace(self.config.data, data_dir=data_dir or str(self._data_dir()), archive="")
         if data.data_source is not DataSource.SYNTHETIC:
-            folder = data_dir or str(self._data_dir())
-            if not is_prepared(folder):
+            if not is_prepared(data.data_dir):
                 raise UserError(
                     "--data_dir has to name the TFDS folder with the run's images, cifar10/3.0.2; `prepare` fetches them. "
-                    f"Received: {folder}"
+                    f"Received: {data.data_dir}"
                 )
-            data = dataclasses.replace(data, data_dir=folder, archive="", data_source=DataSource.PREPARED)
+            data = dataclasses.replace(data, data_source=DataSource.PREPARED)
         return self._replace(config=dataclasses.replace(self.config, data=data))
 
     def _data_dir(self) -> Path:

@@ -147,7 +147,8 @@ def test_a_run_of_drawn_images_needs_no_folder(runs: list[Path]) -> None:
     run = of_run(runs[0], "runs/first", "~nobody-of-this-name/data")
     data = dataclasses.replace(run.config.data, data_source=DataSource.SYNTHETIC)
     run = run._replace(config=dataclasses.replace(run.config, data=data))
-    assert run.with_data_dir("") == run
+    assert run.with_data_dir("").config.data.data_source is DataSource.SYNTHETIC
+    assert run.with_data_dir("elsewhere").config.data.data_dir == "elsewhere"  # where other test sets are
 
 
 def test_a_pickle_is_not_read(runs: list[Path]) -> None:
