@@ -67,9 +67,8 @@ def open_streams() -> None:
             if null != number:
                 os.close(null)
         stream = getattr(sys, name)
-        replaced = stream is not None and stream is not getattr(
-            sys, f"__{name}__"
-        )  # by a program that reads what is printed
+        # A program that reads what is printed has put a stream of its own there.
+        replaced = stream is not None and stream is not getattr(sys, f"__{name}__")
         if name != "stdin" and not replaced:
             setattr(sys, name, _lasting(number, stream))
 

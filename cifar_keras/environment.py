@@ -46,6 +46,8 @@ _OVERRIDDEN = {
     "MPLBACKEND": "agg",  # draws into memory: no window is ever needed
     "TF_USE_LEGACY_KERAS": "0",
 }
+_REMOVED = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "PYTHONWARNINGS")
+
 # What TensorFlow says at each start before its log level holds, and the error that it calls a machine without a GPU.
 _HARMLESS = (
     "All log messages before absl::InitializeLog() is called are written to STDERR",
@@ -53,8 +55,6 @@ _HARMLESS = (
     "Could not find cuda drivers on your machine",
 )
 _NO_DRIVER = "failed call to cuInit"
-
-_REMOVED = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "PYTHONWARNINGS")
 
 # Decide which matrix kernels oneDNN takes, and with them the speed of a CPU run; as Linux calls them.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

@@ -9,9 +9,8 @@ from cifar_keras.errors import UserError
 
 # A comment begins a word; shlex would begin one inside a word too. What is quoted or escaped is kept.
 _COMMENT = re.compile(r"""(?<!\S)\#.*|('[^']*'|"(?:\\.|[^"\\])*"|\\.|.)""")
-_LITERAL = re.compile(
-    r"""'[^']*'|\\.|("(?:\\.|[^"\\])*")"""
-)  # in single quotes, or escaped; in double quotes a shell fills in
+# What is in single quotes or escaped; in double quotes, which are kept, a shell fills in.
+_LITERAL = re.compile(r"""'[^']*'|\\.|("(?:\\.|[^"\\])*")""")
 _NAMES = ("-flagfile", "--flagfile")
 
 

@@ -1,7 +1,10 @@
 """`python -m cifar_keras.predict --model=WORKDIR FILE...`: the classes of image files, with their probabilities."""
 
 import contextlib
+import errno
 import io
+import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -72,13 +75,15 @@ def _say(problem: UserError | None) -> bool:
 
 
 def problem_of(path: Path) -> UserError | None:
-    """Return why a file cannot be read, if it cannot."""
+    """Return why a file cannot be read, if that can be told without opening it, for which a pipe would wait."""
     try:
-        with path.open("rb"):
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        if not is_folder and os.access(path, os.R_OK):
             return None
+        reason = os.strerror(errno.EISDIR if is_folder else errno.EACCES)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return UserError(f"the image file cannot be read: {reason}. Received: {paths.shown(path)}")
+        reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"the image file cannot be read: {reason}. Received: {paths.shown(path)}")
 
 
 def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.float32] | UserError]]:
