@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from cifar_keras.errors import UserError
 
-_NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -4,8 +4,8 @@ import errno
 import os
 import re
 
-# What the system says of a disk that is full, and of one that lets nobody write.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the system says of a disk that is full, of one that fails, and of one that lets nobody write.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -35,7 +35,7 @@ def reason_of(error: Exception) -> str:
 
 
 def unwritable(error: BaseException) -> str | None:
-    """Return what the system says of a disk that is full or that nobody may write, if that is what an error comes from.
+    """Return what the system says of a disk that is full, fails or may not be written, if that is what an error comes from.
 
     TensorFlow and HDF5 put what the system says into the text of errors of their own, and NumPy puts it into numbers.
     """

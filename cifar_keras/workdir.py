@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,7 +100,9 @@ def _locked(file: Path) -> filelock.BaseFileLock:
     lock: filelock.BaseFileLock = filelock.FileLock(file, blocking=False)
     was_there = file.exists()  # then it may be another process's
     try:
-        lock.acquire()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it takes another lock where the file system has none of its kind
+            lock.acquire()
     except OSError as error:
         if not was_there:
             file.unlink(missing_ok=True)

@@ -119,6 +119,7 @@ def test_a_terminal_that_closes_asks_for_an_end() -> None:
         "OSError(28, os.strerror(28), 'place/file')",
         "RuntimeError('flush failed (errno = 28, error message = \\'No space left on device\\')')",
         "ValueError() from OSError(30, os.strerror(30))",
+        "OSError(5, os.strerror(5))",
     ],
 )
 def test_a_disk_that_lets_nobody_write_is_one_message_whatever_library_says_so(raised: str) -> None:

@@ -121,7 +121,8 @@ def test_a_run_that_goes_on_needs_nothing_of_its_beginning(plain: Path, tmp_path
     assert figures(tmp_path / "run")["test"]["n"] == 100
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_has_one_of_another_kind(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
