@@ -415,8 +415,10 @@ def comparison_picture(
         axes.set_xlim(left=0)
         _plain(axes)
     figure.align_ylabels()
-    # Given one by one, because matplotlib leaves out of its own list what begins with "_".
-    figure.legend(accuracy.get_lines(), names, frameon=False, fontsize=9, loc="outside upper left")
+    numbers = [str(number) for number in range(len(names))]
+    legend = figure.legend(accuracy.get_lines(), numbers, frameon=False, fontsize=9, loc="outside upper left")
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)  # afterwards, because matplotlib leaves out what begins with "_"
     return figure
 
 
