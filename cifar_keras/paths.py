@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
 
-# TensorFlow reads the path of a model's variables as a pattern: `runs/[a]` would be `runs/a`, and `runs/*` whatever is there.
+# TensorFlow reads the path of a model's variables as a pattern: `runs/[a]` would be `runs/a`, and `*` and `?` fit other names too.
 PATTERN = "*?[\\"
 
 

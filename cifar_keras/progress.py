@@ -9,6 +9,7 @@ from tqdm import tqdm
 EVERY_SECONDS = 30
 
 
+# tqdm is generic in its type stubs alone: `tqdm[Any]` cannot be subclassed at run time.
 class _Lines(tqdm):  # type: ignore[type-arg]
     """A bar that writes lines."""
 

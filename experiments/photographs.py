@@ -6,6 +6,7 @@ they are first made as small as it wants them. Writes `experiments/results/photo
 `python -m experiments.tables` makes the table.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,19 +79,22 @@ def systems_of(run: FinishedRun, *, side: int) -> dict[str, Classify]:
     }
     for name, known in FORMATS.items():
         if (file := run.path / known.path).exists():
-            of_any_size = RUNTIMES[name][0](str(file))
+            logits = RUNTIMES[name][0](str(file))
             if known.any_size:
-                systems[name] = lambda image, logits=of_any_size: predict_one(logits, image)  # type: ignore[misc]
+                systems[name] = functools.partial(predict_one, logits)
             else:
-                systems[f"{name}, made {side} px first"] = lambda image, logits=of_any_size: predict_one(  # type: ignore[misc]
-                    logits, np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-                )
+                systems[f"{name}, made {side} px first"] = functools.partial(predict_small, logits, side)
     return systems
 
 
 def predict_one(logits: Callable[[NDArray[np.uint8]], Any], image: NDArray[np.uint8]) -> int:
     """Return the class that a model gives an image."""
     return int(np.asarray(logits(image[None])).argmax())
+
+
+def predict_small(logits: Callable[[NDArray[np.uint8]], Any], side: int, image: NDArray[np.uint8]) -> int:
+    """Return the class that a model gives an image that Pillow makes as small as the model takes it, with smoothing."""
+    return predict_one(logits, np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)))
 
 
 def row(name: str, right: NDArray[np.bool_]) -> dict[str, Any]:
