@@ -24,7 +24,8 @@ RESULT = Path(__file__).parent.parent / "results" / "benchmarks.json"
 # What `worker` loads, and the variables that it gets. Plain Keras and PyTorch run as they come; TensorFlow as it comes leaves
 # oneDNN off on processors without AVX-512 VNNI, so that plain Keras is measured once more with it on.
 SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {
-    "ours": ("ours", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+    "ours": ("ours:auto", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+    "ours_float32": ("ours:float32", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
     "keras_float32": ("plain_keras:float32", {}),
     "keras_float32_onednn": ("plain_keras:float32", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
     "keras_bfloat16": ("plain_keras:bfloat16", {}),
@@ -75,13 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="all by default")
     parser.add_argument("--works", nargs="+", help="works to measure, such as train_step; all by default")
+    parser.add_argument("--image_sizes", nargs="+", type=int, help="in pixels; all by default")
     parser.add_argument("--trials", type=int, default=5, help="trials of each system and case")
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long a trial takes")
     parser.add_argument("--output", type=Path, default=RESULT, help="the JSON file to write")
     arguments = parser.parse_args()
     workers = [Worker(name) for name in arguments.systems]
     rows = []
-    for candidates in cases(arguments.works):
+    for candidates in cases(arguments.works, arguments.image_sizes):
         for row in measure(workers, candidates, arguments.trials, arguments.seconds):
             rows.append(row)
             print(in_words(row), flush=True)
@@ -92,14 +94,16 @@ def main() -> None:
     artifacts.write_json(arguments.output, content)
 
 
-def cases(works: list[str] | None) -> Iterator[list[Case]]:
-    """Yield the cases, each with the batch sizes among which a system may choose."""
-    for (work, image_size), batch_sizes in BATCH_SIZES.items():
-        if works is None or work in works:
-            yield [Case(work, image_size, batch_size) for batch_size in batch_sizes]
-    for case in FIXED:
-        if works is None or case.work in works:
-            yield [case]
+def cases(works: list[str] | None, image_sizes: list[int] | None) -> Iterator[list[Case]]:
+    """Yield the cases, each with the batch sizes among which a system may choose; None asks for all."""
+    choices = [
+        [Case(work, image_size, batch_size) for batch_size in batch_sizes]
+        for (work, image_size), batch_sizes in BATCH_SIZES.items()
+    ]
+    for candidates in [*choices, *([case] for case in FIXED)]:
+        case = candidates[0]
+        if (works is None or case.work in works) and (image_sizes is None or case.image_size in image_sizes):
+            yield candidates
 
 
 def measure(workers: list[Worker], candidates: list[Case], trials: int, seconds: float) -> Iterator[dict[str, Any]]:

@@ -28,10 +28,10 @@ JITTER = AugmentationConfig(flip=True, crop_padding=4, color_jitter=0.2)
 
 
 class System:
-    """The fused twin, in the compute dtype that `--compute_dtype=auto` chooses."""
+    """The fused twin, in a compute dtype or in the one that `--compute_dtype=auto` chooses."""
 
-    def __init__(self, _variant: str) -> None:
-        self._dtype, _ = choose_compute_dtype(ComputeDtype.AUTO, deterministic=False)
+    def __init__(self, variant: str) -> None:
+        self._dtype, _ = choose_compute_dtype(ComputeDtype(variant), deterministic=False)
 
     def set_up(self, case: Case) -> Runnable:
         """Build a case."""
