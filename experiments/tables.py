@@ -32,6 +32,7 @@ TRIAL_HEADER = (
 
 BENCHMARK_COLUMNS = {
     "ours": "ours",
+    "ours_float32": "ours float32",
     "keras_float32": "Keras float32",
     "keras_float32_onednn": "the same, oneDNN on",
     "keras_bfloat16": "Keras bfloat16",

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, matmul_kernel_gradient
+from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, crop_kernel, matmul_kernel_gradient
 
 PADDINGS: tuple[Literal["same", "valid"], ...] = ("same", "valid")
 GEOMETRIES = [
@@ -77,6 +77,31 @@ def test_convolve_gives_the_same_either_way(geometry: Geometry) -> None:
     for way in ways:
         for found, expected in zip(outputs_and_gradients(by(way), inputs, kernel), wanted, strict=True):
             assert_close(found, expected)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES[:5], ids=name_of)
+@pytest.mark.parametrize("kernel_size", [*KERNEL_SIZES, (2, 2), (4, 3)], ids=name_of)
+def test_of_one_position_the_kernel_has_one_place(kernel_size: tuple[int, int], geometry: Geometry) -> None:
+    assert geometry.padding == "same"
+    inputs, kernel = noise(4, 1, 1, CHANNELS), noise(*kernel_size, CHANNELS, FILTERS, seed=1)
+    wanted = outputs_and_gradients(lambda x, k: exact_convolution(x, k, geometry), inputs, kernel)
+
+    def cropped(x: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+        part, moves = crop_kernel((1, 1), k, geometry)
+        met_by_none = any(
+            size % 2 == 0 and step > 1 for size, step in zip(kernel_size, geometry.dilations, strict=True)
+        )
+        assert tuple(part.shape[:2]) == (kernel_size if met_by_none else (1, 1))
+        return convolve(x, part, moves, depthwise=False, kernel_gradient="matmul")
+
+    for found, expected in zip(outputs_and_gradients(cropped, inputs, kernel), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (3, 3), (None, None), (1, None)])
+def test_of_more_positions_the_kernel_is_whole(size: tuple[int | None, int | None]) -> None:
+    kernel, geometry = noise(3, 3, CHANNELS, FILTERS), Geometry((1, 1), "same", (1, 1))
+    assert crop_kernel(size, kernel, geometry) == (kernel, geometry)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
+from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, crop_kernel
 
 
 class Fusion(NamedTuple):
@@ -55,11 +55,14 @@ class FusedConvolution(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Convolve, scale, shift, activate."""
-        kernel, shift = self._kernel_and_shift()
+        # Cropped before it is scaled: the whole kernel would be read and written once more in each step.
+        whole = tf.convert_to_tensor(self.convolution.kernel)
+        cropped, geometry = crop_kernel(tuple(inputs.shape[1:3]), whole, self.geometry)
+        kernel, shift = self._scaled_and_shift(cropped)
         outputs = convolve(
             tf.cast(inputs, self._activation_dtype),
             tf.cast(kernel, self._activation_dtype),
-            self.geometry,
+            geometry,
             depthwise=self._depthwise,
             kernel_gradient=self.kernel_gradient,
         )
@@ -69,8 +72,7 @@ class FusedConvolution(keras.layers.Layer):
         outputs = self.convolution.activation(outputs)
         return outputs if self.activation is None else self.activation(outputs)
 
-    def _kernel_and_shift(self) -> tuple[tf.Tensor, tf.Tensor | None]:
-        kernel = tf.convert_to_tensor(self.convolution.kernel)
+    def _scaled_and_shift(self, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         bias = tf.convert_to_tensor(self.convolution.bias) if self.convolution.use_bias else None
         if self.normalization is None:
             return kernel, bias

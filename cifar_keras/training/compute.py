@@ -10,7 +10,7 @@ import tensorflow as tf
 from cifar_keras.config import ComputeDtype, KernelGradientChoice
 from cifar_keras.environment import instruction_sets
 from cifar_keras.errors import UserError
-from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
+from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, crop_kernel
 from cifar_keras.models.fused import FusedConvolution
 
 # A dtype of half the accuracy has to give this much; on processors that have its instructions it gives about twice the speed.
@@ -103,7 +103,8 @@ def faster_kernel_gradient(
     """Time both gradients of one convolution; a matrix product has to be clearly faster to be taken."""
     generator = tf.random.Generator.from_seed(0)
     inputs = tf.cast(generator.normal([min(images, MEASURED_IMAGES), *input_shape]), compute_dtype)
-    kernel = tf.cast(generator.normal(kernel_shape), compute_dtype)
+    whole = tf.cast(generator.normal(kernel_shape), compute_dtype)
+    kernel, geometry = crop_kernel(input_shape[:2], whole, geometry)
     seconds: dict[KernelGradient, float] = {}
     for way in ("convolution", "matmul"):
 
