@@ -50,7 +50,10 @@ RATIO_COLUMNS = {
 }
 
 # Tables whose speeds are of one command.
-MEASURED_AT_ONCE = ("benchmarks", "benchmarks_without_bfloat16", "profile", "smaller_models", "photographs")
+MEASURED_AT_ONCE = (
+    *("benchmarks", "benchmarks_without_bfloat16", "benchmarks_float32_at_32_px"),
+    *("profile", "profile_float32_at_32_px", "smaller_models", "photographs"),
+)
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
 
@@ -102,14 +105,16 @@ def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
 
 def benchmark_table(benchmarks: Result) -> str:
     """Return the table of speeds: medians in images/s, with the lowest and the highest trial, and the batch size."""
-    header = ["work", "px", *BENCHMARK_COLUMNS.values()]
+    measured = {row["system"] for row in benchmarks["rows"]}
+    columns = {system: title for system, title in BENCHMARK_COLUMNS.items() if system in measured}
+    header = ["work", "px", *columns.values()]
     lines = [header, ["---"] * len(header)]
     for (work, image_size, _), systems in _by_work(benchmarks).items():
         cells = {
             name: f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})"
             for name, row in systems.items()
         }
-        lines.append([work, str(image_size), *(cells.get(system, "-") for system in BENCHMARK_COLUMNS)])
+        lines.append([work, str(image_size), *(cells.get(system, "-") for system in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -223,7 +228,9 @@ def main() -> None:
         ("ratios", "benchmarks", ratios_table),
         ("benchmarks_without_bfloat16", "benchmarks_without_bfloat16", benchmark_table),
         ("ratios_without_bfloat16", "benchmarks_without_bfloat16", ratios_table),
+        ("benchmarks_float32_at_32_px", "benchmarks_float32_at_32_px", benchmark_table),
         ("profile", "profile", profile_table),
+        ("profile_float32_at_32_px", "profile_float32_at_32_px", profile_table),
         ("smaller_models", "smaller_models", smaller_models_table),
         ("photographs", "photographs", photographs_table),
         ("exports", "exports/quickstart", exports_text),

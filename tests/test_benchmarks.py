@@ -118,11 +118,11 @@ def test_systems_work_on_the_same_number_of_images() -> None:
     from experiments.benchmarks import ours, plain_keras
 
     case = Case("head_phase", 32, 8)
-    runnable = ours.System("").set_up(case)
+    runnable = ours.System("auto").set_up(case)
     runnable.run(2)
     assert runnable.images_per_batch == 80  # ten epochs of eight
     assert plain_keras.System("float32").set_up(case).images_per_batch == 8
-    for system in (ours.System(""), plain_keras.System("float32")):
+    for system in (ours.System("auto"), plain_keras.System("float32")):
         runnable = system.set_up(Case("train_step", 32, 8))
         seconds = runnable.run(2)
         assert seconds

@@ -104,7 +104,7 @@ def faster_kernel_gradient(
     generator = tf.random.Generator.from_seed(0)
     inputs = tf.cast(generator.normal([min(images, MEASURED_IMAGES), *input_shape]), compute_dtype)
     whole = tf.cast(generator.normal(kernel_shape), compute_dtype)
-    kernel, geometry = crop_kernel(input_shape[:2], whole, geometry)
+    kernel, geometry = crop_kernel((input_shape[0], input_shape[1]), whole, geometry)
     seconds: dict[KernelGradient, float] = {}
     for way in ("convolution", "matmul"):
 

@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.profile", description=__doc__.split("\n")[0]
     )
+    parser.add_argument("--system", choices=["ours", "ours_float32"], default="ours", help="in which dtype")
     parser.add_argument("--image_sizes", nargs="+", type=int, default=[64, 128], help="in pixels")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long is measured")
@@ -28,7 +29,7 @@ def main() -> None:
     rows = []
     for image_size in arguments.image_sizes:
         case = Case("train_step", image_size, arguments.batch_size)
-        shares = profile(case, arguments.seconds)
+        shares = profile(arguments.system, case, arguments.seconds)
         rows.append({"work": case.work, "image_size": image_size, "batch_size": case.batch_size, "shares": shares})
         for name, share in shares.items():
             print(f"{image_size:4} px  {name:30}{share:7.1%}", flush=True)
@@ -36,10 +37,10 @@ def main() -> None:
     artifacts.write_json(arguments.output, content)
 
 
-def profile(case: Case, seconds: float) -> dict[str, float]:
+def profile(system: str, case: Case, seconds: float) -> dict[str, float]:
     """Return the share of oneDNN's time that each kind of primitive takes, the largest first."""
     with tempfile.TemporaryFile("w+") as told:
-        worker = Worker("ours", {"ONEDNN_VERBOSE": "profile_exec"}, told)
+        worker = Worker(system, {"ONEDNN_VERBOSE": "profile_exec"}, told)
         worker.ask(case=case)
         told.seek(0, 2)
         begin = told.tell()
