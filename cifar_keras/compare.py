@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cifar_keras import artifacts, command, environment, flags, paths
+from cifar_keras import command, flags
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import FinishedRun, read_finished_run
+from cifar_keras.files import environment, paths, writing
+from cifar_keras.files.finished_run import FinishedRun, read_finished_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,9 +20,9 @@ def main(argv: Sequence[str]) -> None:
     runs = [read_finished_run(path) for path in arguments.runs]
     check_same_images(runs)
     environment.set_variables()  # matplotlib reads them when it is imported
-    from cifar_keras.reporting.pictures import comparison_picture
+    from cifar_keras.evaluation.uncertainty import mcnemar
+    from cifar_keras.reporting.figures import comparison_picture
     from cifar_keras.reporting.tables import comparison_table, differences_table
-    from cifar_keras.reporting.uncertainty import mcnemar
 
     names = [paths.shown(run.path) for run in runs]
     print(comparison_table(names, [run.result for run in runs]))
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.picture:
         batch_sizes = [run.config.data.global_batch_size for run in runs]
         picture = comparison_picture(names, [run.records for run in runs], batch_sizes)
-        artifacts.write_picture("picture", arguments.picture, picture)
+        writing.write_picture("picture", arguments.picture, picture)
 
 
 def check_same_images(runs: Sequence[FinishedRun]) -> None:

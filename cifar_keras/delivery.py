@@ -10,21 +10,23 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, paths, saved_model
 from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, Views, other_sets_of
-from cifar_keras.data.cifar10 import LabelledImages
-from cifar_keras.data.other_sets import find_other_sets, read_other_set
+from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.splits import Splits
+from cifar_keras.evaluation import robustness
+from cifar_keras.evaluation.attribution import activation_maps, occlusion_maps
+from cifar_keras.evaluation.calibration import fit_temperature, softmax
+from cifar_keras.evaluation.galleries import most_confident_errors
+from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
+from cifar_keras.evaluation.test_sets import find_other_sets, read_other_set
+from cifar_keras.exporting import saved_model
+from cifar_keras.files import paths, writing
 from cifar_keras.models.classifier import feature_maps
-from cifar_keras.reporting import further, pictures
-from cifar_keras.reporting.attribution import activation_maps, occlusion_maps
-from cifar_keras.reporting.calibration import fit_temperature, softmax
-from cifar_keras.reporting.evaluation import Evaluation, calibrated_metrics, evaluate, serves_at
-from cifar_keras.reporting.galleries import most_confident_errors
+from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import Content, model_card, report_html
 from cifar_keras.reporting.tables import further_table
 from cifar_keras.training.features import predict_all
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.tracking import RunLog
 
 EXPLAINED_IMAGES = 6  # most confident errors; each is computed fifty times, with a square hidden
 
@@ -75,7 +77,7 @@ def measure(classifier: keras.Model, splits: Splits, path: Path, *, batch_size: 
         validation_logits=validation.logits,
         validation_labels=splits.validation.labels,
     )
-    artifacts.write_whole(path / paths.PREDICTIONS, predictions.getvalue())
+    writing.write_whole(path / paths.PREDICTIONS, predictions.getvalue())
     return Measured(test, validation, temperature, calibrated, model)
 
 
@@ -112,10 +114,10 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
     images, labels = splits.test
     probabilities = softmax(test.logits, temperature)
     drawn = {
-        "reliability": pictures.reliability_picture(test.logits, labels, temperature),
-        "confusion_matrix": pictures.confusion_matrix_picture(test.metrics["confusion_matrix"], splits.class_names),
-        "predictions": pictures.predictions_picture(images, labels, probabilities, splits.class_names),
-        "learning_curves": pictures.learning_curves_picture(log.records),
+        "reliability": figures.reliability_picture(test.logits, labels, temperature),
+        "confusion_matrix": figures.confusion_matrix_picture(test.metrics["confusion_matrix"], splits.class_names),
+        "predictions": figures.predictions_picture(images, labels, probabilities, splits.class_names),
+        "learning_curves": figures.learning_curves_picture(log.records),
     }
     errors = most_confident_errors(probabilities, labels, EXPLAINED_IMAGES)
     if len(errors):
@@ -131,7 +133,7 @@ def draw(classifier: keras.Model, measured: Measured, splits: Splits, log: RunLo
             ],
         )
     for name, picture in drawn.items():
-        artifacts.write_whole(path / f"{name}.png", picture)
+        writing.write_whole(path / f"{name}.png", picture)
         log.write_picture(name, picture)
     log.close()
 
@@ -159,7 +161,7 @@ def draw_attribution(
     columns = [(f"Grad-CAM, {called}", activation_maps(features, kernel, indices)) for called, indices in classes]
     called, indices = classes[0]
     columns.append((f"occlusion, {called}", occlusion_maps(probabilities_of, images, indices)))
-    return pictures.attribution_picture(images, columns, titles)
+    return figures.attribution_picture(images, columns, titles)
 
 
 def evaluate_further(
@@ -201,9 +203,9 @@ def evaluate_further(
     find_other_sets(sets, data_dir)  # before anything takes long
     if settings.test_time_augmentation is not Views.NONE:
         views = settings.test_time_augmentation
-        rows += further.with_views(predict, test, plain, views, class_names, seed=seed)
+        rows += robustness.with_views(predict, test, plain, views, class_names, seed=seed)
     if CORRUPTION_SUITE in settings.test_sets.split(","):
-        measured, means[CORRUPTION_SUITE] = further.with_corruptions(predict, test, plain, class_names, seed=seed)
+        measured, means[CORRUPTION_SUITE] = robustness.with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured
     of_sets, mean = on_other_sets(predict, sets, data_dir, splits, seed=seed)
     rows, means = rows + of_sets, means | mean
@@ -213,30 +215,30 @@ def evaluate_further(
 
 
 def on_other_sets(
-    predict: further.Predict, names: Sequence[str], data_dir: str, splits: Splits, *, seed: int
+    predict: robustness.Predict, names: Sequence[str], data_dir: str, splits: Splits, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Measure other test sets; return their rows, and the mean over `cifar10_corrupted` where all of it was asked for."""
     rows, right_of_corrupted = [], []
     for name in find_other_sets(names, data_dir):
         for other in read_other_set(name, data_dir, splits.validation):
-            measured, right = further.on_other_set(predict, other, splits.class_names, seed=seed)
+            measured, right = robustness.on_other_set(predict, other, splits.class_names, seed=seed)
             rows.append(measured)
             if name.startswith("cifar10_corrupted/"):  # the test split each, and TFDS orders all of them alike
                 right_of_corrupted.append(right)
     if "cifar10_corrupted" not in names:
         return rows, {}
-    return rows, {"cifar10_corrupted": further.mean_accuracy(right_of_corrupted, seed=seed)}
+    return rows, {"cifar10_corrupted": robustness.mean_accuracy(right_of_corrupted, seed=seed)}
 
 
 def keep_further(rows: Sequence[dict[str, Any]], means: dict[str, Any], path: Path) -> None:
     """Put new rows beside those that the workdir has, or in their place, and draw the corruptions."""
     file = path / paths.FURTHER
-    kept = artifacts.read_json(file) if file.is_file() else {"rows": [], "means": {}}
-    every = further.merged(kept["rows"], rows)
+    kept = writing.read_json(file) if file.is_file() else {"rows": [], "means": {}}
+    every = robustness.merged(kept["rows"], rows)
     of_corruptions = [each for each in every if each["kind"] == "corruption"]
     if of_corruptions:  # before the file that says that there is one
-        artifacts.write_whole(path / "corruptions.png", pictures.corruptions_picture(of_corruptions))
-    artifacts.write_json(file, {"rows": every, "means": kept["means"] | means})
+        writing.write_whole(path / "corruptions.png", figures.corruptions_picture(of_corruptions))
+    writing.write_json(file, {"rows": every, "means": kept["means"] | means})
 
 
 def write_report(
@@ -261,7 +263,7 @@ def write_report(
         class_names=splits.class_names,
         pictures={file.stem: file.read_bytes() for file in sorted(path.glob("*.png"))},
         **{
-            part: artifacts.read_json(path / file)
+            part: writing.read_json(path / file)
             for part, file in (
                 ("further", paths.FURTHER),
                 ("exports", paths.EXPORTS),
@@ -270,5 +272,5 @@ def write_report(
             if (path / file).is_file()
         },
     )
-    artifacts.write_whole(path / paths.REPORT, report_html(content).encode())
-    artifacts.write_whole(path / paths.MODEL_CARD, model_card(content).encode())
+    writing.write_whole(path / paths.REPORT, report_html(content).encode())
+    writing.write_whole(path / paths.MODEL_CARD, model_card(content).encode())

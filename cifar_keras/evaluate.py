@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_keras import command, environment, flags, paths, workdir
+from cifar_keras import command, flags
 from cifar_keras.config import EvaluationConfig, other_sets_of
-from cifar_keras.finished_run import check_found, read_finished_run
+from cifar_keras.files import environment, paths, workdir
+from cifar_keras.files.finished_run import check_found, read_finished_run
 
 if TYPE_CHECKING:  # it imports TensorFlow
-    from cifar_keras.reporting.evaluation import Evaluation
+    from cifar_keras.evaluation.measure import Evaluation
 
 # The same SavedModel in another process or on another day may choose other kernels; float32 logits then move by about
 # 1e-6, and with them means over the images. One image may have another prediction.
@@ -29,11 +30,11 @@ def main(argv: Sequence[str]) -> None:
     import tensorflow as tf
 
     from cifar_keras import delivery
-    from cifar_keras.data.other_sets import find_other_sets
-    from cifar_keras.reporting.evaluation import evaluate
+    from cifar_keras.evaluation.measure import evaluate
+    from cifar_keras.evaluation.test_sets import find_other_sets
+    from cifar_keras.exporting.saved_model import check_classes, load_saved_model
     from cifar_keras.reporting.tables import metrics_table
     from cifar_keras.run import load_splits
-    from cifar_keras.saved_model import check_classes, load_saved_model
 
     tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
     model = load_saved_model(arguments.model)  # before the data, which can take minutes
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[str, Any], file: Path) -> None:
     """Say that splits were measured as a run's `result.json` reports, or end the program with status 1."""
-    from cifar_keras.reporting.evaluation import serves_at
+    from cifar_keras.evaluation.measure import serves_at
 
     temperature = reported["calibration"]["temperature"]
     others = differences({name: found.metrics for name, found in measured.items()}, reported)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from cifar_keras import artifacts, command, environment, flags, paths, workdir
-from cifar_keras.finished_run import check_found, read_finished_run
+from cifar_keras import command, flags
+from cifar_keras.files import environment, paths, workdir, writing
+from cifar_keras.files.finished_run import check_found, read_finished_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         # The labels first: too few images, or weights that are not there, are known before anything takes long.
         suspects = explain_labels(run, dataset, arguments.train_images)
         explanation = explain_predictions(run, splits, arguments.train_images) | {"suspects": suspects}
-        artifacts.write_json(run.path / paths.EXPLANATION, explanation)
+        writing.write_json(run.path / paths.EXPLANATION, explanation)
         delivery.write_report(run.path, run.result, run.records, run.logits, splits)
     print(f"written: {run.path / paths.REPORT}")
 

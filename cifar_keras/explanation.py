@@ -10,25 +10,25 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, paths
-from cifar_keras.data.cifar10 import Dataset, LabelledImages
+from cifar_keras.data.cifar10.layout import Dataset, LabelledImages
 from cifar_keras.data.splits import Splits
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import FinishedRun
-from cifar_keras.models.classifier import assemble
-from cifar_keras.models.fused import fused_twin
-from cifar_keras.reporting import pictures
-from cifar_keras.reporting.calibration import softmax
-from cifar_keras.reporting.galleries import most_confident_errors
-from cifar_keras.reporting.neighbours import (
+from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.evaluation.galleries import most_confident_errors
+from cifar_keras.evaluation.neighbours import (
     PROJECTED_DIMENSIONS,
     PROJECTED_IMAGES,
     nearest,
     principal_components,
     write_projector,
 )
+from cifar_keras.evaluation.suspects import FOLDS, out_of_sample_probabilities, suspect_labels
+from cifar_keras.files import paths, writing
+from cifar_keras.files.finished_run import FinishedRun
+from cifar_keras.models.classifier import assemble
+from cifar_keras.models.fused import fused_twin
+from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import image_uri
-from cifar_keras.reporting.suspects import FOLDS, out_of_sample_probabilities, suspect_labels
 from cifar_keras.run import make_classifier
 from cifar_keras.training.features import predict_all
 
@@ -96,8 +96,8 @@ def neighbours_of(
 def draw_map(run: FinishedRun, features: NDArray[np.float32], test: LabelledImages, class_names: Sequence[str]) -> None:
     """Draw the test features into the workdir, and write some of them for TensorBoard's projector."""
     components, shares = principal_components(features, PROJECTED_DIMENSIONS, seed=run.config.seed)
-    picture = pictures.feature_map_picture(components[:, :2], test.labels, class_names, shares[:2])
-    artifacts.write_whole(run.path / "feature_map.png", picture)
+    picture = figures.feature_map_picture(components[:, :2], test.labels, class_names, shares[:2])
+    writing.write_whole(run.path / "feature_map.png", picture)
     shown = choose(len(features), PROJECTED_IMAGES, run.config.seed)
     columns = [
         (heading, [class_names[index] for index in indices])
@@ -163,7 +163,7 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    artifacts.write_whole(path, text.getvalue().encode())
+    writing.write_whole(path, text.getvalue().encode())
 
 
 def features_of(classifier: keras.Model, batch_size: int) -> Features:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, command, environment, flags, paths, workdir
+from cifar_keras import command, flags
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import FinishedRun, check_found, read_finished_run
-from cifar_keras.formats import FORMATS, Bound
-from cifar_keras.reporting.uncertainty import mean_interval
+from cifar_keras.evaluation.uncertainty import mean_interval
+from cifar_keras.exporting.formats import FORMATS, Bound
+from cifar_keras.files import environment, paths, workdir, writing
+from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
 
 EXAMPLES = 200  # training images that int8 learns its ranges from
 
@@ -31,9 +32,9 @@ def main(argv: Sequence[str]) -> None:
 
     tf.config.set_visible_devices([], "GPU")  # for the processes that run the exports; converting needs none
     from cifar_keras import delivery
+    from cifar_keras.exporting.saved_model import check_classes, load_saved_model
     from cifar_keras.reporting.tables import exports_table
     from cifar_keras.run import load_splits
-    from cifar_keras.saved_model import check_classes, load_saved_model
 
     model = load_saved_model(run.path)
     splits = load_splits(run.config)
@@ -71,7 +72,7 @@ def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) 
     """
     import keras
 
-    from cifar_keras.conversion import convert
+    from cifar_keras.exporting.conversion import convert
 
     place = run.path / FORMATS[name].path
     if FORMATS[name].converted:
@@ -91,7 +92,7 @@ def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) 
     found = prove(name, file, scratch, run) | {"share_of_float32": size_of(file) / float32_bytes}
     if FORMATS[name].converted and found["within_bounds"]:
         place.parent.mkdir(exist_ok=True)
-        artifacts.put_in_place(file, place)
+        writing.put_in_place(file, place)
     return found
 
 
@@ -129,7 +130,15 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
         RuntimeError: the runtime cannot run it.
     """
     found = scratch / "logits.npz"
-    program = [sys.executable, "-m", "cifar_keras.runtimes", name, str(file), str(scratch / "images.npy"), str(found)]
+    program = [
+        sys.executable,
+        "-m",
+        "cifar_keras.exporting.runtimes",
+        name,
+        str(file),
+        str(scratch / "images.npy"),
+        str(found),
+    ]
     done = subprocess.run(
         program,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "KERAS_HOME": str(scratch)},
@@ -211,12 +220,12 @@ def keep_export(name: str, found: Mapping[str, Any], path: Path) -> None:
     """
     file = path / paths.EXPORTS
     file.parent.mkdir(exist_ok=True)
-    known = artifacts.read_json(file) if file.is_file() else {}
+    known = writing.read_json(file) if file.is_file() else {}
     if found["within_bounds"]:
         known[name] = found
     elif not FORMATS[name].converted:
         known.pop(name, None)
-    artifacts.write_json(file, {each: known[each] for each in FORMATS if each in known})
+    writing.write_json(file, {each: known[each] for each in FORMATS if each in known})
 
 
 if __name__ == "__main__":

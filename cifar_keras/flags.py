@@ -11,9 +11,9 @@ from typing import NamedTuple
 from absl import flags
 
 from cifar_keras import config as config_lib
-from cifar_keras import flagfiles, paths
 from cifar_keras.errors import UserError
-from cifar_keras.formats import FORMATS
+from cifar_keras.exporting.formats import FORMATS
+from cifar_keras.files import flagfiles, paths
 
 MOST_RUNS = 8  # that colours and markers tell apart
 MOST_DRAWN = 12  # images under one another in a picture

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts, command, environment, flags, paths
+from cifar_keras import command, flags
 from cifar_keras.errors import UserError
+from cifar_keras.files import environment, paths, writing
 
 if TYPE_CHECKING:  # it takes seconds to import
     import tensorflow as tf
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(command.BAD_INPUT_STATUS)
     environment.load_keras()
 
-    from cifar_keras.saved_model import class_names_of, load_saved_model
+    from cifar_keras.exporting.saved_model import class_names_of, load_saved_model
 
     model = load_saved_model(arguments.model)
     class_names = class_names_of(model)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
             drawn.append((path, row))
     if arguments.attribution and drawn:
         picture = attribution(model, arguments.model, drawn, class_names)
-        artifacts.write_picture("attribution", arguments.attribution, picture)
+        writing.write_picture("attribution", arguments.attribution, picture)
     if classified < len(arguments.files):
         sys.exit(command.BAD_INPUT_STATUS)
 

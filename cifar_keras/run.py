@@ -7,32 +7,33 @@ from typing import Any
 import keras
 import numpy as np
 
-from cifar_keras import artifacts, delivery, environment, paths, workdir
+from cifar_keras import delivery
 from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, other_sets_of, to_values
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10 import Dataset, is_prepared
-from cifar_keras.data.other_sets import find_other_sets
+from cifar_keras.data.cifar10.layout import Dataset, is_prepared
+from cifar_keras.data.cifar10.sources import load_dataset
 from cifar_keras.data.pipeline import hold, training_batches, whole_steps
-from cifar_keras.data.sources import load_dataset
 from cifar_keras.data.splits import Splits, make_splits
 from cifar_keras.errors import UserError
+from cifar_keras.evaluation.test_sets import find_other_sets
+from cifar_keras.exporting.saved_model import check_classes, load_saved_model
+from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights, load_weights
-from cifar_keras.reporting import markdown, pictures
+from cifar_keras.reporting import figures, markdown
 from cifar_keras.reporting.tables import metrics_table, with_interval
-from cifar_keras.saved_model import check_classes, load_saved_model
-from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
-from cifar_keras.training.distillation import keep_teacher_logits, read_teacher_logits, teacher_logits, with_teacher
 from cifar_keras.training.interruption import Interruption
-from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import Phase, PhaseName
 from cifar_keras.training.pruning import sparsity_of
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.stopwatch import Stopwatch
+from cifar_keras.training.tasks import Prepared
+from cifar_keras.training.teacher import keep_teacher_logits, read_teacher_logits, teacher_logits, with_teacher
+from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
@@ -55,7 +56,7 @@ def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
             check_same_settings(config, path)
         if (path / paths.RESULT).is_file():
             print(f"the run is whole: nothing is left to do in {path}")
-            result: dict[str, Any] = artifacts.read_json(path / paths.RESULT)
+            result: dict[str, Any] = writing.read_json(path / paths.RESULT)
         else:
             result = _train_and_evaluate(config, path, checkpoints, interruption)
         checkpoints.remove()
@@ -68,7 +69,7 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
     Raises:
         UserError: others differ; the message names them.
     """
-    began, now = artifacts.read_json(path / paths.CONFIG), to_values(config)
+    began, now = writing.read_json(path / paths.CONFIG), to_values(config)
     differ = [
         f"--{flag}={now.get(flag)} (was {began.get(flag)})"
         for flag in sorted(began.keys() | now.keys())
@@ -113,7 +114,7 @@ def _train_and_evaluate(
         "rollbacks": trainer.rollbacks,
         "states": trainer.saving,
         "config": to_values(config),
-        "environment": artifacts.read_json(path / paths.ENVIRONMENT),
+        "environment": writing.read_json(path / paths.ENVIRONMENT),
         "seed": config.seed,
         "commit": commit,
     }
@@ -123,7 +124,7 @@ def _train_and_evaluate(
         f"at temperature {measured.temperature:.2f}: {with_interval(measured.calibrated_test, 'calibration_error')}"
     )
     delivery.write_report(path, result, log.records, measured.test.logits, prepared.splits)
-    artifacts.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
+    writing.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
     return result
 
 
@@ -251,8 +252,8 @@ def make_classifier(config: RunConfig, class_count: int, *, fetch: bool = True) 
 def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> None:
     """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
     values = to_values(config)
-    artifacts.write_json(path / paths.CONFIG, values)
-    artifacts.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
+    writing.write_json(path / paths.CONFIG, values)
+    writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
     batches = training_batches(
@@ -267,6 +268,6 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     )
     images, labels = next(iter(batches))
     titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]
-    picture = pictures.image_grid_picture(images.numpy(), titles, columns=8)
-    artifacts.write_whole(path / "augmented_images.png", picture)
+    picture = figures.image_grid_picture(images.numpy(), titles, columns=8)
+    writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from cifar_keras import command, environment, flags, workdir
+from cifar_keras import command, flags
+from cifar_keras.files import environment, workdir
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cifar_keras import artifacts, command, environment, flags
-from cifar_keras.finished_run import FinishedRun, read_finished_run
-from cifar_keras.formats import FORMATS
-from cifar_keras.progress import progress
-from cifar_keras.reporting.uncertainty import mean_interval
-from cifar_keras.runtimes import RUNTIMES
+from cifar_keras import command, flags
+from cifar_keras.evaluation.uncertainty import mean_interval
+from cifar_keras.exporting.formats import FORMATS
+from cifar_keras.exporting.runtimes import RUNTIMES
+from cifar_keras.files import environment, writing
+from cifar_keras.files.finished_run import FinishedRun, read_finished_run
+from cifar_keras.files.progress_bar import progress
 
 RESULT = Path(__file__).parent / "results" / "photographs.json"
 IMAGES = 1000
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         "run": run.path.resolve().name,
         "rows": [row(name, values) for name, values in rows.items()],
     }
-    artifacts.write_json(RESULT, content)
+    writing.write_json(RESULT, content)
 
 
 def photograph(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:

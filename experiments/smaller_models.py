@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_keras import artifacts, command, environment, paths
+from cifar_keras import command
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import FinishedRun, read_finished_run
-from cifar_keras.formats import FORMATS
-from cifar_keras.runtimes import RUNTIMES, Run
+from cifar_keras.exporting.formats import FORMATS
+from cifar_keras.exporting.runtimes import RUNTIMES, Run
+from cifar_keras.files import environment, paths, writing
+from cifar_keras.files.finished_run import FinishedRun, read_finished_run
 
 RESULT = Path(__file__).parent / "results" / "smaller_models.json"
 SHOWN = ("saved_model", "litert_int8")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         "environment": environment.describe_environment(),
         "rows": [row_of(model, measured) for model, measured in zip(models, speeds, strict=True)],
     }
-    artifacts.write_json(RESULT, content)
+    writing.write_json(RESULT, content)
 
 
 def models_of(run: FinishedRun) -> list[Model]:
@@ -86,7 +87,7 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
     """Return what is kept of a model."""
     run, exports = model.run, model.run.path / paths.EXPORTS
     served = model.format_name == "saved_model"
-    figures = run.result["test"] if served else artifacts.read_json(exports)[model.format_name]
+    figures = run.result["test"] if served else writing.read_json(exports)[model.format_name]
     files = sorted(file for file in model.file.rglob("*") if file.is_file()) if model.file.is_dir() else [model.file]
     contents = [file.read_bytes() for file in files]
     return {

@@ -1,4 +1,4 @@
-"""Trains a small run with cached features in both phases; run by `test_lessons.py`, since devices are set once a process.
+"""Trains a small run with cached features in both phases; run by `test_tasks.py`, since devices are set once a process.
 TensorFlow's variables are inherited from there.
 
 `cached_program.py VIRTUAL_DEVICES FOLDER` writes FOLDER/values.npz.
@@ -15,7 +15,7 @@ from small_runs import BATCH, SHORT, prepare_small, small_config, train_small
 
 from cifar_keras.training.devices import make_strategy, set_up_devices
 from cifar_keras.training.features import compute_features
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.tracking import RunLog
 
 
 def device_of_features() -> str:

@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 import os
 
-from cifar_keras import environment
+from cifar_keras.files import environment
 
 environment.set_variables()  # before anything imports TensorFlow
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the tests are for the processor, whatever the machine has
@@ -19,8 +19,8 @@ import pytest
 from hypothesis import strategies as st
 
 from cifar_keras import config as config_lib
-from cifar_keras.data import tfds_folder
-from cifar_keras.data.cifar10 import CLASS_NAMES, Contents, Dataset, LabelledImages
+from cifar_keras.data.cifar10 import tfds_folder
+from cifar_keras.data.cifar10.layout import CLASS_NAMES, Contents, Dataset, LabelledImages
 from cifar_keras.models.backbones import BACKBONES
 
 # The same examples at every run, nothing kept between runs, and no verdict that depends on the speed of the machine.
@@ -38,7 +38,7 @@ BEGIN = (
     "test_devices",
     "test_export",
     "test_fused",
-    "test_halves",
+    "test_partition",
 )
 
 

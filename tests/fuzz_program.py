@@ -24,7 +24,7 @@ from test_archives import PYTHON, binary_files, npm_files, python_2_pickle
 from test_weights import FOLDER, SMALL_TENSORS, drawn, package_files
 
 from cifar_keras import predict
-from cifar_keras.data import archives, cifar10
+from cifar_keras.data.cifar10 import archives, layout
 from cifar_keras.errors import SourceError, UserError
 from cifar_keras.models import weights
 from experiments.benchmarks.worker import peak_gib
@@ -58,7 +58,7 @@ def cases(reader: str, folder: Path) -> tuple[list[bytes], Callable[[bytes], obj
     """Return whole files, as yet uncompressed, and what reads one."""
     batches, path = small_batches(), folder / "file"
     digests = {name: hashlib.md5(records).hexdigest() for name, records in batches.items()}
-    contents = cifar10.Contents(IMAGES_PER_BATCH, digests)
+    contents = layout.Contents(IMAGES_PER_BATCH, digests)
 
     def packed(read: Callable[[Path], object]) -> Callable[[bytes], object]:
         def unpack_and_read(content: bytes) -> object:

@@ -21,11 +21,11 @@ import pytest
 import tensorflow as tf
 from small_runs import BATCH, prepare_small, small_config, train_small
 
-from cifar_keras import artifacts
+from cifar_keras.files import writing
 from cifar_keras.training import checkpoints, phases, trainer
 from cifar_keras.training.devices import make_strategy, set_up_devices
-from cifar_keras.training.distillation import with_teacher
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.teacher import with_teacher
+from cifar_keras.training.tracking import RunLog
 
 # With as much as there is to get wrong: weights that are pruned, and the logits of a teacher.
 FLAGS = {
@@ -77,7 +77,7 @@ def note_everything(folder: Path, moments: Moments) -> None:
     """Put the moments into the package's own functions, and keep the optimizer of a phase that ends."""
     patch, fit_phase = pytest.MonkeyPatch(), phases.fit_phase
     patch.setattr(np, "savez", moments.around(np.savez, "save", "arrays written"))
-    patch.setattr(artifacts, "sync", moments.around(artifacts.sync, "synced", "saved"))
+    patch.setattr(writing, "sync", moments.around(writing.sync, "synced", "saved"))
 
     def fit(model: keras.Model, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
         moments.come_by(f"{phase.name} phase")

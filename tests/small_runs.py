@@ -9,23 +9,23 @@ import numpy as np
 import tensorflow as tf
 from small_networks import settle_normalizations, small_backbone, small_classifier
 
-from cifar_keras import artifacts, paths
 from cifar_keras.config import RunConfig, from_values, to_values
 from cifar_keras.data import synthetic
-from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
+from cifar_keras.data.cifar10.layout import CLASS_NAMES, LabelledImages
 from cifar_keras.data.pipeline import hold
 from cifar_keras.data.splits import Splits, make_splits
+from cifar_keras.evaluation.metrics import classification_metrics
+from cifar_keras.exporting.saved_model import export_saved_model, save_classifier
+from cifar_keras.files import paths, writing
+from cifar_keras.files.paths import CHECKPOINTS
 from cifar_keras.models.classifier import build_classifier
-from cifar_keras.paths import CHECKPOINTS
-from cifar_keras.reporting import pictures
-from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.reporting import figures
 from cifar_keras.run import plan_phases
-from cifar_keras.saved_model import export_saved_model, save_classifier
-from cifar_keras.stopwatch import Stopwatch
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.interruption import Interruption
-from cifar_keras.training.lessons import Prepared
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.stopwatch import Stopwatch
+from cifar_keras.training.tasks import Prepared
+from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
 TRAIN, VALIDATION, TEST = 96, 30, 20  # images
@@ -120,7 +120,7 @@ def finish_small_run(folder: Path, *, weights: str = "none") -> Path:
         "seed": 0,
         "commit": "0123456789",
     }
-    artifacts.write_json(folder / paths.RESULT, result)
+    writing.write_json(folder / paths.RESULT, result)
     records = [
         {
             "phase": "head",
@@ -135,12 +135,12 @@ def finish_small_run(folder: Path, *, weights: str = "none") -> Path:
     ]
     (folder / paths.METRICS).write_text("".join(f"{json.dumps(record)}\n" for record in records))
     np.savez(folder / paths.PREDICTIONS, test_logits=logits["test"], test_labels=splits.test.labels)
-    figures = {
-        "reliability": pictures.reliability_picture(logits["test"], splits.test.labels, TEMPERATURE),
-        "confusion_matrix": pictures.confusion_matrix_picture(metrics["test"]["confusion_matrix"], CLASS_NAMES),
-        "learning_curves": pictures.learning_curves_picture(records),
+    drawn = {
+        "reliability": figures.reliability_picture(logits["test"], splits.test.labels, TEMPERATURE),
+        "confusion_matrix": figures.confusion_matrix_picture(metrics["test"]["confusion_matrix"], CLASS_NAMES),
+        "learning_curves": figures.learning_curves_picture(records),
     }
-    for name, picture in figures.items():
+    for name, picture in drawn.items():
         (folder / f"{name}.png").write_bytes(picture)
     return folder
 

@@ -19,10 +19,10 @@ from conftest import BATCHES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_keras import tarballs
-from cifar_keras.data import archives
-from cifar_keras.data.cifar10 import Contents, Dataset
+from cifar_keras.data.cifar10 import archives
+from cifar_keras.data.cifar10.layout import Contents, Dataset
 from cifar_keras.errors import SourceError
+from cifar_keras.files import tarballs
 
 BINARY = "cifar-10-batches-bin"
 PYTHON = "cifar-10-batches-py"

@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 from small_networks import small_classifier
 
 from cifar_keras import delivery
+from cifar_keras.evaluation.attribution import activation_maps, occlusion_maps
+from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.models.classifier import feature_maps
-from cifar_keras.reporting import pictures
-from cifar_keras.reporting.attribution import activation_maps, occlusion_maps
-from cifar_keras.reporting.calibration import softmax
+from cifar_keras.reporting import figures
 
 
 def some_images(count: int) -> NDArray[np.uint8]:
@@ -68,7 +68,7 @@ def test_the_columns_are_of_the_classes_that_are_named(monkeypatch: pytest.Monke
     classifier, images, other = small_classifier(), some_images(3), np.array([2, 0, 5])
     drawn = {}
     monkeypatch.setattr(
-        pictures, "attribution_picture", lambda images, columns, titles: drawn.update(dict(columns)) or b""
+        figures, "attribution_picture", lambda images, columns, titles: drawn.update(dict(columns)) or b""
     )
 
     def probabilities_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

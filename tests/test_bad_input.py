@@ -22,9 +22,9 @@ import tensorflow as tf
 
 import cifar_keras
 from cifar_keras.config import DataConfig, DataSource, RunConfig, to_values
+from cifar_keras.exporting.saved_model import export_saved_model
 from cifar_keras.flags import parse_config
 from cifar_keras.models.classifier import build_classifier
-from cifar_keras.saved_model import export_saved_model
 
 PROCESS_SECONDS = 300  # ends a test that hangs
 Files = Callable[[Path], Any]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from cifar_keras.reporting.calibration import (
+from cifar_keras.evaluation.calibration import (
     BINS,
     calibration_error_by_chance,
     expected_calibration_error,

@@ -133,7 +133,7 @@ def test_a_disk_that_lets_nobody_write_is_one_message_whatever_library_says_so(r
 
 def test_a_log_on_a_full_disk_is_not_laid_to_another_folder(tmp_path: Path) -> None:
     body = """
-        from cifar_keras.workdir import claimed
+        from cifar_keras.files.workdir import claimed
         from pathlib import Path
         with claimed(Path(argv[1])):
             (Path(argv[1]) / "file").touch()

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from cifar_keras import compare
 from cifar_keras.config import DataSource
 from cifar_keras.errors import UserError
-from cifar_keras.finished_run import FinishedRun, read_finished_run
-from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.evaluation.metrics import classification_metrics
+from cifar_keras.files.finished_run import FinishedRun, read_finished_run
 
 NAMES = ["cat", "dog", "ship"]
 

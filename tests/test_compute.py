@@ -14,7 +14,7 @@ from cifar_keras.errors import UserError
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.models.halves import halve
+from cifar_keras.models.partition import halve
 from cifar_keras.training import compute
 from cifar_keras.training.compute import (
     choose_compute_dtype,

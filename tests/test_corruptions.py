@@ -6,8 +6,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from cifar_keras.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 IMAGES = make_dataset(0).test.images[:20]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import cifar_keras
-from cifar_keras.environment import _stderr_without, describe_environment, load_keras, source_commit
 from cifar_keras.errors import UserError
+from cifar_keras.files.environment import _stderr_without, describe_environment, load_keras, source_commit
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -62,7 +62,7 @@ def test_the_machine_matches_what_linux_says() -> None:
 
 
 def test_importing_it_does_not_import_tensorflow() -> None:
-    code = "import sys; from cifar_keras.environment import describe_environment as d; d(); print('tensorflow' in sys.modules)"
+    code = "import sys; from cifar_keras.files.environment import describe_environment as d; d(); print('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

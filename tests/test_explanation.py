@@ -19,7 +19,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.projector import projector_plugin
 
 from cifar_keras import evaluate, explain, explanation, export, run
-from cifar_keras.data.cifar10 import CLASS_NAMES
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.splits import split_train
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError

@@ -18,14 +18,15 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 from small_runs import TEMPERATURE, finish_small_run
 
-from cifar_keras import conversion, evaluate, export, saved_model
-from cifar_keras.data.cifar10 import CLASS_NAMES
+from cifar_keras import evaluate, export
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.splits import make_splits
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
-from cifar_keras.formats import FORMATS, Bound
-from cifar_keras.reporting.calibration import softmax
-from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.evaluation.metrics import classification_metrics
+from cifar_keras.exporting import conversion, saved_model
+from cifar_keras.exporting.formats import FORMATS, Bound
 from experiments import smaller_models, tables
 
 IMAGES = make_dataset(0).test.images

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches
 from cifar_keras.training.features import (
     BATCHES_AT_A_TIME,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from fake_npm import ENDINGS, FakeNpm, is_running
 
-from cifar_keras import fetching
 from cifar_keras.errors import SourceError, UserError
+from cifar_keras.files import fetching
 
 CONTENT = np.random.default_rng(1).bytes(3 * 2**20 + 1)
 PACKAGE = fetching.NpmPackage("small-package", "1.2.3", len(CONTENT), hashlib.sha512(CONTENT).hexdigest())

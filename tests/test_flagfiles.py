@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_keras.errors import UserError
-from cifar_keras.flagfiles import expanded
+from cifar_keras.files.flagfiles import expanded
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from cifar_keras.config import (
     settings_of,
 )
 from cifar_keras.errors import UserError
-from cifar_keras.formats import FORMATS
+from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.models.backbones import BACKBONES
 
 SETTINGS = settings_of()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from processes import SYNTHETIC, figures, plain_run, run
 
-from cifar_keras.data import sources, tfds_folder
-from cifar_keras.data.cifar10 import Contents, Dataset
+from cifar_keras.data.cifar10 import sources, tfds_folder
+from cifar_keras.data.cifar10.layout import Contents, Dataset
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 

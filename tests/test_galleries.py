@@ -1,6 +1,6 @@
 import numpy as np
 
-from cifar_keras.reporting.galleries import (
+from cifar_keras.evaluation.galleries import (
     most_confident_errors,
     most_confused_pairs,
     names_of,

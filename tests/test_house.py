@@ -62,7 +62,7 @@ def test_only_flags_knows_absl() -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["config", "errors", "paths", "models.backbones", "models", "data", "__init__"])
+@pytest.mark.parametrize("module", ["config", "errors", "files.paths", "models.backbones", "models", "data", "__init__"])
 def test_the_bottom_of_the_house_is_standard_library_only(module: str) -> None:
     allowed = (*sys.stdlib_module_names, "cifar_keras.errors", "cifar_keras.models.backbones")
     imported = IMPORTS[f"cifar_keras.{module}".removesuffix(".__init__")]
@@ -103,9 +103,9 @@ def test_importing_the_package_and_its_commands_does_not_import_tensorflow() -> 
         "config",
         "flags",
         "errors",
-        "paths",
-        "environment",
-        "artifacts",
+        "files.paths",
+        "files.environment",
+        "files.writing",
     ]
     program = "import sys, cifar_keras\n" + "".join(f"import cifar_keras.{name}\n" for name in names)
     program += (

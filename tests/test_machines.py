@@ -17,8 +17,8 @@ from processes import HOSTILE_FILES, HOSTILE_VARIABLES, SECONDS, SYNTHETIC, dige
 
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
-from cifar_keras.paths import LOCK
-from cifar_keras.workdir import claimed
+from cifar_keras.files.paths import LOCK
+from cifar_keras.files.workdir import claimed
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cifar_keras.reporting.calibration import softmax
-from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.evaluation.metrics import classification_metrics
 
 NAMES = ["cat", "dog", "ship"]
 

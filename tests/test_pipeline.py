@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data import pipeline
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import (
     TIMED_BATCHES,
     Examples,
@@ -231,7 +231,7 @@ def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
 
 MEMORY = """
 import gc, numpy as np, tensorflow as tf
-from cifar_keras.data.cifar10 import LabelledImages
+from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
 
 def resident():

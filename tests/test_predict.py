@@ -15,8 +15,8 @@ from small_runs import TEMPERATURE, finish_small_run
 from cifar_keras import predict
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
-from cifar_keras.reporting.calibration import softmax
-from cifar_keras.saved_model import load_saved_model
+from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.exporting.saved_model import load_saved_model
 
 IMAGES = make_dataset(0).test.images
 

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from test_run_log import fit, linear_model
+from test_tracking import fit, linear_model
 
-from cifar_keras import progress as progress_module
 from cifar_keras.config import HeadConfig
-from cifar_keras.progress import progress
-from cifar_keras.training import run_log
+from cifar_keras.files import progress_bar as progress_module
+from cifar_keras.files.progress_bar import progress
+from cifar_keras.training import tracking
 from cifar_keras.training.phases import Phase
-from cifar_keras.training.run_log import LogPhase, RunLog, TellProgress
+from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 
 
 def test_what_goes_to_a_file_is_whole_lines_and_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_phase_tells_its_step_its_rate_and_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_log, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "EVERY_SECONDS", 0.0)
     log, model = RunLog(tmp_path), linear_model()
     phase = Phase("head", HeadConfig(epochs=2), 25, first_epoch=0)
     logger = LogPhase(log, phase, global_batch_size=8)

@@ -9,7 +9,7 @@ from small_runs import SHORT, prepare_small, small_config, train_small
 from cifar_keras.config import FinetuneConfig
 from cifar_keras.training.phases import Phase
 from cifar_keras.training.pruning import Prune, first_sparse_epoch, sparsity_at, sparsity_of
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.tracking import RunLog
 
 
 def test_the_share_grows_like_a_cube_and_stays() -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_keras.data.corruptions import SEVERITIES
-from cifar_keras.reporting import pictures
-from cifar_keras.reporting.calibration import softmax
-from cifar_keras.reporting.metrics import classification_metrics
+from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.evaluation.corruptions import SEVERITIES
+from cifar_keras.evaluation.metrics import classification_metrics
+from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import Content, image_uri, model_card, report_html
 
 NAMES = ["cat", "dog & cat", "<script>alert(1)</script>"]
@@ -50,9 +50,9 @@ def make_content() -> Content:
     ]
     images = generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
     drawn = {
-        "reliability": pictures.reliability_picture(logits, labels, TEMPERATURE),
-        "confusion_matrix": pictures.confusion_matrix_picture(metrics["confusion_matrix"], ["a", "b", "c"]),
-        "learning_curves": pictures.learning_curves_picture(records),
+        "reliability": figures.reliability_picture(logits, labels, TEMPERATURE),
+        "confusion_matrix": figures.confusion_matrix_picture(metrics["confusion_matrix"], ["a", "b", "c"]),
+        "learning_curves": figures.learning_curves_picture(records),
     }
     return Content("a run", result, records, images, labels, logits, NAMES, drawn)
 
@@ -96,8 +96,8 @@ def with_everything(content: Content) -> Content:
     }
     points = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
     drawn = {
-        "corruptions": pictures.corruptions_picture([row("corruption", "none", 0.95), *corrupted]),
-        "feature_map": pictures.feature_map_picture(points, content.labels, ["a", "b", "c"], np.array([0.3, 0.1])),
+        "corruptions": figures.corruptions_picture([row("corruption", "none", 0.95), *corrupted]),
+        "feature_map": figures.feature_map_picture(points, content.labels, ["a", "b", "c"], np.array([0.3, 0.1])),
     }
     every = {**content.pictures, **drawn}
     return content._replace(pictures=every, further=further, exports=exports, explanation=explanation)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from small_networks import small_classifier
 
-from cifar_keras.conversion import _resized
+from cifar_keras.exporting.conversion import _resized
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.resize import Resize

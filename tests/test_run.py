@@ -20,12 +20,13 @@ from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras import config as config_lib
-from cifar_keras import delivery, evaluate, predict, run, saved_model, train
+from cifar_keras import delivery, evaluate, predict, run, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
-from cifar_keras.reporting.calibration import expected_calibration_error, softmax
-from cifar_keras.workdir import claimed
+from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
+from cifar_keras.exporting import saved_model
+from cifar_keras.files.workdir import claimed
 
 ROOT = Path(__file__).parent.parent
 

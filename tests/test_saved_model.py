@@ -13,9 +13,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_classifier
 
-from cifar_keras import saved_model
-from cifar_keras.data.cifar10 import CLASS_NAMES
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.errors import UserError
+from cifar_keras.exporting import saved_model
 
 
 def some_images(count: int = 5, height: int = 32, width: int = 32) -> NDArray[np.uint8]:

@@ -17,11 +17,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cifar_keras import fetching
 from cifar_keras.config import DataSource
-from cifar_keras.data import archives, sources, synthetic
-from cifar_keras.data.cifar10 import Contents, Dataset, folder_of
+from cifar_keras.data import synthetic
+from cifar_keras.data.cifar10 import archives, sources
+from cifar_keras.data.cifar10.layout import Contents, Dataset, folder_of
 from cifar_keras.errors import UserError
+from cifar_keras.files import fetching
 
 SECONDS = 60.0
 FROM_ELSEWHERE = [DataSource.AUTO, DataSource.PREPARED, DataSource.ARCHIVE, DataSource.NPM, DataSource.TFDS]

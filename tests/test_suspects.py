@@ -3,7 +3,7 @@ import pytest
 from cleanlab.filter import find_label_issues
 from numpy.typing import NDArray
 
-from cifar_keras.reporting.suspects import out_of_sample_probabilities, suspect_labels
+from cifar_keras.evaluation.suspects import out_of_sample_probabilities, suspect_labels
 
 CLASSES, COUNT = 5, 1500
 

@@ -3,7 +3,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from cifar_keras.data import synthetic
-from cifar_keras.data.cifar10 import CLASS_NAMES
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 
 
 def test_shapes_and_balance() -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cifar_keras.data import tfds_folder
-from cifar_keras.data.cifar10 import CLASS_NAMES, Contents, Dataset, folder_of
+from cifar_keras.data.cifar10 import tfds_folder
+from cifar_keras.data.cifar10.layout import CLASS_NAMES, Contents, Dataset, folder_of
 from cifar_keras.errors import SourceError
 
 

@@ -19,9 +19,9 @@ from cifar_keras.errors import InterruptedRunError, UserError
 from cifar_keras.training import trainer as trainer_lib
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.interruption import Interruption
-from cifar_keras.training.lessons import Prepared
 from cifar_keras.training.phases import fit_phase
-from cifar_keras.training.run_log import RunLog
+from cifar_keras.training.tasks import Prepared
+from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
 FLAGS: dict[str, Any] = {**SHORT, "head_cached_features": False, "finetune_cached_features": False}

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from cifar_keras.reporting.calibration import expected_calibration_error, softmax
-from cifar_keras.reporting.metrics import TOP, classification_metrics
-from cifar_keras.reporting.uncertainty import bootstrap_intervals, mcnemar, resampled_metrics, share_interval
+from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
+from cifar_keras.evaluation.metrics import TOP, classification_metrics
+from cifar_keras.evaluation.uncertainty import bootstrap_intervals, mcnemar, resampled_metrics, share_interval
 
 CLASSES = 10
 

@@ -23,10 +23,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_networks import small_backbone
 
-from cifar_keras import fetching, saved_model
 from cifar_keras.config import DataSource
-from cifar_keras.data import sources
+from cifar_keras.data.cifar10 import sources
 from cifar_keras.errors import SourceError, UserError
+from cifar_keras.exporting import saved_model
+from cifar_keras.files import fetching
 from cifar_keras.models import classifier, weights
 from cifar_keras.models.backbones import BACKBONES
 

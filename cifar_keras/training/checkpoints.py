@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras import artifacts
 from cifar_keras.errors import UserError, reason_of
+from cifar_keras.files import writing
 
 ARRAYS, VALUES, MANIFEST = "arrays.npz", "values.json", "manifest.json"
 
@@ -54,14 +54,14 @@ class Checkpoints:
             with (beside / ARRAYS).open("xb") as file:
                 np.savez(file, allow_pickle=False, **state.arrays)
                 file.flush()
-                artifacts.flush(file.fileno())
-            artifacts.write_json(beside / VALUES, state.values)
-            artifacts.write_json(beside / MANIFEST, {name: _digest(beside / name) for name in (ARRAYS, VALUES)})
+                writing.flush(file.fileno())
+            writing.write_json(beside / VALUES, state.values)
+            writing.write_json(beside / MANIFEST, {name: _digest(beside / name) for name in (ARRAYS, VALUES)})
             beside.rename(self._folder / f"{number:06d}")
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        artifacts.sync(self._folder)
+        writing.sync(self._folder)
         for path in earlier[: max(0, len(earlier) + 1 - self._keep)]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -92,12 +92,12 @@ class Checkpoints:
 
 
 def _read(path: Path) -> State:
-    manifest = artifacts.read_json(path / MANIFEST)
+    manifest = writing.read_json(path / MANIFEST)
     for name in (ARRAYS, VALUES):
         if _digest(path / name) != manifest[name]:
             raise ValueError(f"{name} is not what was written")
     with np.load(path / ARRAYS, allow_pickle=False) as arrays:
-        return State(artifacts.read_json(path / VALUES), dict(arrays))
+        return State(writing.read_json(path / VALUES), dict(arrays))
 
 
 def _digest(path: Path) -> str:

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from cifar_keras.config import ComputeDtype, KernelGradientChoice
-from cifar_keras.environment import instruction_sets
 from cifar_keras.errors import UserError
+from cifar_keras.files.environment import instruction_sets
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, crop_kernel
 from cifar_keras.models.fused import FusedConvolution
 

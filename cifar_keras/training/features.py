@@ -8,7 +8,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.pipeline import Examples, input_batches
-from cifar_keras.progress import progress
+from cifar_keras.files.progress_bar import progress
 
 BATCHES_AT_A_TIME = 16
 

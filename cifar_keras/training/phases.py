@@ -12,8 +12,8 @@ import keras
 import tensorflow as tf
 
 from cifar_keras.config import DistillationConfig, FinetuneConfig, PhaseConfig
-from cifar_keras.training.distillation import DistillationLoss
 from cifar_keras.training.optimizers import make_optimizer
+from cifar_keras.training.teacher import DistillationLoss
 
 PhaseName = Literal["head", "finetune"]
 

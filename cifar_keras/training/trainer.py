@@ -11,19 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras import environment
 from cifar_keras.config import Divergence, FinetuneConfig, RunConfig, to_values
 from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, measure_speed, training_batches
 from cifar_keras.errors import DivergedError, UserError
-from cifar_keras.stopwatch import Stopwatch
+from cifar_keras.files import environment
 from cifar_keras.training.checkpoints import Checkpoints, State, read_variables, write_variables
 from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.keep_best import KeepBest
-from cifar_keras.training.lessons import Lesson, Prepared, make_lesson
 from cifar_keras.training.phases import Phase, compile_phase, fit_phase
 from cifar_keras.training.pruning import Prune, first_sparse_epoch
-from cifar_keras.training.run_log import LogPhase, RunLog, TellProgress
+from cifar_keras.training.stopwatch import Stopwatch
+from cifar_keras.training.tasks import Lesson, Prepared, make_lesson
+from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 
 PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
 ROLLBACKS = 3  # in a run; what is not finite at an eighth of the rate does not get better

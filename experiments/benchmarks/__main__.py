@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cifar_keras import artifacts, environment
+from cifar_keras.files import environment, writing
 from experiments.benchmarks.cases import BATCH_SIZES, FIXED, Case
 
 WORTHWHILE = 1.03  # what a larger batch has to gain
@@ -91,7 +91,7 @@ def main() -> None:
         worker.close()
     machine = environment.describe_environment()
     content = {"rows": rows, "environment": machine, "commit": environment.source_commit()}
-    artifacts.write_json(arguments.output, content)
+    writing.write_json(arguments.output, content)
 
 
 def cases(works: list[str] | None, image_sizes: list[int] | None) -> Iterator[list[Case]]:

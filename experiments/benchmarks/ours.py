@@ -9,14 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras import saved_model
 from cifar_keras.config import AugmentationConfig, ComputeDtype, FinetuneConfig, HeadConfig, KernelGradientChoice
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10 import CLASS_NAMES, LabelledImages
+from cifar_keras.data.cifar10.layout import CLASS_NAMES, LabelledImages
 from cifar_keras.data.pipeline import Examples, hold, training_batches
+from cifar_keras.exporting import saved_model
 from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.models.halves import halve
+from cifar_keras.models.partition import halve
 from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
 from cifar_keras.training.features import choose_view, compute_features
 from cifar_keras.training.phases import Phase, compile_phase, set_trainable

@@ -8,7 +8,7 @@ import collections
 import tempfile
 from pathlib import Path
 
-from cifar_keras import artifacts, environment
+from cifar_keras.files import environment, writing
 from experiments.benchmarks.__main__ import Worker
 from experiments.benchmarks.cases import Case
 
@@ -34,7 +34,7 @@ def main() -> None:
         for name, share in shares.items():
             print(f"{image_size:4} px  {name:30}{share:7.1%}", flush=True)
     content = {"rows": rows, "environment": environment.describe_environment(), "commit": environment.source_commit()}
-    artifacts.write_json(arguments.output, content)
+    writing.write_json(arguments.output, content)
 
 
 def profile(system: str, case: Case, seconds: float) -> dict[str, float]:

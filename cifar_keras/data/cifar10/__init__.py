@@ -1,0 +1,1 @@
+"""CIFAR-10: its layout, and where it comes from."""

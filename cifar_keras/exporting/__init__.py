@@ -1,0 +1,1 @@
+"""From a trained classifier to files that others run."""

@@ -1,0 +1,135 @@
+"""What a finished run left in its workdir, read for the commands that go on from it."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras import config
+from cifar_keras.config import DataSource
+from cifar_keras.data.cifar10.layout import is_prepared
+from cifar_keras.errors import UserError, reason_of
+from cifar_keras.files import paths, writing
+
+
+class FinishedRun(NamedTuple):
+    """A run whose workdir is whole."""
+
+    path: Path
+    result: dict[str, Any]
+    config: config.RunConfig
+    logits: NDArray[np.float32]  # [n, classes], of the test images
+    labels: NDArray[np.int64]  # [n]
+    records: list[dict[str, Any]]  # of metrics.jsonl
+
+    def with_data_dir(self, data_dir: str) -> "FinishedRun":
+        """Return the run as what measures it reads its images: out of a folder that is prepared, and from nowhere else.
+
+        Args:
+            data_dir: the folder; "" is that of the run.
+
+        Raises:
+            UserError: the images are not there.
+        """
+        data = dataclasses.replace(self.config.data, data_dir=data_dir or str(self._data_dir()), archive="")
+        if data.data_source is not DataSource.SYNTHETIC:
+            if not is_prepared(data.data_dir):
+                raise UserError(
+                    "--data_dir has to name the TFDS folder with the run's images, cifar10/3.0.2; `prepare` fetches them. "
+                    f"Received: {data.data_dir}"
+                )
+            data = dataclasses.replace(data, data_source=DataSource.PREPARED)
+        return self._replace(config=dataclasses.replace(self.config, data=data))
+
+    def _data_dir(self) -> Path:
+        """Return where the run's images were.
+
+        A folder that was named from where the run was started is looked for there: that place is above the workdir, if this was named
+        from there too.
+        """
+        named, workdir = (Path(name) for name in (self.config.data.data_dir, self.config.workdir))
+        above = self.path.resolve().parents[len(workdir.parts) - 1 :][:1]
+        if above and self.path.resolve() == above[0] / workdir and not str(named).startswith("~"):
+            return above[0] / named  # which is `named`, if that is absolute
+        return named
+
+
+def read_finished_run(path: Path) -> FinishedRun:
+    """Read what a run left in its workdir.
+
+    Raises:
+        UserError: something is missing, damaged, or of another version.
+    """
+    result, run_config = _read_result(path / paths.RESULT)
+    try:
+        with np.load(path / paths.PREDICTIONS) as kept:
+            logits, labels = kept["test_logits"], kept["test_labels"]
+        records = writing.read_json_lines(path / paths.METRICS)
+        float(records[-1]["validation_accuracy"]), int(records[-1]["step"])  # of the last epoch's end
+    except OSError as error:
+        raise UserError(f"the run cannot be used: {reason_of(error)}. Received: {path}") from error
+    except (EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"the run cannot be used, no run of this version left it: {type(error).__name__}, {error}. Received: {path}"
+        ) from error
+    return FinishedRun(path, result, run_config, logits, labels, records)
+
+
+def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
+    result = writing.read_json(path)
+    try:
+        run_config = config.from_values(result["config"])
+        config.validate(run_config)
+        float(result["calibration"]["temperature"]), float(result["calibration"]["test"]["loss"])
+        float(result["minutes"]["total"])
+        for split in (result["test"], result["validation"]):
+            for figure in ("accuracy", "loss", "brier"):
+                float(split[figure]), float(split["intervals"][figure][1])
+    except (UserError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"the result cannot be used: {type(error).__name__}, {error}. Received: {path}") from error
+    return result, run_config
+
+
+def check_found(path: Path) -> None:
+    """Check what `evaluate`, `export` and `explain` left in a workdir, of which a new report tells, before hours go into what is new.
+
+    Raises:
+        UserError: a file is damaged, or of another version.
+    """
+    for name, check in (
+        (paths.FURTHER, _check_further),
+        (paths.EXPORTS, _check_exports),
+        (paths.EXPLANATION, _check_explanation),
+    ):
+        file = path / name
+        if not file.exists():
+            continue
+        content = writing.read_json(file)
+        try:
+            check(content)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file.name} is damaged or of another version ({type(error).__name__}, {error}); remove it, and the command that made it "
+                f"can make it again. Received: {file}"
+            ) from error
+
+
+def _check_further(content: dict[str, Any]) -> None:
+    for row in content["rows"]:
+        wanted = ["accuracy", "loss", "calibration_error"] + ["human_cross_entropy"] * ("human_entropy" in row)
+        for figure in wanted:
+            float(row[figure]), float(row["intervals"][figure][1])
+    for mean in content["means"].values():
+        float(mean["accuracy"]), float(mean["interval"][1])
+
+
+def _check_exports(content: dict[str, Any]) -> None:
+    for export in content.values():
+        float(export["accuracy"]), float(export["intervals"]["accuracy"][1]), float(export["images_per_second"])
+
+
+def _check_explanation(content: dict[str, Any]) -> None:
+    int(content["train_images"]), list(content["neighbours"]), content["suspects"]

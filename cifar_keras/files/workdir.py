@@ -1,0 +1,118 @@
+"""The folder of a run: what may be in it, and who may write there."""
+
+import contextlib
+import errno
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from cifar_keras.config import Resume
+from cifar_keras.errors import InterruptedRunError, UserError, unwritable
+from cifar_keras.files.paths import CONFIG, LOCK, expand_model, kept_if_filled
+
+SOFT_LOCK_SECONDS = 3  # a lock of a process that is gone is taken over when it is two seconds old
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
+
+
+def holds_run(path: Path) -> bool:
+    """Say whether a run has begun in a folder."""
+    return (path / CONFIG).is_file()
+
+
+def check_workdir(workdir: str, resume: Resume) -> Path:
+    """Return the path of a workdir that a run may fill, or go on in; nothing is made yet.
+
+    Raises:
+        UserError: it is not a folder or cannot be made or written; there is something in it that is not to be gone on with; or
+            there is no run to go on with.
+    """
+    path = expand_model("workdir", workdir)
+    nearest = path
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir cannot be made or written: {nearest} is no writable folder. Received: {workdir}")
+    if path.exists() and not os.access(path, os.R_OK):
+        raise UserError(f"--workdir cannot be read. Received: {workdir}")
+    begun = path.exists() and holds_run(path)
+    if resume is Resume.YES and not begun:
+        raise UserError(f"--resume needs a run that has begun in --workdir. Received: {workdir}")
+    if (
+        path.exists()
+        and any(entry.name != LOCK for entry in path.iterdir())
+        and not (begun and resume is not Resume.NO)
+    ):
+        way_out = "; --resume goes on with the one that is there" if begun else ""
+        raise UserError(
+            f"--workdir has to be new or empty, so that no earlier run is lost{way_out}. Received: {workdir}"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def claimed(path: Path, flag: str = "--workdir", *, way_out: str = "") -> Iterator[None]:
+    """Make the folder of a run, which a flag names, and keep other processes out; it goes again if nothing was put into it.
+
+    The system takes the lock from a process that dies.
+
+    Args:
+        path: of the folder.
+        flag: that names it.
+        way_out: what can be done where it cannot be written any more, for the message.
+
+    Raises:
+        UserError: another process runs in it, or the operating system refuses: at first, or to what writes there inside the block.
+    """
+    with kept_if_filled(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _locked(path / LOCK)
+        except filelock.Timeout as error:
+            raise UserError(f"{flag} is in use by another process. Received: {path}") from error
+        except OSError as error:
+            raise UserError(f"{flag} cannot be made or written: {error.strerror}. Received: {path}") from error
+        try:
+            yield
+        except Exception as error:
+            reason, file = unwritable(error), getattr(error, "filename", None)
+            known = isinstance(error, UserError | InterruptedRunError)
+            if known or _is_elsewhere(file, path) or (reason is None and path.is_dir()):
+                raise
+            raise UserError(
+                f"{flag} cannot be written any more: {reason or 'it is gone'}{way_out}. Received: {file or path}"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):  # the folder is gone, or read-only by now
+                (path / LOCK).unlink()
+            lock.release()
+
+
+def _locked(file: Path) -> filelock.BaseFileLock:
+    """Return a lock that is held.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+        OSError: the file cannot be made.
+    """
+    lock: filelock.BaseFileLock = filelock.FileLock(file, blocking=False)
+    was_there = file.exists()  # then it may be another process's
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it takes another lock where the file system has none of its kind
+            lock.acquire()
+    except OSError as error:
+        if not was_there:
+            file.unlink(missing_ok=True)
+        if error.errno not in _NO_LOCKS:
+            raise
+        # A file that names its process: the system does not take it away, but the next process finds that this one is gone.
+        lock = filelock.SoftFileLock(file, timeout=SOFT_LOCK_SECONDS)
+        lock.acquire()
+    return lock
+
+
+def _is_elsewhere(file: str | None, folder: Path) -> bool:
+    return file is not None and not Path(file).absolute().is_relative_to(folder.absolute())

@@ -1,0 +1,208 @@
+"""What is written while a run trains: `metrics.jsonl` and TensorBoard events, both phases on one axis of steps."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifar_keras.errors import DivergedError
+from cifar_keras.files import paths
+from cifar_keras.files.progress_bar import EVERY_SECONDS
+from cifar_keras.training.phases import Phase
+
+LOG_EVERY_STEPS = 10
+
+
+class RunLog:
+    """The log of one run, kept open through its phases.
+
+    `metrics.jsonl` gets one JSON object a line: `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
+    "learning_rate", "images_per_second"}` every `LOG_EVERY_STEPS` steps, and with `validation_loss`,
+    `validation_accuracy` and `validation_cross_entropy` at the end of an epoch. The first three are means since the epoch
+    began; `loss` is what the phase minimizes, with label smoothing or a teacher in it, `cross_entropy` is of the labels alone; the
+    speed is the phase's so far.
+    `tensorboard/train` and `tensorboard/validation` get the same figures, so that TensorBoard draws both splits into one chart.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self.step = 0  # steps since the run began, over all phases
+        self.records: list[dict[str, Any]] = []
+        self._workdir = workdir
+        self._shown: list[Callable[[], None]] = []  # writes the texts and pictures again
+        self._open()
+
+    def go_back(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        """Be the log of a run at an earlier moment: what was written since then is no part of the run."""
+        self.close()
+        self.step, self.records = step, []
+        self._open()
+        for show in self._shown:
+            show()
+        for record in records:
+            self.write_record(record)
+
+    def _open(self) -> None:
+        folder = self._workdir / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._file = (self._workdir / paths.METRICS).open("w", encoding="utf-8")
+        self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "validation")}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Append one record; `record["step"]` is its place on the axis."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, float):
+                split = "validation" if name.startswith("validation_") else "train"
+                with self._writers[split].as_default():
+                    tf.summary.scalar(name.removeprefix("validation_"), value, step=record["step"])
+
+    def write_text(self, name: str, markdown: str) -> None:
+        """Show a text in TensorBoard."""
+        step = self.step
+
+        def show() -> None:
+            with self._writers["train"].as_default():
+                tf.summary.text(name, markdown, step=step)
+
+        self._show(show)
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Show a picture in TensorBoard."""
+        step = self.step
+
+        def show() -> None:
+            with self._writers["train"].as_default():
+                tf.summary.image(name, tf.io.decode_png(png, channels=3)[None], step=step)
+
+        self._show(show)
+
+    def _show(self, show: Callable[[], None]) -> None:
+        self._shown.append(show)
+        show()
+
+    def close(self) -> None:
+        """Write everything out; no record can follow."""
+        self._file.close()
+        for writer in self._writers.values():
+            writer.close()
+
+
+class TellProgress(keras.callbacks.Callback):
+    """Prints a line every half minute, for what is no terminal, where Keras would draw a bar.
+
+    Args:
+        logger: counts the steps and knows the speed.
+        phase: the phase.
+        validation_images: how many images the end of an epoch goes through.
+    """
+
+    def __init__(self, logger: "LogPhase", phase: Phase, validation_images: int) -> None:
+        super().__init__()
+        self._logger, self._phase, self._validation_images = logger, phase, validation_images
+        self._told = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell the step, the rate and what is left of the phase, without its validation."""
+        step, speed = self._logger.step_of_phase, self._logger.images_per_second
+        if speed and self._is_time():
+            left = (self._phase.steps - step) * self._logger.global_batch_size / speed
+            print(
+                f"{self._phase.name} phase: step {step:,} of {self._phase.steps:,}, {speed:,.0f} images/s, {left / 60:.1f} minutes left",
+                flush=True,
+            )
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell how far the validation is."""
+        if self._is_time():
+            done = min((batch + 1) * self._logger.global_batch_size, self._validation_images)
+            print(f"{self._phase.name} phase: validation, {done:,} of {self._validation_images:,} images", flush=True)
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now < self._told + EVERY_SECONDS:
+            return False
+        self._told = now
+        return True
+
+
+class LogPhase(keras.callbacks.Callback):
+    """Logs one phase, measures its speed, and notices a loss that is not a number any more.
+
+    `images_per_second` is measured from the end of an epoch's first step to the end of its last, so that neither
+    tracing nor validation is counted; it is None when no epoch has two steps.
+    """
+
+    def __init__(self, log: RunLog, phase: Phase, global_batch_size: int, first_step: int = 0) -> None:
+        super().__init__()
+        self._log = log
+        self._steps_before = first_step  # of the epoch that comes next
+        self._phase = phase
+        self.global_batch_size = global_batch_size
+        self._epoch = phase.first_epoch
+        self._steps_timed = 0  # in the epochs that have ended
+        self._seconds_timed = 0.0
+        self._epoch_started = self._last_step_ended = 0.0
+        self._steps_in_epoch = 0
+        self._learning_rate = 0.0
+
+    @property
+    def step_of_phase(self) -> int:
+        """Steps of the phase that are done, those of an earlier process too."""
+        epochs = self._epoch - self._phase.first_epoch
+        return epochs * self._phase.steps_per_epoch + self._steps_before + self._steps_in_epoch
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Mean speed of the phase so far."""
+        steps = self._steps_timed + max(0, self._steps_in_epoch - 1)
+        seconds = self._seconds_timed + self._last_step_ended - self._epoch_started
+        return steps * self.global_batch_size / seconds if steps else None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the epoch's clock."""
+        self._epoch = epoch
+        self._steps_timed += max(0, self._steps_in_epoch - 1)
+        self._seconds_timed += self._last_step_ended - self._epoch_started
+        if self._steps_in_epoch:
+            self._steps_before = 0
+        self._steps_in_epoch = 0
+        self._epoch_started = self._last_step_ended = time.monotonic()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Read the rate of this step; after it the optimizer tells the next one's."""
+        self._learning_rate = float(self.model.optimizer.learning_rate)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the step and log every tenth; an epoch's last step is logged with its validation."""
+        self._last_step_ended = time.monotonic()
+        if self._steps_in_epoch == 0:
+            self._epoch_started = self._last_step_ended
+        self._steps_in_epoch += 1
+        self._log.step += 1
+        last = self._steps_before + self._steps_in_epoch == self._phase.steps_per_epoch
+        if self._log.step % LOG_EVERY_STEPS == 0 and not last:
+            self._write(logs or {})
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Log the epoch with its validation figures."""
+        self._write(logs or {})
+
+    def _write(self, logs: dict[str, Any]) -> None:
+        figures = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}
+        if not all(map(math.isfinite, figures.values())):
+            raise DivergedError(f"the loss is not finite at step {self._log.step}")
+        speed = self.images_per_second
+        self._log.write_record(
+            {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}
+            | figures
+            | {"learning_rate": self._learning_rate}
+            | ({"images_per_second": speed} if speed else {})
+        )
