@@ -1,16 +1,21 @@
-"""`python -m cifar_keras.evaluate --model=WORKDIR`: measure a run's SavedModel again, and on more than its own splits."""
+"""`python -m cifar_keras.evaluate --model=WORKDIR`: measure a run's SavedModel again, and on more than its own dataset."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cifar_keras import command, flags
 from cifar_keras.config import EvaluationConfig, other_sets_of
+from cifar_keras.data.cifar10.layout import is_prepared
 from cifar_keras.files import environment, paths, workdir
-from cifar_keras.files.finished_run import check_found, read_finished_run
+from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
 
 if TYPE_CHECKING:  # it imports TensorFlow
+    from cifar_keras.data.types import Dataset
     from cifar_keras.evaluation.measure import Evaluation
 
 # The same SavedModel in another process or on another day may choose other kernels; float32 logits then move by about
@@ -22,47 +27,66 @@ COMPARED = ("loss", "brier")  # beside accuracy; what else is reported follows f
 def main(argv: Sequence[str]) -> None:
     """Evaluate on test and validation, compare with what the run reported, and go on to what the flags ask for."""
     arguments = flags.parse_evaluate(argv)
-    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
+    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     if arguments.settings != EvaluationConfig():
         check_found(run.path)
     data, seed = run.config.data, run.config.seed
     environment.load_keras()
     import tensorflow as tf
 
-    from cifar_keras import delivery
+    from cifar_keras.data.datasets import load_dataset
     from cifar_keras.evaluation.measure import evaluate
     from cifar_keras.evaluation.test_sets import find_other_sets
     from cifar_keras.exporting.saved_model import check_classes, load_saved_model
     from cifar_keras.reporting.tables import metrics_table
-    from cifar_keras.run import load_splits
 
     tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
     model = load_saved_model(arguments.model)  # before the data, which can take minutes
     find_other_sets(other_sets_of(arguments.settings), data.data_dir)
-    splits = load_splits(run.config)
-    check_classes(model, splits.class_names, arguments.model)
+    dataset = load_dataset(data, seed=seed, timeout_seconds=run.config.source_timeout_seconds)
+    check_classes(model, dataset.class_names, arguments.model)
     measured = {
-        name: evaluate(model, split, splits.class_names, data.global_batch_size, name, seed=seed)
-        for name, split in (("test", splits.test), ("validation", splits.validation))
+        name: evaluate(model, split, dataset.class_names, data.global_batch_size, name, seed=seed)
+        for name, split in (("test", dataset.test), ("validation", dataset.validation))
     }
     for name, found in measured.items():
         print(metrics_table(found.metrics, f"{name}, {arguments.model}"))
     check_as_reported(measured, run.result, arguments.model / paths.RESULT)
-    if arguments.settings == EvaluationConfig():
-        return  # and the workdir is as it was
-    with workdir.claimed(run.path, "--model"):
-        delivery.evaluate_further(
-            model,
-            measured["test"].logits,
-            splits,
-            run.path,
-            arguments.settings,
-            data_dir=data.data_dir,
-            temperature=run.result["calibration"]["temperature"],
-            batch_size=data.global_batch_size,
-            seed=seed,
-        )
-        delivery.write_report(run.path, run.result, run.records, run.logits, splits)
+    if arguments.settings != EvaluationConfig():  # else the workdir stays as it is
+        with workdir.claimed(run.path, "--model"):
+            measure_further(run, model, dataset, measured["test"].logits, arguments.settings)
+
+
+def measure_further(
+    run: FinishedRun, model: Any, dataset: "Dataset", logits: NDArray[np.float32], settings: EvaluationConfig
+) -> None:
+    """Measure what the settings ask for beside the test split, print it, and put it into the workdir and its report.
+
+    Args:
+        run: the run.
+        model: its SavedModel, loaded.
+        dataset: its images.
+        logits: float32 `[n, classes]`, that the model gives of the test images.
+        settings: which views and which other test sets.
+    """
+    from cifar_keras.evaluation.robustness import measure_robustness, predict_at
+    from cifar_keras.reporting import pages
+    from cifar_keras.reporting.tables import further_table
+
+    data, temperature = run.config.data, run.result["calibration"]["temperature"]
+    found = measure_robustness(
+        predict_at(model, temperature, data.global_batch_size),
+        logits / np.float32(temperature),
+        dataset,
+        settings,
+        data_dir=data.data_dir,
+        seed=run.config.seed,
+    )
+    print(further_table(found.rows))
+    pages.keep_robustness(found, run.path)
+    pages.write_report(
+        run.path, run.result, run.records, logits=run.logits, test=dataset.test, class_names=dataset.class_names
+    )
 
 
 def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[str, Any], file: Path) -> None:

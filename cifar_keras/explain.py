@@ -1,33 +1,126 @@
 """`python -m cifar_keras.explain --model=WORKDIR`: what a run's model finds alike, and which training labels look wrong."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from cifar_keras import command, flags
+from cifar_keras.data.cifar10.layout import is_prepared
 from cifar_keras.files import environment, paths, workdir, writing
-from cifar_keras.files.finished_run import check_found, read_finished_run
+from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
+
+if TYPE_CHECKING:  # they import TensorFlow
+    from cifar_keras.data.types import Dataset, PublishedDataset
+
+ERRORS = 12  # the most confident ones, whose neighbours are shown
 
 
 def main(argv: Sequence[str]) -> None:
     """Compute features of test and training images, and write what they say into the workdir and its report."""
     arguments = flags.parse_explain(argv)
-    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
+    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     paths.check_has_model(run.path)
     check_found(run.path)
     environment.load_keras()
-    from cifar_keras import delivery
+    from cifar_keras.data.datasets import load_published
     from cifar_keras.data.splits import make_splits
-    from cifar_keras.explanation import explain_labels, explain_predictions
-    from cifar_keras.run import load_images
+    from cifar_keras.reporting import pages
 
-    dataset = load_images(run.config)
-    splits = make_splits(dataset, run.config.data.validation_share, run.config.seed)
+    settings, seed = run.config.data, run.config.seed
+    published = load_published(settings, seed=seed, timeout_seconds=run.config.source_timeout_seconds)
+    dataset = make_splits(published, settings.validation_share, seed)
     with workdir.claimed(run.path, "--model"):
         # The labels first: too few images, or weights that are not there, are known before anything takes long.
-        suspects = explain_labels(run, dataset, arguments.train_images)
-        explanation = explain_predictions(run, splits, arguments.train_images) | {"suspects": suspects}
+        suspects = explain_labels(run, published, arguments.train_images)
+        explanation = explain_predictions(run, dataset, arguments.train_images) | {"suspects": suspects}
         writing.write_json(run.path / paths.EXPLANATION, explanation)
-        delivery.write_report(run.path, run.result, run.records, run.logits, splits)
+        pages.write_report(
+            run.path, run.result, run.records, logits=run.logits, test=dataset.test, class_names=dataset.class_names
+        )
     print(f"written: {run.path / paths.REPORT}")
+
+
+def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int) -> dict[str, Any]:
+    """Compare the test images with training images: neighbours of the surest errors, a map, and TensorBoard's projector.
+
+    Args:
+        run: the run.
+        dataset: its images.
+        train_images: how many of the train split are looked at; 0 is all.
+
+    Returns:
+        What `explanation.json` says, but for the labels.
+    """
+    import keras
+
+    from cifar_keras.data.types import LabelledImages
+    from cifar_keras.evaluation.calibration import softmax
+    from cifar_keras.evaluation.explanation import choose, features_of
+    from cifar_keras.evaluation.galleries import most_confident_errors
+    from cifar_keras.reporting.explanation import neighbours_of, write_map
+    from cifar_keras.reporting.report import image_uri
+
+    classifier = keras.models.load_model(run.path / paths.MODEL, compile=False)
+    features = features_of(classifier, run.config.data.global_batch_size)
+    test, class_names = dataset.test, dataset.class_names
+    chosen = choose(len(dataset.train.labels), train_images, run.config.seed)
+    train = LabelledImages(dataset.train.images[chosen], dataset.train.labels[chosen])
+    of_test, of_train = features(test.images, "test"), features(train.images, "train")
+    write_map(of_test, test, run.logits.argmax(axis=1), class_names, run.path, seed=run.config.seed)
+    probabilities = softmax(run.logits, run.result["calibration"]["temperature"])
+    errors = most_confident_errors(probabilities, test.labels, ERRORS)
+    near = neighbours_of(of_test[errors], of_train, train, class_names) if len(errors) else []
+    return {
+        "train_images": len(train.labels),
+        "neighbours": [
+            {
+                "image": image_uri(test.images[error]),
+                "label": class_names[test.labels[error]],
+                "predicted": class_names[probabilities[error].argmax()],
+                "confidence": float(probabilities[error].max()),
+                "nearest": nearest_images,
+            }
+            for error, nearest_images in zip(errors, near, strict=True)
+        ],
+    }
+
+
+def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images: int) -> dict[str, Any] | None:
+    """Find suspect labels of the train set, and write all of them into the workdir.
+
+    The run's own network has learned from the labels, so they are judged by features of the network that it began with.
+
+    Args:
+        run: the run.
+        published: its images.
+        train_images: how many of the train set are looked at; 0 is all.
+
+    Returns:
+        What `explanation.json` says of them; None where the run did not begin with ImageNet's weights.
+
+    Raises:
+        UserError: too few images of a class are looked at.
+    """
+    from cifar_keras.data.types import LabelledImages
+    from cifar_keras.evaluation.explanation import choose, features_of, find_suspects
+    from cifar_keras.models.classifier import make_classifier
+    from cifar_keras.reporting.explanation import write_suspects
+
+    config, class_names = run.config, published.class_names
+    if config.model.weights != "imagenet":
+        print("no suspect labels: the run began with weights that know nothing, or may know the labels")
+        return None
+    places = choose(len(published.train.labels), train_images, config.seed)
+    looked_at = LabelledImages(published.train.images[places], published.train.labels[places])
+    began = make_classifier(
+        config.model,
+        len(class_names),
+        seed=config.seed,
+        timeout_seconds=config.source_timeout_seconds,
+        fetch=False,
+    )
+    features = features_of(began, config.data.global_batch_size)
+    found = find_suspects(features, looked_at, len(class_names), seed=config.seed)
+    return write_suspects(found, looked_at, places, class_names, run.path)
 
 
 if __name__ == "__main__":

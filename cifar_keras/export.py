@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import command, flags
+from cifar_keras.data.cifar10.layout import is_prepared
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.formats import FORMATS, Bound
@@ -24,31 +25,38 @@ EXAMPLES = 200  # training images that int8 learns its ranges from
 def main(argv: Sequence[str]) -> None:
     """Convert, run each export by its own runtime on all test images, compare, and keep those that are within their bounds."""
     arguments = flags.parse_export(argv)
-    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir)
+    run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     check_formats(arguments.formats, run.path)
     check_found(run.path)
     environment.load_keras()
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # for the processes that run the exports; converting needs none
-    from cifar_keras import delivery
+    from cifar_keras.data.datasets import load_dataset
     from cifar_keras.exporting.saved_model import check_classes, load_saved_model
+    from cifar_keras.reporting import pages
     from cifar_keras.reporting.tables import exports_table
-    from cifar_keras.run import load_splits
 
     model = load_saved_model(run.path)
-    splits = load_splits(run.config)
-    check_classes(model, splits.class_names, arguments.model)
+    dataset = load_dataset(run.config.data, seed=run.config.seed, timeout_seconds=run.config.source_timeout_seconds)
+    check_classes(model, dataset.class_names, arguments.model)
     exports = {}
     with workdir.claimed(run.path, "--model"), paths.scratch_folder(run.path) as scratch:
-        np.save(scratch / "images.npy", splits.test.images)
+        np.save(scratch / "images.npy", dataset.test.images)
         try:
             for name in arguments.formats:
-                exports[name] = export(name, run, model, splits, scratch)
+                exports[name] = export(name, run, model, dataset, scratch)
                 keep_export(name, exports[name], run.path)
         finally:  # what was kept before one failed
             print(exports_table(exports))
-            delivery.write_report(run.path, run.result, run.records, run.logits, splits)
+            pages.write_report(
+                run.path,
+                run.result,
+                run.records,
+                logits=run.logits,
+                test=dataset.test,
+                class_names=dataset.class_names,
+            )
     if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
         sys.exit(
             "error: further from the model that was measured than the bound of the format, so that it is not listed, and no file "
@@ -57,14 +65,14 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) -> dict[str, Any]:
+def export(name: str, run: FinishedRun, model: Any, dataset: Any, scratch: Path) -> dict[str, Any]:
     """Make an export, prove it, and put it into the workdir if it is what it should be.
 
     Args:
         name: a key of `FORMATS`.
         run: the run.
         model: its SavedModel, loaded.
-        splits: its images.
+        dataset: its images.
         scratch: folder with `images.npy`, the test images.
 
     Returns:
@@ -77,13 +85,13 @@ def export(name: str, run: FinishedRun, model: Any, splits: Any, scratch: Path) 
     place = run.path / FORMATS[name].path
     if FORMATS[name].converted:
         file = scratch / place.name
-        chosen = np.random.default_rng(run.config.seed).permutation(len(splits.train.labels))[:EXAMPLES]
+        chosen = np.random.default_rng(run.config.seed).permutation(len(dataset.train.labels))[:EXAMPLES]
         convert(
             name,
             keras.models.load_model(run.path / paths.MODEL, compile=False),
             file,
-            examples=splits.train.images[chosen],
-            class_names=splits.class_names,
+            examples=dataset.train.images[chosen],
+            class_names=dataset.class_names,
             temperature=run.result["calibration"]["temperature"],
         )
     else:

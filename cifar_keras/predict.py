@@ -188,7 +188,8 @@ def attribution(
     import keras
     import tensorflow as tf
 
-    from cifar_keras.delivery import draw_attribution
+    from cifar_keras.evaluation.attribution import explaining_maps
+    from cifar_keras.reporting.figures import attribution_picture
 
     classifier = keras.models.load_model(workdir / paths.MODEL, compile=False)
     side = classifier.get_layer("resize").height
@@ -200,13 +201,14 @@ def attribution(
         for path, row, one, other in zip(files, probabilities, first, second, strict=True)
     ]
     pixels = [tf.image.resize(decode(path, read_file(path)), (side, side), antialias=True) for path in files]
-    return draw_attribution(
+    images = tf.cast(tf.round(tf.stack(pixels)), tf.uint8).numpy()
+    maps = explaining_maps(
         classifier,
         lambda hidden: model.serve(tf.constant(hidden))["probabilities"].numpy(),
-        tf.cast(tf.round(tf.stack(pixels)), tf.uint8).numpy(),
+        images,
         [("predicted", first), ("second", second)],
-        titles,
     )
+    return attribution_picture(images, maps, titles)
 
 
 def read_file(path: Path) -> bytes:

@@ -10,12 +10,14 @@ def main(argv: Sequence[str]) -> None:
     """Make the data folder and the weights of the flags' run exist on this machine, verified."""
     config = flags.parse_config(argv)
     environment.load_keras()
+    from cifar_keras.data.datasets import load_dataset
+    from cifar_keras.models.classifier import make_classifier
     from cifar_keras.models.weights import check_weights
-    from cifar_keras.run import load_splits, make_classifier
 
     check_weights(config.model.weights)  # before the data, which can take minutes
-    train, validation, test, class_names = load_splits(config)
-    make_classifier(config, len(class_names))
+    seed, timeout_seconds = config.seed, config.source_timeout_seconds
+    train, validation, test, class_names = load_dataset(config.data, seed=seed, timeout_seconds=timeout_seconds)
+    make_classifier(config.model, len(class_names), seed=seed, timeout_seconds=timeout_seconds)
     print(f"images: {len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test")
     print(f"weights: {config.model.weights} for {config.model.backbone}")
 

@@ -1,66 +1,161 @@
-"""The story of a run: data, classifier, two phases, artifacts, evaluation, report."""
+"""The story of a run: train a classifier up to its validation; then export it, measure the test split once, and report."""
 
-import dataclasses
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
 
-from cifar_keras import delivery
-from cifar_keras.config import FREE_WHEN_RESUMED, PhaseConfig, RunConfig, other_sets_of, to_values
+from cifar_keras.config import FREE_WHEN_RESUMED, RunConfig, other_sets_of, to_values
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10.layout import Dataset, is_prepared
-from cifar_keras.data.cifar10.sources import load_dataset
-from cifar_keras.data.pipeline import hold, training_batches, whole_steps
-from cifar_keras.data.splits import Splits, make_splits
+from cifar_keras.data.pipeline import training_batches
+from cifar_keras.data.types import Dataset
 from cifar_keras.errors import UserError
+from cifar_keras.evaluation.attribution import explaining_maps
+from cifar_keras.evaluation.calibration import fit_temperature, softmax
+from cifar_keras.evaluation.galleries import most_confident_errors
+from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
+from cifar_keras.evaluation.metrics import classification_metrics
+from cifar_keras.evaluation.robustness import measure_robustness, predict_at
 from cifar_keras.evaluation.test_sets import find_other_sets
-from cifar_keras.exporting.saved_model import check_classes, load_saved_model
+from cifar_keras.exporting import saved_model
 from cifar_keras.files import environment, paths, workdir, writing
-from cifar_keras.models.backbones import BACKBONES
-from cifar_keras.models.classifier import build_backbone, build_classifier
-from cifar_keras.models.fused import fusions_in_words
-from cifar_keras.models.weights import check_weights, load_weights
-from cifar_keras.reporting import figures, markdown
-from cifar_keras.reporting.tables import metrics_table, with_interval
+from cifar_keras.models.inference import predict_all
+from cifar_keras.reporting import figures, markdown, pages
+from cifar_keras.reporting.tables import further_table, metrics_table, with_interval
 from cifar_keras.training.checkpoints import Checkpoints
-from cifar_keras.training.compute import choose_compute_dtype
-from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
+from cifar_keras.training.devices import device_names
 from cifar_keras.training.interruption import Interruption
-from cifar_keras.training.phases import Phase, PhaseName
 from cifar_keras.training.pruning import sparsity_of
+from cifar_keras.training.setup import RunSetup, ask_teacher, set_up, still_needed
 from cifar_keras.training.stopwatch import Stopwatch
-from cifar_keras.training.tasks import Prepared
-from cifar_keras.training.teacher import keep_teacher_logits, read_teacher_logits, teacher_logits, with_teacher
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
 SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
+EXPLAINED_IMAGES = 6  # most confident errors; each is computed fifty times, with a square hidden
+# The weights that are read back are the trained ones bit by bit, so that what is left to check is the exported graph.
+CHECKED_IMAGES = 1000
+WAY_OUT = "; with room to write, --resume goes on from the state that was saved last"
 
 
-def train_and_evaluate(config: RunConfig) -> dict[str, Any]:
-    """Run a whole config, or what is left of it, and return what `result.json` says.
+class Trained(NamedTuple):
+    """A classifier at its best epoch, measured on the validation split alone."""
+
+    config: RunConfig
+    path: Path  # the workdir
+    dataset: Dataset
+    classifier: keras.Model
+    validation_logits: NDArray[np.float32]  # [n, classes]
+    validation: dict[str, Any]  # their metrics
+    temperature: float  # that fits them best
+    history: dict[str, Any]  # what `result.json` says of the training
+    log: RunLog
+    watch: Stopwatch
+
+
+def run(config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
+    """Train and finish a run, or what is left of it, and return what `result.json` says.
 
     Raises:
         UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
         InterruptedRunError: the run was asked to end.
-        RuntimeError: a reloaded artifact is not the model that was trained.
+        RuntimeError: an exported model is not the classifier that was trained.
     """
-    path = workdir.check_workdir(config.workdir, config.checkpoint.resume)
-    checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
-    interruption = Interruption()
-    way_out = "; with room to write, --resume goes on from the state that was saved last"
-    with workdir.claimed(path, way_out=way_out), interruption.listening():
-        if workdir.holds_run(path):
-            check_same_settings(config, path)
+    with _occupied(config) as (path, interruption):
         if (path / paths.RESULT).is_file():
             print(f"the run is whole: nothing is left to do in {path}")
+            Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints).remove()
             result: dict[str, Any] = writing.read_json(path / paths.RESULT)
-        else:
-            result = _train_and_evaluate(config, path, checkpoints, interruption)
-        checkpoints.remove()
-        return result
+            return result
+        return _finish(_train(config, path, interruption, callbacks))
+
+
+def train(config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Trained:
+    """Train a classifier, or go on with it, and measure it on the validation split. The test split is not looked at.
+
+    Args:
+        config: of the run.
+        callbacks: Keras's or anyone's own, called in `fit` of every phase behind the run's own.
+
+    Raises:
+        UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
+        InterruptedRunError: the run was asked to end. Its state is saved.
+    """
+    with _occupied(config) as (path, interruption):
+        return _train(config, path, interruption, callbacks)
+
+
+def finish(trained: Trained) -> dict[str, Any]:
+    """Export a trained classifier, measure the test split once on what was exported, report, and return what `result.json` says.
+
+    Raises:
+        UserError: the workdir cannot be written any more.
+        InterruptedRunError: the run was asked to end.
+        RuntimeError: an exported model is not the classifier that was trained.
+    """
+    with workdir.claimed(trained.path, way_out=WAY_OUT), Interruption().listening():
+        return _finish(trained)
+
+
+@contextlib.contextmanager
+def _occupied(config: RunConfig) -> Iterator[tuple[Path, Interruption]]:
+    """Keep others out of the workdir, and listen for signals that ask for an end."""
+    path, interruption = workdir.check_workdir(config.workdir, config.checkpoint.resume), Interruption()
+    with workdir.claimed(path, way_out=WAY_OUT), interruption.listening():
+        if workdir.holds_run(path):
+            check_same_settings(config, path)
+        yield path, interruption
+
+
+def _train(
+    config: RunConfig, path: Path, interruption: Interruption, callbacks: Sequence[keras.callbacks.Callback]
+) -> Trained:
+    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)  # rather now than after the training
+    watch = Stopwatch()
+    commit = environment.source_commit()  # now, since the files may be others when the run ends
+    checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
+    state = checkpoints.newest()
+    with watch.time("prepare"):
+        setup = set_up(config if state is None else still_needed(config, path))
+    if state is not None:  # a measurement can come out differently
+        setup = setup._replace(compute_dtype=state.values["compute_dtype"])
+    log = RunLog(path)
+    describe_run(config, setup, path, log)
+    with watch.time("prepare"):
+        setup = ask_teacher(config, setup, path)
+    trainer = Trainer(
+        config, setup, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption, callbacks=callbacks
+    )
+    trainer.train(state)
+    with watch.time("evaluate"):
+        logits, metrics, temperature = _validate(config, setup)
+    history = trainer.history() | {"commit": commit}
+    return Trained(
+        config,
+        path,
+        setup.dataset,
+        setup.classifier,
+        logits,
+        metrics,
+        temperature,
+        history=history,
+        log=log,
+        watch=watch,
+    )
+
+
+def _validate(config: RunConfig, setup: RunSetup) -> tuple[NDArray[np.float32], dict[str, Any], float]:
+    """Return the trained classifier's logits of the validation split, their metrics, and the temperature that fits them."""
+    images, labels = setup.dataset.validation
+    logits = predict_all(setup.classifier, images, config.data.global_batch_size, "validation")
+    metrics = classification_metrics(logits, labels, setup.dataset.class_names, seed=config.seed)
+    return logits, metrics, fit_temperature(logits, labels)
 
 
 def check_same_settings(config: RunConfig, path: Path) -> None:
@@ -81,175 +176,144 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
         )
 
 
-def _train_and_evaluate(
-    config: RunConfig, path: Path, checkpoints: Checkpoints, interruption: Interruption
-) -> dict[str, Any]:
-    watch = Stopwatch()
-    commit = environment.source_commit()  # now, since the files may be others when the run ends
-    state = checkpoints.newest()
-    with watch.time("prepare"):
-        prepared = prepare(config if state is None else still_needed(config, path))
-    if state is not None:  # a measurement can come out differently
-        prepared = prepared._replace(compute_dtype=state.values["compute_dtype"])
-    log = RunLog(path)
-    describe_run(config, prepared, path, log)
-    with watch.time("prepare"):
-        prepared = ask_teacher(config, prepared, path)
-    trainer = Trainer(config, prepared, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption)
-    trainer.train(state)
-    with watch.time("evaluate"):
-        measured = _deliver(config, prepared, path, log)
-    summaries = trainer.summaries
-    result = {
-        "test": measured.test.metrics,
-        "validation": measured.validation.metrics,
-        "calibration": {"temperature": measured.temperature, "test": measured.calibrated_test},
-        "minutes": watch.minutes(),
-        "images_per_second": {"head": None, "finetune": None}
-        | {name: summary.images_per_second for name, summary in summaries.items()}
-        | {"evaluate": measured.test.images_per_second},
-        "compute_dtype": prepared.compute_dtype,
-        "phases": {name: summary._asdict() for name, summary in summaries.items()},
-        "sparsity": sparsity_of(prepared.classifier.get_layer("backbone")),
-        "rollbacks": trainer.rollbacks,
-        "states": trainer.saving,
-        "config": to_values(config),
-        "environment": writing.read_json(path / paths.ENVIRONMENT),
-        "seed": config.seed,
-        "commit": commit,
-    }
-    print(metrics_table(measured.test.metrics, f"test, {path / paths.SAVED_MODEL}"))
+def _finish(trained: Trained) -> dict[str, Any]:
+    config, path, dataset = trained.config, trained.path, trained.dataset
+    with trained.watch.time("evaluate"):
+        model = export_trained(trained)
+        test = measure_test(trained, model)
+        calibrated = calibrated_metrics(
+            test.logits, dataset.test.labels, dataset.class_names, temperature=trained.temperature, seed=config.seed
+        )
+        _keep_predictions(trained, test)
+        _draw(trained, test, model)
+        _measure_robustness(trained, test, model)
+    result = _result_of(trained, test, calibrated)
+    print(metrics_table(test.metrics, f"test, {path / paths.SAVED_MODEL}"))
     print(
-        f"calibration error {with_interval(measured.test.metrics, 'calibration_error')}; "
-        f"at temperature {measured.temperature:.2f}: {with_interval(measured.calibrated_test, 'calibration_error')}"
+        f"calibration error {with_interval(test.metrics, 'calibration_error')}; "
+        f"at temperature {trained.temperature:.2f}: {with_interval(calibrated, 'calibration_error')}"
     )
-    delivery.write_report(path, result, log.records, measured.test.logits, prepared.splits)
+    pages.write_report(
+        path, result, trained.log.records, logits=test.logits, test=dataset.test, class_names=dataset.class_names
+    )
     writing.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
+    Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints).remove()
     return result
 
 
-def _deliver(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> delivery.Measured:
-    batch_size, seed = config.data.global_batch_size, config.seed
-    measured = delivery.measure(prepared.classifier, prepared.splits, path, batch_size=batch_size, seed=seed)
-    delivery.draw(prepared.classifier, measured, prepared.splits, log, path)
-    delivery.evaluate_further(
-        measured.model,
-        measured.test.logits,
-        prepared.splits,
-        path,
-        config.evaluation,
-        data_dir=config.data.data_dir,
-        temperature=measured.temperature,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return measured
-
-
-def still_needed(config: RunConfig, path: Path) -> RunConfig:
-    """Return the config of what a run that goes on still has to read: its state has the weights, and its workdir the teacher's logits."""
-    distillation, data = config.distillation, config.data
-    if read_teacher_logits(_teacher_file(path)) is not None:
-        distillation = dataclasses.replace(distillation, teacher="")
-    if data.archive and is_prepared(data.data_dir):
-        data = dataclasses.replace(data, archive="")
-    model = dataclasses.replace(config.model, weights="none")
-    return dataclasses.replace(config, model=model, distillation=distillation, data=data)
-
-
-def prepare(config: RunConfig) -> Prepared:
-    """Set up the devices, and load data and weights."""
-    set_up_devices(config.virtual_devices, deterministic=config.deterministic)
-    keras.utils.set_random_seed(config.seed)
-    strategy = make_strategy(config.data.global_batch_size)
-    print(f"devices: {', '.join(device_names())}", flush=True)
-    compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
-    print(f"activations in {compute_dtype}: {reason}", flush=True)
-    check_weights(config.model.weights)  # before the data, which can take minutes
-    named = config.distillation.teacher
-    teacher = load_saved_model(paths.expand_model("teacher", named), "teacher") if named else None
-    splits = load_splits(config)
-    if teacher is not None:
-        check_classes(teacher, splits.class_names, named, "teacher")
-    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)  # rather now than after the training
-    class_count = len(splits.class_names)
-    train_examples, train_split = hold(splits.train, class_count)
-    validation_examples, validation_split = hold(splits.validation, class_count)
-    splits = splits._replace(train=train_split, validation=validation_split)
-    phases = plan_phases(config, len(splits.train.labels))
-    replicas = strategy.num_replicas_in_sync
-    check_no_empty_share(len(splits.validation.labels), config.data.global_batch_size, replicas)
-    with strategy.scope():
-        classifier = make_classifier(config, class_count)
-    print(f"{config.model.backbone}: {fusions_in_words(classifier.get_layer('backbone'))}", flush=True)
-    return Prepared(splits, train_examples, validation_examples, phases, strategy, classifier, compute_dtype, teacher)
-
-
-def ask_teacher(config: RunConfig, prepared: Prepared, path: Path) -> Prepared:
-    """Put the teacher's logits behind the labels, if there is a teacher."""
-    if not config.distillation.teacher:
-        return prepared
-    file = _teacher_file(path)
-    logits = read_teacher_logits(file)
-    if logits is None:
-        logits = teacher_logits(prepared.teacher, prepared.splits, config.data.global_batch_size)
-        keep_teacher_logits(logits, file)
-    return prepared._replace(
-        train=with_teacher(prepared.train, logits["train"]),
-        validation=with_teacher(prepared.validation, logits["validation"]),
-        teacher=None,  # it has said all that it knows
-        distillation=config.distillation,
-    )
-
-
-def _teacher_file(path: Path) -> Path:
-    return path / paths.CHECKPOINTS / "teacher_logits.npz"
-
-
-def load_images(config: RunConfig) -> Dataset:
-    """Load the verified images of a run."""
-    data = config.data
-    return load_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds, config.seed)
-
-
-def load_splits(config: RunConfig) -> Splits:
-    """Load the verified images of a run and divide them."""
-    return make_splits(load_images(config), config.data.validation_share, config.seed)
-
-
-def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
-    """List the phases that have epochs, head phase first; epochs are counted on.
+def export_trained(trained: Trained) -> tf.Module:
+    """Write `model.keras` and the SavedModel, and return the SavedModel, loaded.
 
     Raises:
-        UserError: the train split has fewer whole batches than asked for.
+        RuntimeError: one of them is not the classifier that was trained.
     """
-    settings: list[tuple[PhaseName, PhaseConfig]] = [("head", config.head), ("finetune", config.finetune)]
-    phases: list[Phase] = []
-    for name, phase_config in settings:
-        if phase_config.epochs:
-            batch_size, flag = config.data.global_batch_size, f"{name}_steps_per_epoch"
-            steps = whole_steps(train_count, batch_size, phase_config.steps_per_epoch, flag)
-            first_epoch = sum(phase.config.epochs for phase in phases)
-            phases.append(Phase(name, phase_config, steps, first_epoch))
-    return phases
+    folder = trained.path / paths.SAVED_MODEL
+    reloaded = saved_model.save_and_reload(trained.classifier, trained.path / paths.MODEL)
+    saved_model.export_saved_model(reloaded, trained.dataset.class_names, folder, temperature=trained.temperature)
+    model = saved_model.load_saved_model(trained.path)
+    check_is_trained(model, trained)
+    return model
 
 
-def make_classifier(config: RunConfig, class_count: int, *, fetch: bool = True) -> keras.Model:
-    """Build the classifier of a run with its starting weights, in the strategy's scope that is open.
+def check_is_trained(model: tf.Module, trained: Trained) -> None:
+    """Check that a SavedModel, loaded, gives the trained classifier's logits of validation images.
 
-    Args:
-        config: of the run.
-        class_count: number of logits.
-        fetch: weights may come from the network.
+    Raises:
+        RuntimeError: it does not.
     """
-    settings = config.model
-    backbone = build_backbone(settings.backbone, settings.image_size)
-    load_weights(backbone, settings.backbone, settings.weights, config.source_timeout_seconds, fetch=fetch)
-    convention = BACKBONES[settings.backbone].input_convention
-    return build_classifier(backbone, convention, class_count, settings.dropout, config.seed)
+    wanted = trained.validation_logits[:CHECKED_IMAGES]
+    images, batch_size = trained.dataset.validation.images[: len(wanted)], trained.config.data.global_batch_size
+    served = saved_model.serve_all(model, images, batch_size, "validation, as exported").logits
+    difference = saved_model.check_same_logits(wanted, served, str(trained.path / paths.SAVED_MODEL))
+    print(f"the exported model is the trained one: logits within {difference:.1e} on {len(wanted):,} validation images")
 
 
-def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog) -> None:
+def measure_test(trained: Trained, model: tf.Module) -> Evaluation:
+    """Measure the exported model on the test split.
+
+    Raises:
+        RuntimeError: its probabilities are not those of its logits at the temperature.
+    """
+    config, dataset = trained.config, trained.dataset
+    batch_size = config.data.global_batch_size
+    test = evaluate(model, dataset.test, dataset.class_names, batch_size, "test", seed=config.seed)
+    if not serves_at(test, trained.temperature):
+        raise RuntimeError(
+            f"the probabilities are not those of the logits over {trained.temperature}. "
+            f"Received: {trained.path / paths.SAVED_MODEL}"
+        )
+    return test
+
+
+def _keep_predictions(trained: Trained, test: Evaluation) -> None:
+    predictions = io.BytesIO()
+    np.savez(
+        predictions,
+        test_logits=test.logits,
+        test_labels=trained.dataset.test.labels,
+        validation_logits=trained.validation_logits,
+        validation_labels=trained.dataset.validation.labels,
+    )
+    writing.write_whole(trained.path / paths.PREDICTIONS, predictions.getvalue())
+
+
+def _draw(trained: Trained, test: Evaluation, model: tf.Module) -> None:
+    """Draw what people look at into the workdir and into TensorBoard, and close the log."""
+    (images, labels), class_names = trained.dataset.test, trained.dataset.class_names
+    drawn = pages.pictures_of_test(trained.dataset.test, test.logits, test.metrics, class_names, trained.temperature)
+    drawn["learning_curves"] = figures.learning_curves_picture(trained.log.records)
+    probabilities = softmax(test.logits, trained.temperature)
+    errors = most_confident_errors(probabilities, labels, EXPLAINED_IMAGES)
+    if len(errors):
+        maps = explaining_maps(
+            trained.classifier,
+            # Not `predict`, which would share these few images out among all devices and leave some with none.
+            lambda pixels: model.serve(tf.constant(pixels))["probabilities"].numpy(),
+            images[errors],
+            [("predicted", probabilities[errors].argmax(axis=1)), ("true", labels[errors])],
+        )
+        drawn["attribution"] = pages.errors_picture(
+            images[errors], labels[errors], probabilities[errors], maps, class_names
+        )
+    for name, picture in drawn.items():
+        writing.write_whole(trained.path / f"{name}.png", picture)
+        trained.log.write_picture(name, picture)
+    trained.log.close()
+
+
+def _measure_robustness(trained: Trained, test: Evaluation, model: tf.Module) -> None:
+    """Measure and keep what the settings ask for beside the test split."""
+    config = trained.config
+    predict = predict_at(model, trained.temperature, config.data.global_batch_size)
+    plain = test.logits / np.float32(trained.temperature)
+    measured = measure_robustness(
+        predict, plain, trained.dataset, config.evaluation, data_dir=config.data.data_dir, seed=config.seed
+    )
+    if measured.rows:
+        print(further_table(measured.rows))
+        pages.keep_robustness(measured, trained.path)
+
+
+def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -> dict[str, Any]:
+    history = dict(trained.history)
+    speeds = {name: phase["images_per_second"] for name, phase in history["phases"].items()}
+    commit = history.pop("commit")
+    return {
+        "test": test.metrics,
+        "validation": trained.validation,
+        "calibration": {"temperature": trained.temperature, "test": calibrated},
+        "minutes": trained.watch.minutes(),
+        "images_per_second": {"head": None, "finetune": None} | speeds | {"evaluate": test.images_per_second},
+        **history,
+        "sparsity": sparsity_of(trained.classifier.get_layer("backbone")),
+        "config": to_values(trained.config),
+        "environment": writing.read_json(trained.path / paths.ENVIRONMENT),
+        "seed": trained.config.seed,
+        "commit": commit,
+    }
+
+
+def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
     """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
     values = to_values(config)
     writing.write_json(path / paths.CONFIG, values)
@@ -257,8 +321,8 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
     batches = training_batches(
-        prepared.train,
-        global_batch_size=min(SHOWN_IMAGES, prepared.train.total),
+        setup.train,
+        global_batch_size=min(SHOWN_IMAGES, setup.train.total),
         steps_per_epoch=1,
         seed=config.seed,
         first_epoch=0,
@@ -267,7 +331,7 @@ def describe_run(config: RunConfig, prepared: Prepared, path: Path, log: RunLog)
         parallel_calls=None,
     )
     images, labels = next(iter(batches))
-    titles = [prepared.splits.class_names[label] for label in np.argmax(labels, axis=-1)]
+    titles = [setup.dataset.class_names[label] for label in np.argmax(labels, axis=-1)]
     picture = figures.image_grid_picture(images.numpy(), titles, columns=8)
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)

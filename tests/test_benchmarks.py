@@ -53,8 +53,11 @@ def test_the_table_shows_every_row_once() -> None:
     }
     rows = [row, row | {"system": "keras_float32", "batch_size": 64, "images_per_second": 99.0, "low": 98, "high": 100}]
     lines = tables.benchmark_table({"rows": rows}).splitlines()
-    assert lines[2] == "| train_step | 64 | 1,234 (1,200 to 1,300; 32) | 99 (98 to 100; 64) | - | - | - | - | - | - |"
-    assert len(lines) == 3
+    assert lines == [
+        "| work | px | ours | Keras float32 |",  # systems that were not measured have no column
+        "| --- | --- | --- | --- |",
+        "| train_step | 64 | 1,234 (1,200 to 1,300; 32) | 99 (98 to 100; 64) |",
+    ]
     rows.append(row | {"system": "keras_float32_onednn", "images_per_second": 617.2})
     rows.append(row | {"system": "limit_float32", "images_per_second": 2468.8})
     assert tables.ratios_table({"rows": rows}).splitlines()[2:] == [

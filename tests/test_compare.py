@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cifar_keras import compare
 from cifar_keras.config import DataSource
+from cifar_keras.data.cifar10.layout import is_prepared
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.files.finished_run import FinishedRun, read_finished_run
@@ -118,9 +119,9 @@ def test_what_measures_a_run_reads_a_prepared_folder_and_fetches_nothing(runs: l
     for given in ("", str(tmp_path / "elsewhere")):
         folder = Path(given or tmp_path / "data")
         with pytest.raises(UserError, match=rf"^--data_dir has to name .*\. Received: {re.escape(str(folder))}$"):
-            run.with_data_dir(given)
+            run.with_data_dir(given, is_prepared)
         (folder / "cifar10" / "3.0.2").mkdir(parents=True)
-        data = run.with_data_dir(given).config.data
+        data = run.with_data_dir(given, is_prepared).config.data
         assert (data.archive, data.data_dir, data.data_source) == ("", str(folder), DataSource.PREPARED)
 
 
@@ -136,19 +137,19 @@ def test_a_runs_data_is_found_from_anywhere(
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
     for path in (tmp_path / "new" / "runs" / "first", Path("../new/runs/first")):
-        found = of_run(path, workdir, "data").with_data_dir("").config.data.data_dir
+        found = of_run(path, workdir, "data").with_data_dir("", is_prepared).config.data.data_dir
         assert Path(found) == tmp_path / "new" / "data"
     other = of_run(path, "elsewhere/first", "data")  # moved away from its data: nobody knows
     with pytest.raises(UserError, match=r"^--data_dir has to name .* Received: data$"):
-        other.with_data_dir("")
+        other.with_data_dir("", is_prepared)
 
 
 def test_a_run_of_drawn_images_needs_no_folder(runs: list[Path]) -> None:
     run = of_run(runs[0], "runs/first", "~nobody-of-this-name/data")
     data = dataclasses.replace(run.config.data, data_source=DataSource.SYNTHETIC)
     run = run._replace(config=dataclasses.replace(run.config, data=data))
-    assert run.with_data_dir("").config.data.data_source is DataSource.SYNTHETIC
-    assert run.with_data_dir("elsewhere").config.data.data_dir == "elsewhere"  # where other test sets are
+    assert run.with_data_dir("", is_prepared).config.data.data_source is DataSource.SYNTHETIC
+    assert run.with_data_dir("elsewhere", is_prepared).config.data.data_dir == "elsewhere"  # where other test sets are
 
 
 def test_a_pickle_is_not_read(runs: list[Path]) -> None:

@@ -14,7 +14,7 @@ from cifar_keras.errors import UserError
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.models.partition import halve
+from cifar_keras.models.partition import partition
 from cifar_keras.training import compute
 from cifar_keras.training.compute import (
     choose_compute_dtype,
@@ -226,9 +226,9 @@ def test_the_upper_half_is_measured_and_a_head_alone_has_nothing_to_measure(monk
     classifier = build_classifier(small_backbone(), "tf", class_count=10, dropout=0.0, seed=0)
     for config, count in ((HeadConfig(), 0), (FinetuneConfig(unfreeze_from="conv2"), 1)):
         set_trainable(classifier, config, synchronize=False)
-        halves = halve(classifier, compute_dtype="float32", image_size=16)
-        assert halves is not None
-        assert count_chosen(halves.upper, AUTO, "float32", 8) == len(asked) == count
+        parts = partition(classifier, compute_dtype="float32", image_size=16)
+        assert parts is not None
+        assert count_chosen(parts.trainable, AUTO, "float32", 8) == len(asked) == count
 
 
 def test_a_gpu_leaves_it_to_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,15 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.projector import projector_plugin
 
-from cifar_keras import evaluate, explain, explanation, export, run
+from cifar_keras import evaluate, explain, export
+from cifar_keras.data import datasets
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.splits import split_train
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
+from cifar_keras.evaluation.explanation import choose
+from cifar_keras.models import classifier
+from cifar_keras.reporting import explanation
 
 DATASET = make_dataset(0)
 WRONG = np.arange(0, 400, 40)  # training images that are given the label of another class
@@ -36,8 +40,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tf.summary.create_file_writer(str(path / "tensorboard" / "train")).as_default():
         tf.summary.scalar("loss", 1.0, step=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explanation, "make_classifier", lambda config, count, fetch: small_classifier())
-        patch.setattr(run, "load_images", lambda config: DATASET)
+        patch.setattr(classifier, "make_classifier", lambda settings, count, **others: small_classifier())
+        patch.setattr(datasets, "load_published", lambda settings, **others: DATASET)
         explain.main(["explain", f"--model={path}"])
     return path
 
@@ -63,7 +67,7 @@ def test_neighbours_are_those_of_the_models_own_features(workdir: Path, found: d
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wrong = np.where(logits.argmax(axis=1) != DATASET.test.labels, probabilities.max(axis=1), 0)
     assert found["train_images"] == 360
-    assert len(found["neighbours"]) == min((wrong > 0).sum(), explanation.ERRORS) > 1
+    assert len(found["neighbours"]) == min((wrong > 0).sum(), explain.ERRORS) > 1
     for error, row in zip(np.argsort(-wrong), found["neighbours"], strict=False):
         assert row["confidence"] == pytest.approx(wrong[error])
         assert row["label"] == CLASS_NAMES[DATASET.test.labels[error]]
@@ -104,8 +108,8 @@ def part(workdir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     path = tmp_path_factory.mktemp("runs") / "part"
     shutil.copytree(workdir, path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explanation, "make_classifier", lambda config, count, fetch: small_classifier())
-        patch.setattr(run, "load_images", lambda config: DATASET)
+        patch.setattr(classifier, "make_classifier", lambda settings, count, **others: small_classifier())
+        patch.setattr(datasets, "load_published", lambda settings, **others: DATASET)
         explain.main(["explain", f"--model={path}", "--train_images=200"])
     with (path / "suspect_labels.csv").open(newline="") as file:
         return json.loads((path / "explanation.json").read_text()), list(csv.DictReader(file))
@@ -121,9 +125,7 @@ def test_what_is_shown_is_what_is_told_of(part: tuple[dict[str, Any], list[dict[
     found, rows = part
     assert (found["train_images"], found["suspects"]["images"]) == (200, 200)
     assert len(rows) >= 3
-    looked_at = explanation.choose(
-        len(DATASET.train.labels), 200, seed=0
-    )  # rising; rows have places in all of the train set
+    looked_at = choose(len(DATASET.train.labels), 200, seed=0)  # rising; rows have places in all of the train set
     assert {int(row["index"]) for row in rows} <= set(looked_at.tolist())
     assert not {int(row["index"]) for row in rows} <= set(range(len(rows)))
     for row in rows:

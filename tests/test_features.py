@@ -6,16 +6,10 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches
-from cifar_keras.training.features import (
-    BATCHES_AT_A_TIME,
-    choose_view,
-    compute_features,
-    features_gib,
-    only_view,
-    predict_all,
-)
+from cifar_keras.data.types import LabelledImages
+from cifar_keras.models.inference import BATCHES_AT_A_TIME, predict_all
+from cifar_keras.training.features import choose_view, compute_features, features_gib, only_view
 
 BATCH = 4
 PART = BATCHES_AT_A_TIME * BATCH

@@ -11,8 +11,9 @@ from PIL import Image
 from processes import SYNTHETIC, figures, plain_run, run
 
 from cifar_keras.data.cifar10 import sources, tfds_folder
-from cifar_keras.data.cifar10.layout import Contents, Dataset
+from cifar_keras.data.cifar10.layout import Contents
 from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.data.types import PublishedDataset
 from cifar_keras.errors import UserError
 
 
@@ -88,7 +89,7 @@ def test_other_commands_say_that_a_disk_is_full(plain: Path, disk: Path, command
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [4, 60, 100, 120, 140, 160, 4000])
 def test_a_data_folder_on_a_full_disk_is_named(
-    small_dataset: Dataset, small_contents: Contents, disk: Path, kilobytes: int
+    small_dataset: PublishedDataset, small_contents: Contents, disk: Path, kilobytes: int
 ) -> None:
     """At whatever moment; and nothing of it is left."""
     mount(disk, kilobytes)

@@ -6,7 +6,8 @@ from google.protobuf import text_format
 from PIL import Image
 from tensorboard.plugins import projector
 
-from cifar_keras.evaluation.neighbours import nearest, principal_components, write_projector
+from cifar_keras.evaluation.neighbours import nearest, principal_components
+from cifar_keras.reporting.projector import write_projector
 
 FEATURES = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 

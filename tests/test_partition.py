@@ -10,7 +10,7 @@ from small_networks import settle_normalizations, small_backbone
 from cifar_keras.config import FinetuneConfig, HeadConfig, PhaseConfig
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
-from cifar_keras.models.partition import Halves, find_boundary, halve
+from cifar_keras.models.partition import Partition, find_boundary, partition
 from cifar_keras.training.phases import set_trainable
 
 
@@ -39,14 +39,14 @@ def difference(found: Any, wanted: Any) -> float:
     return float(np.abs(np.asarray(found) - np.asarray(wanted)).max() / np.abs(wanted).max())
 
 
-def halves_of(
+def parts_of(
     classifier: keras.Model, config: PhaseConfig, compute_dtype: str = "float32", image_size: int = 0
-) -> Halves:
+) -> Partition:
     set_trainable(classifier, config, synchronize=False)
     image_size = image_size or classifier.get_layer("backbone").input_shape[1]
-    halves = halve(classifier, compute_dtype=compute_dtype, image_size=image_size)
-    assert halves is not None
-    return halves
+    parts = partition(classifier, compute_dtype=compute_dtype, image_size=image_size)
+    assert parts is not None
+    return parts
 
 
 def boundary_name(classifier: keras.Model, config: PhaseConfig) -> str | None:
@@ -113,10 +113,10 @@ def test_a_normalization_that_learns_belongs_to_what_learns() -> None:
     assert boundary_name(classifier, config) == "conv3_block4_out"
 
 
-def test_without_a_boundary_there_are_no_halves() -> None:
+def test_without_a_boundary_there_are_no_parts() -> None:
     classifier = small_classifier()
     set_trainable(classifier, FinetuneConfig(), synchronize=False)
-    assert halve(classifier, compute_dtype="float32", image_size=16) is None
+    assert partition(classifier, compute_dtype="float32", image_size=16) is None
 
 
 def test_an_operator_between_two_layers_is_crossed_or_not() -> None:
@@ -137,15 +137,15 @@ def test_an_operator_between_two_layers_is_crossed_or_not() -> None:
 
 
 @pytest.mark.parametrize(("name", "stage"), [("resnet50", "conv4"), ("resnet50v2", "conv5"), ("vgg16", "block3")])
-def test_both_halves_together_give_the_classifiers_logits(name: str, stage: str) -> None:
+def test_both_parts_together_give_the_classifiers_logits(name: str, stage: str) -> None:
     keras.utils.set_random_seed(3)
     classifier = classifier_of(build_backbone(name, BACKBONES[name].minimum_size))
     wanted = np.asarray(classifier(some_images(), training=False))
-    lower, upper = halves_of(classifier, FinetuneConfig(unfreeze_from=stage))
-    features = lower(some_images(), training=False)
+    frozen, trainable = parts_of(classifier, FinetuneConfig(unfreeze_from=stage))
+    features = frozen(some_images(), training=False)
     assert features.dtype == "float32"
-    assert features.shape[1:] == lower.output_shape[1:] == upper.input_shape[1:]
-    logits = upper(features, training=False)
+    assert features.shape[1:] == frozen.output_shape[1:] == trainable.input_shape[1:]
+    logits = trainable(features, training=False)
     assert logits.dtype == "float32"
     assert difference(logits, wanted) < 1e-4
     np.testing.assert_array_equal(classifier(some_images(), training=False), wanted)
@@ -157,13 +157,13 @@ def test_images_may_be_resized_to_another_size(config: PhaseConfig, compute_dtyp
     """As a classifier does that was built for that size, with the same weights."""
     classifier, wanted = small_classifier(16), small_classifier(24)
     wanted.set_weights(classifier.get_weights())
-    lower, upper = halves_of(classifier, config, compute_dtype, image_size=24)
-    features = lower(some_images(), training=False)
+    frozen, trainable = parts_of(classifier, config, compute_dtype, image_size=24)
+    features = frozen(some_images(), training=False)
     assert features.dtype == "float32"
     if isinstance(config, FinetuneConfig):
         assert features.shape == (2, 11, 11, 8)  # of 24 pixels, a 3x3 kernel in steps of two
     tolerance = 1e-4 if compute_dtype == "float32" else 0.05
-    assert difference(upper(features, training=False), wanted(some_images(), training=False)) < tolerance
+    assert difference(trainable(features, training=False), wanted(some_images(), training=False)) < tolerance
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
@@ -180,41 +180,41 @@ def test_training_the_upper_half_moves_the_classifiers_own_variables(
     config: PhaseConfig, learning: set[str], compute_dtype: str
 ) -> None:
     classifier = small_classifier()
-    lower, upper = halves_of(classifier, config, compute_dtype)
+    frozen, trainable = parts_of(classifier, config, compute_dtype)
     own = {id(variable) for variable in classifier.variables}
-    assert {id(variable) for variable in upper.variables} <= own
-    assert {id(variable) for variable in upper.trainable_variables} == {
+    assert {id(variable) for variable in trainable.variables} <= own
+    assert {id(variable) for variable in trainable.trainable_variables} == {
         id(variable) for variable in classifier.trainable_variables
     }
-    assert not lower.trainable_variables
-    assert not own & {id(variable) for variable in lower.get_layer("backbone").variables}, "its kernels are folded"
+    assert not frozen.trainable_variables
+    assert not own & {id(variable) for variable in frozen.get_layer("backbone").variables}, "its kernels are folded"
     images = some_images(16)
     labels = np.eye(10, dtype=np.float32)[np.arange(16) % 10]
-    features = np.asarray(lower(images, training=False))
+    features = np.asarray(frozen(images, training=False))
     before = {variable.path: np.asarray(variable) for variable in classifier.weights}
-    upper.compile(keras.optimizers.SGD(0.1), keras.losses.CategoricalCrossentropy(from_logits=True))
-    upper.fit(features, labels, batch_size=8, epochs=2, verbose=0)
+    trainable.compile(keras.optimizers.SGD(0.1), keras.losses.CategoricalCrossentropy(from_logits=True))
+    trainable.fit(features, labels, batch_size=8, epochs=2, verbose=0)
     moved = {
         variable.path.split("/")[-2]
         for variable in classifier.weights
         if not np.array_equal(variable, before[variable.path])
     }
     assert moved == learning
-    # What lies below stands still, so the features are the same, and the classifier gives what its halves give.
-    np.testing.assert_array_equal(lower(images, training=False), features)
+    # What lies below stands still, so the features are the same, and the classifier gives what its parts give.
+    np.testing.assert_array_equal(frozen(images, training=False), features)
     tolerance = 1e-4 if compute_dtype == "float32" else 0.05
-    assert difference(upper(features, training=False), classifier(images, training=False)) < tolerance
+    assert difference(trainable(features, training=False), classifier(images, training=False)) < tolerance
 
 
 def test_the_upper_half_drops_features_in_training_only() -> None:
-    _, upper = halves_of(small_classifier(), HeadConfig())
-    features = np.random.default_rng(0).normal(size=(2, *upper.input_shape[1:])).astype(np.float32)
-    np.testing.assert_array_equal(upper(features, training=False), upper(features, training=False))
-    assert difference(upper(features, training=True), upper(features, training=False)) > 0.01
+    _, trainable = parts_of(small_classifier(), HeadConfig())
+    features = np.random.default_rng(0).normal(size=(2, *trainable.input_shape[1:])).astype(np.float32)
+    np.testing.assert_array_equal(trainable(features, training=False), trainable(features, training=False))
+    assert difference(trainable(features, training=True), trainable(features, training=False)) > 0.01
 
 
 def test_phases_can_be_halved_one_after_another(tmp_path: Path) -> None:
-    """And the classifier can be saved afterwards, with nothing in it of the halves."""
+    """And the classifier can be saved afterwards, with nothing in it of the parts."""
     classifier = small_classifier()
     wanted = np.asarray(classifier(some_images(), training=False))
     for config in (
@@ -223,8 +223,8 @@ def test_phases_can_be_halved_one_after_another(tmp_path: Path) -> None:
         HeadConfig(),
         FinetuneConfig(unfreeze_from="conv2"),
     ):
-        lower, upper = halves_of(classifier, config)
-        assert difference(upper(lower(some_images()), training=False), wanted) < 1e-4
+        frozen, trainable = parts_of(classifier, config)
+        assert difference(trainable(frozen(some_images()), training=False), wanted) < 1e-4
     classifier.save(tmp_path / "model.keras")
     reloaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     np.testing.assert_array_equal(reloaded(some_images(), training=False), wanted)

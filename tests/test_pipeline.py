@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data import pipeline
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import (
     TIMED_BATCHES,
     Examples,
@@ -25,6 +24,7 @@ from cifar_keras.data.pipeline import (
     training_batches,
     whole_steps,
 )
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.errors import UserError
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
@@ -231,7 +231,7 @@ def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
 
 MEMORY = """
 import gc, numpy as np, tensorflow as tf
-from cifar_keras.data.cifar10.layout import LabelledImages
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
 
 def resident():

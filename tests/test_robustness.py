@@ -7,8 +7,9 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.config import Views
-from cifar_keras.data.cifar10.layout import CLASS_NAMES, LabelledImages
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.evaluation import robustness
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt

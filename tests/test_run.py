@@ -20,13 +20,17 @@ from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras import config as config_lib
-from cifar_keras import delivery, evaluate, predict, run, train
+from cifar_keras import evaluate, predict, run, train
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
 from cifar_keras.exporting import saved_model
 from cifar_keras.files.workdir import claimed
+from cifar_keras.training import setup
+from cifar_keras.training.phases import plan_phases
+from cifar_keras.training.stopwatch import Stopwatch
+from cifar_keras.training.tracking import RunLog
 
 ROOT = Path(__file__).parent.parent
 
@@ -308,15 +312,62 @@ def test_predict_says_why_it_cannot_draw(workdir: Path, tmp_path: Path) -> None:
         predict.main(["predict", f"--model={workdir}", f"--attribution={tmp_path / 'no' / 'maps.png'}", str(file)])
 
 
-def test_a_tampered_artifact_fails_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tampered_export_fails_the_run(workdir: Path) -> None:
     """The SavedModel on disk is another one than the classifier in memory."""
     classifier = keras.models.load_model(workdir / "model.keras")
     kernel = classifier.get_layer("head").kernel
     kernel.assign(np.asarray(kernel) + np.random.default_rng(0).normal(size=kernel.shape))
-    splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
-    served = saved_model.serve_all(saved_model.load_saved_model(workdir), splits.test.images, 50, "test").logits
+    dataset = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
+    logits, nothing = classifier.predict(dataset.validation.images, verbose=0), dict[str, Any]()
+    config, log = config_lib.from_values(FLAGS), RunLog(workdir.parent)
+    trained = run.Trained(config, workdir, dataset, classifier, logits, nothing, 1.0, nothing, log, Stopwatch())
     with pytest.raises(RuntimeError, match="is not the model that was trained"):
-        delivery.check_is_trained(classifier, splits.test, served, workdir, batch_size=50)
+        run.check_is_trained(saved_model.load_saved_model(workdir), trained)
+
+
+class Sealed:
+    """A split that nobody may look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the test split was looked at: {name}")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("the test split was looked at")
+
+    __len__ = __getitem__ = __iter__
+
+
+class Epochs(keras.callbacks.Callback):
+    """What a callback of somebody's own sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        assert logs is not None
+        assert "val_accuracy" in logs
+        self.seen.append(epoch)
+
+
+def test_training_does_not_look_at_the_test_split(
+    tmp_path: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends at validation; what finishes it with the real split gives the whole run's figures."""
+    dataset, epochs = make_splits(synthetic.make_dataset(0), 0.1, seed=0), Epochs()
+    monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: dataset._replace(test=Sealed()))  # type: ignore[arg-type]
+    config = config_lib.from_values({**FLAGS, "workdir": str(tmp_path / "run")})
+    trained = run.train(config, callbacks=[epochs])
+    assert epochs.seen == [0, 1, 2]
+    assert trained.validation["accuracy"] == pytest.approx(result["validation"]["accuracy"], abs=0.1)
+    assert not (tmp_path / "run" / "result.json").exists()
+    with pytest.raises(AssertionError, match=r"^the test split was looked at"):
+        run.finish(trained)
+    finished = run.finish(trained._replace(dataset=trained.dataset._replace(test=dataset.test)))
+    assert finished.keys() == result.keys()
+    assert finished["validation"] == trained.validation
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["n"] == 100
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_second_run_into_the_same_workdir_is_refused_and_loses_nothing(workdir: Path) -> None:
@@ -347,12 +398,12 @@ def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_workdir_that_cannot_be_written_any_more_is_said(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(config: Any, path: Path, *others: Any) -> None:
+    def fail(config: Any, path: Path, *others: Any) -> Any:
         if code == errno.ENOENT:
             shutil.rmtree(path)
         raise OSError(code, os.strerror(code), str(path / "model.keras"))
 
-    monkeypatch.setattr(run, "_train_and_evaluate", fail)
+    monkeypatch.setattr(run, "_train", fail)
     reason = "it is gone" if code == errno.ENOENT else os.strerror(code)
     message = rf"^--workdir cannot be written any more: {reason}; .*--resume .*\. Received: .*model\.keras$"
     with pytest.raises(UserError, match=message):
@@ -361,10 +412,10 @@ def test_a_workdir_that_cannot_be_written_any_more_is_said(
 
 
 def test_a_mistake_of_the_program_is_not_laid_to_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(config: Any, path: Path, *others: Any) -> None:
+    def fail(config: Any, path: Path, *others: Any) -> Any:
         raise FileNotFoundError(errno.ENOENT, "No such file", "elsewhere")
 
-    monkeypatch.setattr(run, "_train_and_evaluate", fail)
+    monkeypatch.setattr(run, "_train", fail)
     with pytest.raises(FileNotFoundError):
         train.main(command_line(tmp_path / "run", FLAGS))
 
@@ -395,15 +446,15 @@ def test_a_whole_run_that_is_terminated_ends_like_one_that_is_not(tmp_path: Path
 def test_phases_without_epochs_are_left_out() -> None:
     config = config_lib.from_values(FLAGS)
     only_finetune = dataclasses.replace(config, head=dataclasses.replace(config.head, epochs=0))
-    assert [(phase.name, phase.first_epoch) for phase in run.plan_phases(only_finetune, 360)] == [("finetune", 0)]
-    both = run.plan_phases(config, 360)
+    assert [(phase.name, phase.first_epoch) for phase in plan_phases(only_finetune, 360)] == [("finetune", 0)]
+    both = plan_phases(config, 360)
     assert [(phase.name, phase.first_epoch, phase.steps) for phase in both] == [("head", 0, 2), ("finetune", 1, 4)]
 
 
 def test_more_steps_than_the_split_has_are_refused() -> None:
     config = config_lib.from_values(FLAGS | {"finetune_steps_per_epoch": 6})
     with pytest.raises(UserError, match=r"--finetune_steps_per_epoch.* Received: 6$"):
-        run.plan_phases(config, 360)
+        plan_phases(config, 360)
 
 
 def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:

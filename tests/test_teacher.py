@@ -107,15 +107,15 @@ def test_a_student_believes_its_teacher(cached: bool, tmp_path: Path) -> None:
     config = small_config(**settings)
     plain = prepare_small(config)
     truth, wrong = (np.roll(np.asarray(plain.train.labels), shift, axis=1) for shift in (0, 3))
-    prepared = plain._replace(
+    setup = plain._replace(
         train=with_teacher(plain.train._replace(labels=tf.constant(wrong)), 8 * truth),
         validation=with_teacher(plain.validation, 8 * np.asarray(plain.validation.labels)),
         distillation=config.distillation,
     )
     log = RunLog(tmp_path)
-    train_small(config, prepared, log, tmp_path)
-    logits = prepared.classifier.predict(prepared.splits.train.images, verbose=0)
-    assert (logits.argmax(axis=1) == prepared.splits.train.labels).mean() > 0.6
+    train_small(config, setup, log, tmp_path)
+    logits = setup.classifier.predict(setup.dataset.train.images, verbose=0)
+    assert (logits.argmax(axis=1) == setup.dataset.train.labels).mean() > 0.6
     # What is logged is measured against the labels all the same.
     assert log.records[-1]["accuracy"] < 0.3
     assert log.records[-1]["validation_accuracy"] > 0.5

@@ -15,7 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cifar_keras.data.cifar10 import tfds_folder
-from cifar_keras.data.cifar10.layout import CLASS_NAMES, Contents, Dataset, folder_of
+from cifar_keras.data.cifar10.layout import CLASS_NAMES, Contents, folder_of
+from cifar_keras.data.types import PublishedDataset
 from cifar_keras.errors import SourceError
 
 
@@ -27,7 +28,9 @@ def digests_below(folder: Path) -> dict[str, str]:
     }
 
 
-def test_plain_tfds_reads_the_same_images_under_the_original_ids(small_data_dir: Path, small_dataset: Dataset) -> None:
+def test_plain_tfds_reads_the_same_images_under_the_original_ids(
+    small_data_dir: Path, small_dataset: PublishedDataset
+) -> None:
     for split in ("train", "test"):
         expected = getattr(small_dataset, split)
         examples = tfds.load("cifar10", data_dir=small_data_dir, download=False, split=split)
@@ -69,7 +72,7 @@ def test_writing_does_not_replace_the_registered_builder(small_data_dir: Path) -
 
 
 def test_reading_gives_the_official_order(
-    small_data_dir: Path, small_dataset: Dataset, small_contents: Contents
+    small_data_dir: Path, small_dataset: PublishedDataset, small_contents: Contents
 ) -> None:
     read = tfds_folder.read_folder(small_data_dir, small_contents)
     np.testing.assert_array_equal(read.train.images, small_dataset.train.images)
@@ -134,7 +137,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_what_does_not_verify_is_not_put_in_place(
-    small_dataset: Dataset, small_contents: Contents, tmp_path: Path
+    small_dataset: PublishedDataset, small_contents: Contents, tmp_path: Path
 ) -> None:
     other = Contents(small_contents.images_per_batch, {**small_contents.md5, "test_batch": "0" * 32})
     with pytest.raises(SourceError, match="test_batch"):
@@ -143,7 +146,7 @@ def test_what_does_not_verify_is_not_put_in_place(
 
 
 def test_folder_of_a_faster_process_stays(
-    small_data_dir: Path, small_dataset: Dataset, small_contents: Contents, tmp_path: Path
+    small_data_dir: Path, small_dataset: PublishedDataset, small_contents: Contents, tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "copy"
     shutil.copytree(small_data_dir, data_dir)

@@ -20,17 +20,17 @@ from cifar_keras.training import trainer as trainer_lib
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.phases import fit_phase
-from cifar_keras.training.tasks import Prepared
+from cifar_keras.training.setup import RunSetup
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
 FLAGS: dict[str, Any] = {**SHORT, "head_cached_features": False, "finetune_cached_features": False}
 
 
-def train(folder: Path, **flags: Any) -> tuple[Trainer, Prepared, RunLog]:
+def train(folder: Path, **flags: Any) -> tuple[Trainer, RunSetup, RunLog]:
     config = small_config(**FLAGS | flags)
-    prepared, log = prepare_small(config), RunLog(folder)
-    return train_small(config, prepared, log, folder), prepared, log
+    setup, log = prepare_small(config), RunLog(folder)
+    return train_small(config, setup, log, folder), setup, log
 
 
 def join_in(patch: pytest.MonkeyPatch, callback: keras.callbacks.Callback) -> None:
@@ -77,7 +77,7 @@ def test_a_roll_back_goes_to_the_last_state_at_half_the_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rates = poison(monkeypatch, "finetune", 0.01)
-    done, prepared, log = train(tmp_path, divergence="rollback", finetune_learning_rate=0.03)
+    done, setup, log = train(tmp_path, divergence="rollback", finetune_learning_rate=0.03)
     assert rates == [0.03, 0.015, 0.0075]
     assert [rollback["learning_rate"] for rollback in done.rollbacks] == [0.03, 0.015]
     assert {rollback["phase"] for rollback in done.rollbacks} == {"finetune"}
@@ -87,7 +87,7 @@ def test_a_roll_back_goes_to_the_last_state_at_half_the_rate(
     assert max(record["learning_rate"] for record in log.records if record["phase"] == "finetune") <= 0.0075
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written == log.records
-    assert all(np.isfinite(weights).all() for weights in prepared.classifier.get_weights())
+    assert all(np.isfinite(weights).all() for weights in setup.classifier.get_weights())
 
 
 def test_a_roll_back_is_tried_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

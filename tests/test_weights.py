@@ -523,7 +523,7 @@ def test_real_backbone_computes_what_the_published_network_computes(
 @pytest.mark.real_data
 def test_real_features_tell_real_classes_apart(real_backbone: keras.Model) -> None:
     """A linear probe on 500 test images: 5 times, 400 to fit and 100 to score. Chance is 0.1."""
-    test = sources.load_dataset(DataSource.AUTO, "~/tensorflow_datasets", "", FETCH_SECONDS, 0).test
+    test = sources.prepare_dataset(DataSource.AUTO, "~/tensorflow_datasets", "", FETCH_SECONDS).test
 
     def probed(backbone: keras.Model) -> float:
         model = classifier.build_classifier(backbone, "caffe", class_count=10, dropout=0.0, seed=1)

@@ -1,7 +1,7 @@
 """Random changes to a batch of training images, each a function of the batch's key alone.
 
 Keras's preprocessing layers keep their random state in a variable, so in a parallel `Dataset.map` a batch gets whichever state is
-there when it runs. Their two public halves, `get_random_transformation` (which draws) and `transform_images` (which works), let
+there when it runs. Their two public parts, `get_random_transformation` (which draws) and `transform_images` (which works), let
 us hand in the seeds instead.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.data.cifar10.layout import LabelledImages
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.errors import UserError
 
 # What a random draw is for, so that the order of an epoch and the changes to its images share no key.

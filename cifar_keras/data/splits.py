@@ -1,31 +1,20 @@
 """How the train set is divided into the train split and the validation split."""
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from cifar_keras.data.cifar10.layout import Dataset, LabelledImages
+from cifar_keras.data.types import Dataset, LabelledImages, PublishedDataset
 from cifar_keras.errors import UserError
 
 
-class Splits(NamedTuple):
-    """The three splits of a run. `fit` is given train, validation chooses, test reports."""
-
-    train: LabelledImages
-    validation: LabelledImages
-    test: LabelledImages
-    class_names: tuple[str, ...]
-
-
-def make_splits(dataset: Dataset, validation_share: float, seed: int) -> Splits:
+def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -> Dataset:
     """Divide a dataset's train set as `split_train` does; its test set is the test split."""
     images, labels = dataset.train
     train, validation = (
         LabelledImages(images[part], labels[part]) for part in split_train(labels, validation_share, seed)
     )
-    return Splits(train, validation, dataset.test, dataset.class_names)
+    return Dataset(train, validation, dataset.test, dataset.class_names)
 
 
 def split_train(

@@ -5,6 +5,7 @@ import colorsys
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.data import types
 from cifar_keras.data.cifar10 import layout
 
 TRAIN_IMAGES = 400
@@ -15,16 +16,16 @@ _NOISE = 30.0  # standard deviation, in levels of 255
 _PERIOD = 8.0  # of the stripes, in pixels
 
 
-def make_dataset(seed: int) -> layout.Dataset:
+def make_dataset(seed: int) -> types.PublishedDataset:
     """Draw 400 train and 100 test images of ten classes, equally many of each, as a function of `seed` alone.
 
     A class is a hue and a direction of stripes. The position of the stripes and the noise differ from image to image.
     """
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
-    return layout.Dataset(_draw(TRAIN_IMAGES, train_seed), _draw(TEST_IMAGES, test_seed), layout.CLASS_NAMES)
+    return types.PublishedDataset(_draw(TRAIN_IMAGES, train_seed), _draw(TEST_IMAGES, test_seed), layout.CLASS_NAMES)
 
 
-def _draw(count: int, seed: np.random.SeedSequence) -> layout.LabelledImages:
+def _draw(count: int, seed: np.random.SeedSequence) -> types.LabelledImages:
     generator = np.random.default_rng(seed)
     classes = len(layout.CLASS_NAMES)
     labels = generator.permutation(np.arange(count) % classes)
@@ -32,7 +33,7 @@ def _draw(count: int, seed: np.random.SeedSequence) -> layout.LabelledImages:
     stripes = _stripes(np.pi * labels / classes, generator.uniform(0, 2 * np.pi, count))
     clean = 127.5 + _CONTRAST * (hues[labels][:, np.newaxis, np.newaxis, :] + stripes[..., np.newaxis])
     noisy = clean + generator.normal(0, _NOISE, (count, *layout.IMAGE_SHAPE))
-    return layout.LabelledImages(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), labels.astype(np.int64))
+    return types.LabelledImages(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), labels.astype(np.int64))
 
 
 def _stripes(angles: NDArray[np.float64], phases: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,9 +1,37 @@
 """Which parts of an image a classifier's logit comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from cifar_keras.models.classifier import feature_maps
+
+# A classifier, from uint8 images [n, height, width, 3] to probabilities [n, classes].
+Probabilities = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+
+
+def explaining_maps(
+    classifier: keras.Model,
+    probabilities_of: Probabilities,
+    images: NDArray[np.uint8],
+    classes: Sequence[tuple[str, NDArray[np.int64]]],
+) -> list[tuple[str, NDArray[np.float32]]]:
+    """Return what speaks for classes of images, with a heading each: Grad-CAM of each class, and occlusion of the first.
+
+    Args:
+        classifier: a run's `model.keras`.
+        probabilities_of: the same model as it is served.
+        images: uint8 `[n, height, width, 3]`.
+        classes: what a class is called, such as "predicted", and which it is of each image, int64 `[n]`.
+    """
+    # `predict` would make a pipeline of threads.
+    features = np.asarray(feature_maps(classifier).predict_on_batch(images))
+    kernel = np.asarray(classifier.get_layer("head").kernel)
+    maps = [(f"Grad-CAM, {called}", activation_maps(features, kernel, indices)) for called, indices in classes]
+    called, indices = classes[0]
+    return [*maps, (f"occlusion, {called}", occlusion_maps(probabilities_of, images, indices))]
 
 
 def activation_maps(
@@ -32,7 +60,7 @@ def activation_maps(
 
 
 def occlusion_maps(
-    probabilities_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
+    probabilities_of: Probabilities,
     images: NDArray[np.uint8],
     classes: NDArray[np.int64],
 ) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.data.cifar10.layout import LabelledImages
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.exporting.saved_model import serve_all

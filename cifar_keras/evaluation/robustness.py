@@ -4,18 +4,20 @@ Every row is measured at the temperature that the model serves with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import Views
-from cifar_keras.data.cifar10.layout import LabelledImages
+from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, Views, other_sets_of
+from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cifar_keras.evaluation.metrics import classification_metrics
-from cifar_keras.evaluation.test_sets import OtherSet
+from cifar_keras.evaluation.test_sets import OtherSet, find_other_sets, read_other_set
 from cifar_keras.evaluation.uncertainty import mean_interval
+from cifar_keras.exporting.saved_model import serve_all
 
 FIGURES = ("accuracy", "loss", "brier", "calibration_error")
 # Eight corruptions at five severities: 40 forward passes of each image.
@@ -24,6 +26,70 @@ CORRUPTED_IMAGES = 1000
 # uint8 images [n, height, width, 3], and what the progress bar is called -> logits over the temperature, float32 [n, classes]
 Predict = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
 Kind = Literal["views", "corruption", "test set"]
+
+
+class Robustness(NamedTuple):
+    """What was measured beside the test split."""
+
+    rows: list[dict[str, Any]]  # of `row`
+    means: dict[str, Any]  # of `mean_accuracy`, by the name of a suite
+
+
+def predict_at(model: tf.Module, temperature: float, batch_size: int) -> Predict:
+    """Return what runs images through a loaded SavedModel, and divides its logits by the temperature that it serves with."""
+    return lambda images, title: serve_all(model, images, batch_size, title).logits / np.float32(temperature)
+
+
+def measure_robustness(
+    predict: Predict,
+    plain: NDArray[np.float32],
+    dataset: Dataset,
+    settings: EvaluationConfig,
+    *,
+    data_dir: str,
+    seed: int,
+) -> Robustness:
+    """Measure what the settings ask for beside the run's own splits.
+
+    Args:
+        predict: the model.
+        plain: what `predict` gives of the test images.
+        dataset: of the run.
+        settings: which views and which other test sets.
+        data_dir: TFDS folder with the other sets.
+        seed: of the noise, of the choice of images and of the resamples.
+
+    Raises:
+        UserError: a set is not prepared.
+    """
+    test, class_names = dataset.test, dataset.class_names
+    rows: list[dict[str, Any]] = []
+    means: dict[str, Any] = {}
+    names = other_sets_of(settings)
+    find_other_sets(names, data_dir)  # before anything takes long
+    if settings.test_time_augmentation is not Views.NONE:
+        rows += with_views(predict, test, plain, settings.test_time_augmentation, class_names, seed=seed)
+    if CORRUPTION_SUITE in settings.test_sets.split(","):
+        measured, means[CORRUPTION_SUITE] = with_corruptions(predict, test, plain, class_names, seed=seed)
+        rows += measured
+    of_sets, mean = on_other_sets(predict, names, data_dir, dataset, seed=seed)
+    return Robustness(rows + of_sets, means | mean)
+
+
+def on_other_sets(
+    predict: Predict, names: Sequence[str], data_dir: str, dataset: Dataset, *, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Measure other test sets; return their rows, and the mean over `cifar10_corrupted` where all of it was asked for."""
+    rows, right_of_corrupted = [], []
+    for name in find_other_sets(names, data_dir):
+        for other in read_other_set(name, data_dir, dataset.validation):
+            measured, right = on_other_set(predict, other, dataset.class_names, seed=seed)
+            rows.append(measured)
+            if name.startswith("cifar10_corrupted/"):  # the test split each, and TFDS orders all of them alike
+                right_of_corrupted.append(right)
+    if "cifar10_corrupted" not in names:
+        return rows, {}
+    return rows, {"cifar10_corrupted": mean_accuracy(right_of_corrupted, seed=seed)}
 
 
 def with_views(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
-from cifar_keras.data.cifar10.layout import LabelledImages
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.files import paths
 

@@ -30,6 +30,20 @@ def save_classifier(classifier: keras.Model, path: Path) -> None:
         uncompiled.save(beside)
 
 
+def save_and_reload(classifier: keras.Model, path: Path) -> keras.Model:
+    """Write `model.keras`, and return the model that is read back from it.
+
+    Raises:
+        RuntimeError: the weights that are read back are not the trained ones.
+    """
+    save_classifier(classifier, path)
+    reloaded = keras.models.load_model(path, compile=False)
+    pairs = zip(classifier.get_weights(), reloaded.get_weights(), strict=True)
+    if not all(np.array_equal(trained, read) for trained, read in pairs):
+        raise RuntimeError(f"the weights are not the trained ones. Received: {path}")
+    return reloaded
+
+
 def export_saved_model(
     classifier: keras.Model, class_names: Sequence[str], path: Path, *, temperature: float = 1.0
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from cifar_keras import config
 from cifar_keras.config import DataSource
-from cifar_keras.data.cifar10.layout import is_prepared
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.files import paths, writing
 
@@ -25,11 +25,12 @@ class FinishedRun(NamedTuple):
     labels: NDArray[np.int64]  # [n]
     records: list[dict[str, Any]]  # of metrics.jsonl
 
-    def with_data_dir(self, data_dir: str) -> "FinishedRun":
+    def with_data_dir(self, data_dir: str, is_prepared: Callable[[str], bool]) -> "FinishedRun":
         """Return the run as what measures it reads its images: out of a folder that is prepared, and from nowhere else.
 
         Args:
             data_dir: the folder; "" is that of the run.
+            is_prepared: tells whether a folder holds the run's data set.
 
         Raises:
             UserError: the images are not there.

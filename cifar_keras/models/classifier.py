@@ -4,9 +4,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.config import ModelConfig
 from cifar_keras.models.backbones import BACKBONES, InputConvention
 from cifar_keras.models.resize import Resize
 from cifar_keras.models.small_resnet import build_resnet9, build_resnet20
+from cifar_keras.models.weights import load_weights
 
 # Mean of the ImageNet training pixels in BGR order, 0..255, as keras.applications' "caffe" preprocessing subtracts it.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -66,6 +68,27 @@ def build_classifier(
         features = keras.layers.Dropout(dropout, seed=seed, name="dropout")(features)
     logits = keras.layers.Dense(class_count, kernel_initializer="zeros", dtype="float32", name="head")(features)
     return keras.Model(images, logits, name="classifier")
+
+
+def make_classifier(
+    settings: ModelConfig, class_count: int, *, seed: int, timeout_seconds: float, fetch: bool = True
+) -> keras.Model:
+    """Build a classifier with its starting weights, in the strategy's scope that is open.
+
+    Args:
+        settings: which backbone and which weights.
+        class_count: number of logits.
+        seed: seed of the dropout.
+        timeout_seconds: seconds of standstill after which a source of weights on the network is given up.
+        fetch: weights may come from the network.
+
+    Raises:
+        UserError: no source has the weights.
+    """
+    backbone = build_backbone(settings.backbone, settings.image_size)
+    load_weights(backbone, settings.backbone, settings.weights, timeout_seconds, fetch=fetch)
+    convention = BACKBONES[settings.backbone].input_convention
+    return build_classifier(backbone, convention, class_count, settings.dropout, seed)
 
 
 def assemble(

@@ -1,4 +1,4 @@
-"""A classifier in two halves: what is frozen, whose outputs can be computed once for many epochs, and what learns."""
+"""A classifier in two parts: what is frozen, whose outputs can be computed once for many epochs, and what learns."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin, readers_of
 
 
-class Halves(NamedTuple):
+class Partition(NamedTuple):
     """Together they are the classifier, whose variables they share."""
 
-    lower: keras.Model  # uint8 images [n, height, width, 3] to float32 features [n, ...]; its kernels are its own
-    upper: keras.Model  # features to float32 logits [n, classes]
+    frozen: keras.Model  # uint8 images [n, height, width, 3] to float32 features [n, ...]; its kernels are its own
+    trainable: keras.Model  # features to float32 logits [n, classes]
 
 
 def find_boundary(backbone: keras.Model) -> Any | None:
@@ -37,25 +37,25 @@ def find_boundary(backbone: keras.Model) -> Any | None:
     return crossing[0] if len(crossing) == 1 else None
 
 
-def halve(classifier: keras.Model, *, compute_dtype: str, image_size: int) -> Halves | None:
+def partition(classifier: keras.Model, *, compute_dtype: str, image_size: int) -> Partition | None:
     """Split a classifier at its boundary, if it has one, into fused twins.
 
     Args:
         classifier: what `build_classifier` made; what is trainable in its backbone says where to split.
         compute_dtype: of the twins' activations.
-        image_size: side in pixels to which the lower half resizes its images.
+        image_size: side in pixels to which the frozen part resizes its images.
     """
     backbone = classifier.get_layer("backbone")
     boundary = find_boundary(backbone)
     if boundary is None:
         return None
-    frozen = keras.Model(backbone.input, boundary, name="backbone")
+    below = keras.Model(backbone.input, boundary, name="backbone")
     size = (image_size, image_size, 3)
-    lower_twin = fused_twin(frozen, compute_dtype=compute_dtype, input_shape=size, folded=True)
-    lower = assemble(classifier, lower_twin, last="backbone")
+    frozen_twin = fused_twin(below, compute_dtype=compute_dtype, input_shape=size, folded=True)
+    frozen = assemble(classifier, frozen_twin, last="backbone")
     if boundary is backbone.output:
         after = classifier.layers[classifier.layers.index(backbone) + 1]
-        return Halves(lower, assemble(classifier, None, first=after.name))
+        return Partition(frozen, assemble(classifier, None, first=after.name))
     learning = keras.Model(boundary, backbone.output, name="backbone")
-    upper_twin = fused_twin(learning, compute_dtype=compute_dtype, input_shape=lower.output_shape[1:])
-    return Halves(lower, assemble(classifier, upper_twin, first="backbone"))
+    trainable_twin = fused_twin(learning, compute_dtype=compute_dtype, input_shape=frozen.output_shape[1:])
+    return Partition(frozen, assemble(classifier, trainable_twin, first="backbone"))

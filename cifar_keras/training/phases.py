@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import keras
 import tensorflow as tf
 
-from cifar_keras.config import DistillationConfig, FinetuneConfig, PhaseConfig
+from cifar_keras.config import DistillationConfig, FinetuneConfig, PhaseConfig, RunConfig
+from cifar_keras.data.pipeline import whole_steps
 from cifar_keras.training.optimizers import make_optimizer
 from cifar_keras.training.teacher import DistillationLoss
 
@@ -30,6 +31,23 @@ class Phase(NamedTuple):
     def steps(self) -> int:
         """Steps of the whole phase."""
         return self.config.epochs * self.steps_per_epoch
+
+
+def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
+    """List the phases that have epochs, head phase first; epochs are counted on.
+
+    Raises:
+        UserError: the train split has fewer whole batches than asked for.
+    """
+    settings: list[tuple[PhaseName, PhaseConfig]] = [("head", config.head), ("finetune", config.finetune)]
+    phases: list[Phase] = []
+    for name, phase_config in settings:
+        if phase_config.epochs:
+            batch_size, flag = config.data.global_batch_size, f"{name}_steps_per_epoch"
+            steps = whole_steps(train_count, batch_size, phase_config.steps_per_epoch, flag)
+            first_epoch = sum(phase.config.epochs for phase in phases)
+            phases.append(Phase(name, phase_config, steps, first_epoch))
+    return phases
 
 
 def set_trainable(classifier: keras.Model, config: PhaseConfig, *, synchronize: bool) -> None:

@@ -11,26 +11,25 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import DistillationConfig
-from cifar_keras.data.cifar10.layout import LabelledImages
 from cifar_keras.data.pipeline import Examples
-from cifar_keras.data.splits import Splits
+from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.exporting.saved_model import serve_all
 from cifar_keras.files import writing
 
 SPLITS = ("train", "validation")
 
 
-def teacher_logits(teacher: tf.Module, splits: Splits, batch_size: int) -> dict[str, NDArray[np.float32]]:
+def teacher_logits(teacher: tf.Module, dataset: Dataset, batch_size: int) -> dict[str, NDArray[np.float32]]:
     """Return the teacher's logits of train and validation, `[n, classes]`: means over an image and its mirror image.
 
     Args:
         teacher: a SavedModel, loaded.
-        splits: of the run.
+        dataset: of the run.
         batch_size: images at a time.
     """
-    count = sum(len(getattr(splits, name).labels) for name in SPLITS)
+    count = sum(len(getattr(dataset, name).labels) for name in SPLITS)
     print(f"teacher: logits of {count:,} images and of their mirror images", flush=True)
-    return {name: _both_ways(teacher, getattr(splits, name), batch_size, name) for name in SPLITS}
+    return {name: _both_ways(teacher, getattr(dataset, name), batch_size, name) for name in SPLITS}
 
 
 def keep_teacher_logits(logits: dict[str, NDArray[np.float32]], file: Path) -> None:

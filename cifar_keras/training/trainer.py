@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -21,8 +21,9 @@ from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.phases import Phase, compile_phase, fit_phase
 from cifar_keras.training.pruning import Prune, first_sparse_epoch
+from cifar_keras.training.setup import RunSetup
 from cifar_keras.training.stopwatch import Stopwatch
-from cifar_keras.training.tasks import Lesson, Prepared, make_lesson
+from cifar_keras.training.tasks import Task, make_task
 from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 
 PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
@@ -52,26 +53,28 @@ class Trainer:
 
     Args:
         config: of the run.
-        prepared: what it trains with.
+        setup: what it trains with.
         log: of the run.
         watch: the run's; it gets the minutes of each phase.
         checkpoints: where its state is saved.
         interruption: asks it to end.
+        callbacks: called in `fit` behind the run's own.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        prepared: Prepared,
+        setup: RunSetup,
         *,
         log: RunLog,
         watch: Stopwatch,
         checkpoints: Checkpoints,
         interruption: Interruption,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        self._config, self._prepared, self._log, self._watch = config, prepared, log, watch
-        self._checkpoints, self._interruption = checkpoints, interruption
-        self._keep_best = KeepBest(prepared.classifier)
+        self._config, self._setup, self._log, self._watch = config, setup, log, watch
+        self._checkpoints, self._interruption, self._callbacks = checkpoints, interruption, callbacks
+        self._keep_best = KeepBest(setup.classifier)
         self._position = Position()
         self._rate_share = 1.0  # of the rates that are asked for
         self.saving = {"saved": 0, "minutes": 0.0}  # of the states
@@ -97,8 +100,8 @@ class Trainer:
             if (before := state.values["versions"]) != environment.versions():
                 print(f"warning: the run began with other versions, so its bits can differ: {before}", file=sys.stderr)
             self._restore(state)
-        while self._position.phase < len(self._prepared.phases):
-            phase = self._prepared.phases[self._position.phase]
+        while self._position.phase < len(self._setup.phases):
+            phase = self._setup.phases[self._position.phase]
             try:
                 with self._watch.time(phase.name):
                     self._train_phase(phase, state)
@@ -108,8 +111,17 @@ class Trainer:
             if self._interruption.asked:  # after the phase's last step; its end is saved
                 self._interruption.end()
 
+    def history(self) -> dict[str, Any]:
+        """Return what `result.json` says of the training."""
+        return {
+            "compute_dtype": self._setup.compute_dtype,
+            "phases": {name: summary._asdict() for name, summary in self.summaries.items()},
+            "rollbacks": self.rollbacks,
+            "states": self.saving,
+        }
+
     def _check_devices(self, state: State) -> None:
-        before, now = state.values["replicas"], self._prepared.strategy.num_replicas_in_sync
+        before, now = state.values["replicas"], self._setup.strategy.num_replicas_in_sync
         if before != now:  # whose shares of a batch, and sums of metrics, are others
             raise UserError(
                 f"--resume: the run began on {before} devices and has to go on there. Received: {now} devices"
@@ -121,21 +133,21 @@ class Trainer:
         within = state if state is not None and state.values["within"] is not None else None
         rate = self._rate_share * phase.config.learning_rate
         phase = phase._replace(config=dataclasses.replace(phase.config, learning_rate=rate))
-        lesson = make_lesson(self._config, self._prepared, phase)
+        task = make_task(self._config, self._setup, phase)
         compile_phase(
-            lesson.model,
+            task.model,
             phase,
-            self._prepared.strategy,
-            compute_dtype=self._prepared.compute_dtype,
-            distillation=self._prepared.distillation,
+            self._setup.strategy,
+            compute_dtype=self._setup.compute_dtype,
+            distillation=self._setup.distillation,
         )
         self._begin_keeping(phase)
         if within is not None:
-            self._restore_within(lesson.model, within)
-        logger, pipeline_speed = self._fit(phase, lesson, within)
+            self._restore_within(task.model, within)
+        logger, pipeline_speed = self._fit(phase, task, within)
         self._keep_best.go_back()
         speed = logger.images_per_second
-        if lesson.cached:  # the features are learned from in no time; what counts is their making
+        if task.cached:  # the features are learned from in no time; what counts is their making
             images = (self._log.step - steps_before) * self._config.data.global_batch_size
             speed = images / (time.monotonic() - started)
         elif speed and pipeline_speed and speed > PIPELINE_SHARE * pipeline_speed:
@@ -144,8 +156,8 @@ class Trainer:
                 f"and training went at {speed:,.0f}",
                 file=sys.stderr,
             )
-        by_matmul = list(kernel_gradients(lesson.model).values()).count("matmul")
-        self.summaries[phase.name] = PhaseSummary(speed, pipeline_speed, lesson.cached, by_matmul)
+        by_matmul = list(kernel_gradients(task.model).values()).count("matmul")
+        self.summaries[phase.name] = PhaseSummary(speed, pipeline_speed, task.cached, by_matmul)
         self._position = Position(self._position.phase + 1, phase.first_epoch + phase.config.epochs)
         self._rate_share = 1.0
         self._save(None)
@@ -158,17 +170,17 @@ class Trainer:
         if sparse and self._position.epoch <= first_epoch:
             self._keep_best.forget()
 
-    def _fit(self, phase: Phase, lesson: Lesson, within: State | None) -> tuple[LogPhase, float | None]:
+    def _fit(self, phase: Phase, task: Task, within: State | None) -> tuple[LogPhase, float | None]:
         batch_size = self._config.data.global_batch_size
         epoch, step = (self._position.epoch, self._position.step) if within else (phase.first_epoch, 0)
         batches = training_batches(
-            lesson.train,
+            task.train,
             global_batch_size=batch_size,
             steps_per_epoch=phase.steps_per_epoch,
             seed=self._config.seed,
             first_epoch=epoch,
             epochs=phase.first_epoch + phase.config.epochs - epoch,
-            change=lesson.change,
+            change=task.change,
             first_step=step,
             parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
         )
@@ -180,21 +192,22 @@ class Trainer:
             every=self._config.checkpoint.checkpoint_every_steps,
             first_step=step,
             within=within,
-            strategy=self._prepared.strategy,
+            strategy=self._setup.strategy,
             interruption=self._interruption,
         )
-        validation_batches = evaluation_batches(lesson.validation, global_batch_size=batch_size)
-        callbacks = [logger, self._keep_best, saver]
+        validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
+        callbacks: list[keras.callbacks.Callback] = [logger, self._keep_best, saver]
         if not sys.stdout.isatty():
-            callbacks.append(TellProgress(logger, phase, lesson.validation.total))
+            callbacks.append(TellProgress(logger, phase, task.validation.total))
         if isinstance(phase.config, FinetuneConfig) and phase.config.sparsity:
             callbacks.insert(0, Prune(phase, phase.config.sparsity, first_step=step))  # before the state is saved
+        callbacks += self._callbacks
         if step:  # Keras makes the variables of the metrics, whose values the saver restores, when it sees a batch
-            lesson.model.evaluate(validation_batches.take(1), verbose=0)
+            task.model.evaluate(validation_batches.take(1), verbose=0)
         first_epoch = epoch if within else None
         with self._interruption.waiting():
             fit_phase(
-                lesson.model, phase, batches, validation_batches, callbacks, first_epoch=first_epoch, first_step=step
+                task.model, phase, batches, validation_batches, callbacks, first_epoch=first_epoch, first_step=step
             )
         return logger, pipeline_speed
 
@@ -205,8 +218,8 @@ class Trainer:
     def _save(self, model: keras.Model | None) -> None:
         """Save the state of the run, with that of the phase that fits `model`; None is between two phases."""
         started = time.monotonic()
-        strategy = self._prepared.strategy
-        arrays = read_variables("classifier", self._prepared.classifier.variables, strategy)
+        strategy = self._setup.strategy
+        arrays = read_variables("classifier", self._setup.classifier.variables, strategy)
         if model is not None:
             if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
                 raise DivergedError(f"a weight is not finite at step {self._log.step}")
@@ -215,7 +228,7 @@ class Trainer:
         arrays |= {f"best/{number}": array for number, array in enumerate(self._keep_best.best_weights)}
         values = {
             "config": to_values(self._config),
-            "compute_dtype": self._prepared.compute_dtype,
+            "compute_dtype": self._setup.compute_dtype,
             "replicas": strategy.num_replicas_in_sync,
             "position": self._position._asdict(),
             "within": None
@@ -245,7 +258,7 @@ class Trainer:
     def _restore(self, state: State) -> None:
         """Be at the moment of a state, but for what `_restore_within` does."""
         values, arrays = state
-        write_variables("classifier", self._prepared.classifier.variables, self._prepared.strategy, arrays)
+        write_variables("classifier", self._setup.classifier.variables, self._setup.strategy, arrays)
         self._position = Position(**values["position"])
         self._rate_share = values["rate_share"]
         self.rollbacks, self.saving = values["rollbacks"], values["saving"]
@@ -258,9 +271,9 @@ class Trainer:
     def _restore_within(self, model: keras.Model, state: State) -> None:
         """Restore what belongs to the phase; its metrics follow when `fit` has made and reset them."""
         set_kernel_gradients(model, state.values["within"]["kernel_gradients"])
-        with self._prepared.strategy.scope():
+        with self._setup.strategy.scope():
             model.optimizer.build(model.trainable_variables)
-        write_variables("optimizer", model.optimizer.variables, self._prepared.strategy, state.arrays)
+        write_variables("optimizer", model.optimizer.variables, self._setup.strategy, state.arrays)
         self._keep_best.waited = state.values["within"]["waited"]
 
     def _roll_back(self, phase: Phase, error: DivergedError) -> State:

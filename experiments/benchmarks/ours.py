@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from cifar_keras.config import AugmentationConfig, ComputeDtype, FinetuneConfig, HeadConfig, KernelGradientChoice
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.cifar10.layout import CLASS_NAMES, LabelledImages
+from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.pipeline import Examples, hold, training_batches
+from cifar_keras.data.types import LabelledImages
 from cifar_keras.exporting import saved_model
 from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.models.partition import halve
+from cifar_keras.models.partition import partition
 from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
 from cifar_keras.training.features import choose_view, compute_features
 from cifar_keras.training.phases import Phase, compile_phase, set_trainable
@@ -60,15 +61,15 @@ class System:
         Its beginning takes seconds, which is little of a real phase and most of one that is shorter than `HEAD_BATCHES`.
         """
         set_trainable(classifier, HeadConfig(), synchronize=False)
-        halves = halve(classifier, compute_dtype=self._dtype, image_size=case.image_size)
-        assert halves is not None
+        parts = partition(classifier, compute_dtype=self._dtype, image_size=case.image_size)
+        assert parts is not None
 
         def run(count: int) -> float:
             started, batches_seen = time.perf_counter(), max(count, HEAD_BATCHES)
             train = _examples(batches_seen * case.batch_size)
             settings: dict[str, Any] = {"dtype": self._dtype, "batch_size": case.batch_size, "title": "features"}
-            features = compute_features(halves.lower, train, mirrored=True, **settings)
-            compile_phase(halves.upper, Phase("head", HeadConfig(), batches_seen, 0), tf.distribute.get_strategy())
+            features = compute_features(parts.frozen, train, mirrored=True, **settings)
+            compile_phase(parts.trainable, Phase("head", HeadConfig(), batches_seen, 0), tf.distribute.get_strategy())
             batches = training_batches(
                 features,
                 global_batch_size=case.batch_size,
@@ -78,7 +79,7 @@ class System:
                 epochs=HEAD_EPOCHS,
                 change=choose_view,
             )
-            halves.upper.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=batches_seen, verbose=0)
+            parts.trainable.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=batches_seen, verbose=0)
             return (time.perf_counter() - started) * count / batches_seen
 
         return Runnable(run, HEAD_EPOCHS * case.batch_size)

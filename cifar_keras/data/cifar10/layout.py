@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays: its types, its official order and layout in bytes, and the digests that tell a whole copy."""
+"""CIFAR-10 as arrays: its official order and layout in bytes, and the digests that tell a whole copy."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.data.types import LabelledImages, PublishedDataset
 from cifar_keras.errors import SourceError
 from cifar_keras.files import paths
 
@@ -21,21 +22,6 @@ TEST_BATCH = "test_batch"
 RECORD_BYTES = 1 + 3 * 32 * 32
 
 TFDS_VERSION = "3.0.2"
-
-
-class LabelledImages(NamedTuple):
-    """Images and what they show, in the same order."""
-
-    images: NDArray[np.uint8]  # [n, 32, 32, 3], RGB, 0..255
-    labels: NDArray[np.int64]  # [n], index of the class name
-
-
-class Dataset(NamedTuple):
-    """Everything a source gives. CIFAR-10 itself has 50,000 and 10,000 images, in the order of the original batches."""
-
-    train: LabelledImages
-    test: LabelledImages
-    class_names: tuple[str, ...]
 
 
 class Contents(NamedTuple):
@@ -80,10 +66,10 @@ def from_planes(planes: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Labelle
     return LabelledImages(np.ascontiguousarray(images), labels.astype(np.int64))
 
 
-def dataset_from_batches(batches: dict[str, LabelledImages]) -> Dataset:
+def dataset_from_batches(batches: dict[str, LabelledImages]) -> PublishedDataset:
     """Join the five train batches in their official order and set the test batch beside them."""
     train = [batches[name] for name in TRAIN_BATCHES]
-    return Dataset(
+    return PublishedDataset(
         LabelledImages(
             np.concatenate([batch.images for batch in train]), np.concatenate([batch.labels for batch in train])
         ),
@@ -92,7 +78,7 @@ def dataset_from_batches(batches: dict[str, LabelledImages]) -> Dataset:
     )
 
 
-def batches_of(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
+def batches_of(dataset: PublishedDataset) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each batch as the binary version has them, train batches first."""
     size = len(dataset.train.labels) // len(TRAIN_BATCHES)
     for index, name in enumerate(TRAIN_BATCHES):
@@ -101,7 +87,7 @@ def batches_of(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
     yield TEST_BATCH, _records(dataset.test)
 
 
-def verify(dataset: Dataset, contents: Contents) -> None:
+def verify(dataset: PublishedDataset, contents: Contents) -> None:
     """Check the number, the order, the pixels and the labels of all images.
 
     Raises:

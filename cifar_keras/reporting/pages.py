@@ -1,0 +1,121 @@
+"""What people look at in a workdir: pictures, the report and the model card, written from numbers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras.data.types import LabelledImages
+from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.evaluation.robustness import Robustness, merged
+from cifar_keras.files import paths, writing
+from cifar_keras.reporting import figures
+from cifar_keras.reporting.report import Content, model_card, report_html
+
+
+def pictures_of_test(
+    test: LabelledImages,
+    logits: NDArray[np.float32],
+    metrics: Mapping[str, Any],
+    class_names: Sequence[str],
+    temperature: float,
+) -> dict[str, bytes]:
+    """Draw how a model does on the test split.
+
+    Args:
+        test: images and labels.
+        logits: float32 `[n, classes]`, of the model.
+        metrics: what `classification_metrics` returned of them.
+        class_names: of the model.
+        temperature: that it serves with.
+
+    Returns:
+        PNG files by their names in the workdir, without ".png".
+    """
+    probabilities = softmax(logits, temperature)
+    return {
+        "reliability": figures.reliability_picture(logits, test.labels, temperature),
+        "confusion_matrix": figures.confusion_matrix_picture(metrics["confusion_matrix"], class_names),
+        "predictions": figures.predictions_picture(test.images, test.labels, probabilities, class_names),
+    }
+
+
+def errors_picture(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    maps: Sequence[tuple[str, NDArray[np.float32]]],
+    class_names: Sequence[str],
+) -> bytes:
+    """Draw what errors come from.
+
+    Args:
+        images: uint8 `[n, height, width, 3]`, classified wrongly.
+        labels: int64 `[n]`, what they show.
+        probabilities: float64 `[n, classes]`, what the model says.
+        maps: what `explaining_maps` returned of them.
+        class_names: of the model.
+
+    Returns:
+        A PNG file.
+    """
+    titles = [
+        f"{class_names[row.argmax()]} {row.max():.2f},\nis {class_names[label]}"
+        for row, label in zip(probabilities, labels, strict=True)
+    ]
+    return figures.attribution_picture(images, maps, titles)
+
+
+def keep_robustness(measured: Robustness, path: Path) -> None:
+    """Put rows beside those that a workdir has, or in their place, and draw the corruptions."""
+    file = path / paths.FURTHER
+    kept = writing.read_json(file) if file.is_file() else {"rows": [], "means": {}}
+    rows = merged(kept["rows"], measured.rows)
+    of_corruptions = [row for row in rows if row["kind"] == "corruption"]
+    if of_corruptions:  # before the file that says that there is one
+        writing.write_whole(path / "corruptions.png", figures.corruptions_picture(of_corruptions))
+    writing.write_json(file, {"rows": rows, "means": kept["means"] | measured.means})
+
+
+def write_report(
+    path: Path,
+    result: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    logits: NDArray[np.float32],
+    test: LabelledImages,
+    class_names: Sequence[str],
+) -> None:
+    """Write `report.html` and `model_card.md` of all that lies in a workdir.
+
+    Args:
+        path: the workdir.
+        result: what `result.json` says, or will say.
+        records: lines of `metrics.jsonl`.
+        logits: float32 `[n, classes]`, of the test images.
+        test: images and labels.
+        class_names: of the model.
+    """
+    content = Content(
+        name=paths.shown(path.resolve().name),
+        result=result,
+        records=records,
+        images=test.images,
+        labels=test.labels,
+        logits=logits,
+        class_names=class_names,
+        pictures={file.stem: file.read_bytes() for file in sorted(path.glob("*.png"))},
+        **{
+            part: writing.read_json(path / file)
+            for part, file in (
+                ("further", paths.FURTHER),
+                ("exports", paths.EXPORTS),
+                ("explanation", paths.EXPLANATION),
+            )
+            if (path / file).is_file()
+        },
+    )
+    writing.write_whole(path / paths.REPORT, report_html(content).encode())
+    writing.write_whole(path / paths.MODEL_CARD, model_card(content).encode())
