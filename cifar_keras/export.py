@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import command, flags
-from cifar_keras.data.cifar10.layout import is_prepared
+from cifar_keras.data.datasets import is_prepared
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.formats import FORMATS, Bound

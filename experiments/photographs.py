@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_keras import command, flags
-from cifar_keras.data.cifar10.layout import is_prepared
+from cifar_keras.data.datasets import is_prepared
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.exporting.runtimes import RUNTIMES

@@ -119,6 +119,8 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     if values["finetune_epochs"] == 0:
         values["finetune_sparsity"] = 0.0
     values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
+    if set(values["test_sets"].split(",")) - {"", config_lib.CORRUPTION_SUITE}:
+        values["synthetic_classes"] = 10
     for phase in ("head", "finetune"):
         values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))
         if values[f"{phase}_optimizer"] == "adamw":

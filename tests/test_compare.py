@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cifar_keras import compare
 from cifar_keras.config import DataSource
-from cifar_keras.data.cifar10.layout import is_prepared
+from cifar_keras.data.datasets import is_prepared
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.files.finished_run import FinishedRun, read_finished_run

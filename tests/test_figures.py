@@ -282,7 +282,7 @@ def test_pictures_are_the_same_bytes_whatever_the_users_style_is() -> None:
 def test_fonts_are_not_the_users_when_the_module_is_imported(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("font.family: monospace\nfont.weight: bold\nimage.origin: lower\n")
     code = (
-        "import sys, hashlib, numpy as np; from cifar_keras.reporting import pictures as p;"
+        "import sys, hashlib, numpy as np; from cifar_keras.reporting import figures as p;"
         "image = np.arange(3072, dtype=np.uint8).reshape(1, 32, 32, 3);"
         "print(hashlib.sha256(p.image_grid_picture(image, ['title'], 1)).hexdigest())"
     )

@@ -1,10 +1,25 @@
-"""The data sets that a run can name, and how each is loaded."""
+"""The data sets that a run can name: what each is called, and how it is loaded."""
 
-from cifar_keras.config import DataConfig, DataSource
-from cifar_keras.data import synthetic
-from cifar_keras.data.cifar10.sources import prepare_dataset
-from cifar_keras.data.splits import make_splits
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from cifar_keras.config import DataConfig, DatasetName, DataSource
+from cifar_keras.data.cifar10 import layout
 from cifar_keras.data.types import Dataset, PublishedDataset
+
+
+class DatasetRow(NamedTuple):
+    """A data set. To add one is to add a row to `DATASETS`, and its name to the config."""
+
+    title: str  # as a page calls it in a sentence
+    description: str  # what it is, a sentence or two
+    load: Callable[[DataConfig, int, float], PublishedDataset]  # of the settings, the seed, and the seconds of patience
+    is_prepared: Callable[[str], bool]  # whether a folder holds it, so that nothing has to be fetched
+
+
+def name_of(settings: DataConfig) -> DatasetName:
+    """Return which data set is asked for, by either of the two flags that can."""
+    return DatasetName.SYNTHETIC if settings.data_source is DataSource.SYNTHETIC else settings.dataset
 
 
 def load_published(settings: DataConfig, *, seed: int, timeout_seconds: float) -> PublishedDataset:
@@ -18,12 +33,59 @@ def load_published(settings: DataConfig, *, seed: int, timeout_seconds: float) -
     Raises:
         UserError: the images cannot be had.
     """
-    if settings.data_source is DataSource.SYNTHETIC:
-        return synthetic.make_dataset(seed)
-    return prepare_dataset(settings.data_source, settings.data_dir, settings.archive, timeout_seconds)
+    return DATASETS[name_of(settings)].load(settings, seed, timeout_seconds)
 
 
 def load_dataset(settings: DataConfig, *, seed: int, timeout_seconds: float) -> Dataset:
     """Load the verified images of a run and hold out its validation split, as `load_published` and `make_splits` do."""
+    from cifar_keras.data.splits import make_splits  # it imports scikit-learn, for which no command should wait
+
     published = load_published(settings, seed=seed, timeout_seconds=timeout_seconds)
     return make_splits(published, settings.validation_share, seed)
+
+
+def is_prepared(settings: DataConfig) -> bool:
+    """Return whether the images are in the folder that the settings name, or need none.
+
+    Raises:
+        UserError: it is no path that can be used.
+    """
+    return DATASETS[name_of(settings)].is_prepared(settings.data_dir)
+
+
+def row_of(values: Mapping[str, Any]) -> DatasetRow:
+    """Return the row of the data set that the settings of a run name, as `result.json` keeps them; older ones name no data set."""
+    settings = DataConfig(
+        dataset=DatasetName(values.get("dataset", DatasetName.CIFAR10)),
+        data_source=DataSource(values.get("data_source", DataSource.AUTO)),
+    )
+    return DATASETS[name_of(settings)]
+
+
+def _load_cifar10(settings: DataConfig, _seed: int, timeout_seconds: float) -> PublishedDataset:
+    from cifar_keras.data.cifar10.sources import prepare_dataset  # it imports TensorFlow
+
+    return prepare_dataset(settings.data_source, settings.data_dir, settings.archive, timeout_seconds)
+
+
+def _load_synthetic(settings: DataConfig, seed: int, _timeout_seconds: float) -> PublishedDataset:
+    from cifar_keras.data import synthetic
+
+    return synthetic.make_dataset(seed, settings.synthetic_classes)
+
+
+DATASETS = {
+    DatasetName.CIFAR10: DatasetRow(
+        "CIFAR-10",
+        "CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images.",
+        _load_cifar10,
+        layout.is_prepared,
+    ),
+    DatasetName.SYNTHETIC: DatasetRow(
+        "a synthetic set",
+        "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the figures above say nothing "
+        "about photographs.",
+        _load_synthetic,
+        lambda _data_dir: True,
+    ),
+}

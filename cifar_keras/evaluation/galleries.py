@@ -49,6 +49,17 @@ def most_confused_pairs(probabilities: NDArray[np.float64], labels: NDArray[np.i
     return pairs
 
 
+def most_confused_classes(confusion_matrix: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the classes that take part in the most errors, as label or as prediction: at most `count` of them, rising.
+
+    Args:
+        confusion_matrix: counts `[classes, classes]`, rows are true classes and columns predictions.
+        count: how many at most; of classes with equally many errors the first.
+    """
+    errors = confusion_matrix.sum(axis=0) + confusion_matrix.sum(axis=1) - 2 * np.diagonal(confusion_matrix)
+    return np.sort(np.argsort(-errors, kind="stable")[:count])
+
+
 def spread_over_confidence(confidences: NDArray[np.float64], places: int) -> NDArray[np.int64]:
     """Return at most `places` positions, evenly spread over the order from the most to the least confident."""
     order = np.argsort(-confidences, kind="stable")

@@ -57,7 +57,7 @@ def classification_metrics(
         "calibration_error_by_chance": calibration.by_chance,
         **{f"macro_{rate}": value for rate, value in _rates(labels, predicted, classes, "macro").items()},
         **{f"weighted_{rate}": value for rate, value in _rates(labels, predicted, classes, "weighted").items()},
-        "per_class": {name: _of_class(index, labels, predicted, intervals) for index, name in enumerate(class_names)},
+        "per_class": _per_class(labels, predicted, class_names, intervals),
         "confusion_matrix": sklearn_metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
         "intervals": intervals,
     }
@@ -96,14 +96,23 @@ def _rates(
     return {rate: float(value) for rate, value in zip(RATES, values, strict=False)}
 
 
-def _of_class(
-    index: int, labels: NDArray[np.int64], predicted: NDArray[np.int64], intervals: dict[str, list[float]]
-) -> dict[str, Any]:
-    """Return the figures of a class, and take its intervals out of those of all."""
+def _per_class(
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    class_names: Sequence[str],
+    intervals: dict[str, list[float]],
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each class, and take their intervals out of those of all."""
+    *rates, support = sklearn_metrics.precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(len(class_names)), average=None, zero_division=0
+    )
     return {
-        **_rates(labels, predicted, np.array([index]), "macro"),
-        "support": int((labels == index).sum()),
-        "intervals": {rate: intervals.pop(f"{rate}/{index}") for rate in RATES},
+        name: {
+            **{rate: float(values[index]) for rate, values in zip(RATES, rates, strict=True)},
+            "support": int(support[index]),
+            "intervals": {rate: intervals.pop(f"{rate}/{index}") for rate in RATES},
+        }
+        for index, name in enumerate(class_names)
     }
 
 

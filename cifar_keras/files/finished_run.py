@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import config
-from cifar_keras.config import DataSource
+from cifar_keras.config import DataConfig, DataSource
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.files import paths, writing
 
@@ -25,23 +25,23 @@ class FinishedRun(NamedTuple):
     labels: NDArray[np.int64]  # [n]
     records: list[dict[str, Any]]  # of metrics.jsonl
 
-    def with_data_dir(self, data_dir: str, is_prepared: Callable[[str], bool]) -> "FinishedRun":
+    def with_data_dir(self, data_dir: str, is_prepared: Callable[[DataConfig], bool]) -> "FinishedRun":
         """Return the run as what measures it reads its images: out of a folder that is prepared, and from nowhere else.
 
         Args:
             data_dir: the folder; "" is that of the run.
-            is_prepared: tells whether a folder holds the run's data set.
+            is_prepared: tells whether the folder that settings name holds their images, such as `data.datasets.is_prepared`.
 
         Raises:
             UserError: the images are not there.
         """
         data = dataclasses.replace(self.config.data, data_dir=data_dir or str(self._data_dir()), archive="")
+        if not is_prepared(data):
+            raise UserError(
+                "--data_dir has to name the TFDS folder with the run's images, cifar10/3.0.2; `prepare` fetches them. "
+                f"Received: {data.data_dir}"
+            )
         if data.data_source is not DataSource.SYNTHETIC:
-            if not is_prepared(data.data_dir):
-                raise UserError(
-                    "--data_dir has to name the TFDS folder with the run's images, cifar10/3.0.2; `prepare` fetches them. "
-                    f"Received: {data.data_dir}"
-                )
             data = dataclasses.replace(data, data_source=DataSource.PREPARED)
         return self._replace(config=dataclasses.replace(self.config, data=data))
 

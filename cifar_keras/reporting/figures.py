@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_keras.evaluation.calibration import expected_calibration_error, reliability, softmax
-from cifar_keras.evaluation.galleries import spread_over_confidence
+from cifar_keras.evaluation.galleries import most_confused_classes, spread_over_confidence
 from cifar_keras.evaluation.uncertainty import share_interval
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
 CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
+DRAWN_CLASSES = 20  # at most, in a picture; more names could not be read
 # All of it given, because what is not comes from the user's style when the module is imported.
 CAPTION_FONT, HEADING_FONT = (
     FontProperties(family="DejaVu Sans", style="normal", variant="normal", stretch="normal", weight=weight, size=size)
@@ -95,7 +96,8 @@ def confusion_matrix_picture(
 ) -> Figure:
     """Draw a confusion matrix: counts in the cells, coloured by their share of the row.
 
-    The colour scale grows with the square root of the share, so that a confusion of 1 % can be told from none.
+    The colour scale grows with the square root of the share, so that a confusion of 1 % can be told from none. Of more than
+    `DRAWN_CLASSES` classes those are drawn that take part in the most errors; shares and accuracy are of all images.
 
     Args:
         confusion_matrix: counts `[classes, classes]`, rows are true classes and columns predictions.
@@ -109,19 +111,22 @@ def confusion_matrix_picture(
     if counts.shape != (classes, classes):
         raise ValueError(f"the confusion matrix has to be [{classes}, {classes}]. Received: shape {counts.shape}")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 0.62 * classes
+    total, right = int(counts.sum()), int(np.trace(counts))
+    drawn = most_confused_classes(counts, DRAWN_CLASSES)
+    counts, shares, names = counts[np.ix_(drawn, drawn)], shares[np.ix_(drawn, drawn)], [class_names[i] for i in drawn]
+    side = 0.62 * len(drawn)
     figure = _new_figure(side + 2.5, side + 1.6)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if shares[row, column] > 0.35 else "black"
         axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=10)
-    axes.set_xticks(range(classes), class_names, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
-    axes.set_yticks(range(classes), class_names, fontsize=10)
+    axes.set_xticks(range(len(drawn)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
+    axes.set_yticks(range(len(drawn)), names, fontsize=10)
     axes.set_xlabel("predicted", fontsize=11)
     axes.set_ylabel("true", fontsize=11)
-    total = max(int(counts.sum()), 1)
-    axes.set_title(f"accuracy {100 * np.trace(counts) / total:.2f} %, n = {counts.sum():,}", fontsize=12)
+    left_out = f"\nthe {len(drawn)} of {classes:,} classes with the most errors" if len(drawn) < classes else ""
+    axes.set_title(f"accuracy {100 * right / max(total, 1):.2f} %, n = {total:,}{left_out}", fontsize=12)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, ticks=[0, 0.01, 0.05, 0.25, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     bar.set_label("share of the true class", fontsize=10)
@@ -303,7 +308,8 @@ def feature_map_picture(
 ) -> Figure:
     """Draw images as points, in a panel for each class: its own dark before all others, which are grey.
 
-    Ten colours in one cloud could not be told apart by everybody; ten panels can.
+    Ten colours in one cloud could not be told apart by everybody; ten panels can. Of more than `DRAWN_CLASSES` classes those at
+    even distances in their order have panels.
 
     Args:
         points: float32 `[n, 2]`, e.g. two principal components of their features.
@@ -311,17 +317,21 @@ def feature_map_picture(
         class_names: the name of each class.
         shares: of the variance, that the two directions have.
     """
-    columns = min(5, len(class_names))
-    rows = math.ceil(len(class_names) / columns)
+    count = min(DRAWN_CLASSES, len(class_names))
+    drawn = np.linspace(0, len(class_names) - 1, count).round().astype(int)
+    columns = min(5, count)
+    rows = math.ceil(count / columns)
     figure = _new_figure(2.1 * columns, 2.2 * rows + 0.5)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for index, (axes, name) in enumerate(zip(panels, class_names, strict=False)):
+    for index, axes in zip(drawn, panels, strict=False):
         own = labels == index
         axes.scatter(points[~own, 0], points[~own, 1], s=1, color="#d0d0d0", linewidths=0, rasterized=True)
         axes.scatter(points[own, 0], points[own, 1], s=3, color=BLUE, linewidths=0, rasterized=True)
-        axes.set_title(f"{name}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
+        axes.set_title(f"{class_names[index]}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
+    if count < len(class_names):
+        figure.suptitle(f"{count} of {len(class_names):,} classes", fontproperties=HEADING_FONT)
     figure.supxlabel(f"first principal component, {100 * shares[0]:.1f} % of the variance", fontsize=10)
     figure.supylabel(f"second, {100 * shares[1]:.1f} %", fontsize=10)
     return figure

@@ -8,19 +8,23 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.data.datasets import row_of
 from cifar_keras.evaluation.calibration import BINS, reliability, softmax
 from cifar_keras.evaluation.galleries import (
     most_confident_errors,
+    most_confused_classes,
     most_confused_pairs,
     names_of,
     spread_over_confidence,
 )
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.reporting import markdown
-from cifar_keras.reporting.figures import image_png
+from cifar_keras.reporting.figures import DRAWN_CLASSES, image_png
+from cifar_keras.reporting.tables import lowest_f1
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
 PROBABLE = 5  # classes that an image lists
+LISTED_CLASSES, LISTED_CLASSES_OF_A_CARD, NAMED_CLASSES = 100, 20, 20  # at most; `result.json` has all
 
 
 class Content(NamedTuple):
@@ -53,6 +57,8 @@ def report_html(content: Content) -> str:
     """Return `report.html`: no script, style or picture in it comes from elsewhere."""
     temperature = content.result["calibration"]["temperature"]
     probabilities = softmax(content.logits, temperature)
+    counts = np.asarray(content.result["test"]["confusion_matrix"])
+    confused = most_confused_classes(counts, DRAWN_CLASSES)
     return _template("report.html.j2").render(
         name=content.name,
         result=content.result,
@@ -66,6 +72,10 @@ def report_html(content: Content) -> str:
         formats=FORMATS,
         image_sides=content.images.shape[1:3],
         explanation=content.explanation,
+        dataset=row_of(content.result["config"]),
+        per_class=lowest_f1(content.result["test"]["per_class"], LISTED_CLASSES),
+        confused=[content.class_names[index] for index in confused],
+        confusions=counts[np.ix_(confused, confused)].tolist(),
     )
 
 
@@ -78,6 +88,9 @@ def model_card(content: Content) -> str:
         further=content.further,
         exports=content.exports,
         image_sides=content.images.shape[1:3],
+        dataset=row_of(content.result["config"]),
+        per_class=lowest_f1(content.result["test"]["per_class"], LISTED_CLASSES_OF_A_CARD),
+        named=content.class_names[:NAMED_CLASSES],
     )
 
 

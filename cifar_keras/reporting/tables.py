@@ -9,6 +9,7 @@ from cifar_keras.evaluation.uncertainty import McNemar
 WIDTH = 80
 COLUMNS = ("precision", "recall", "F1", "images")
 COLUMN_WIDTH = 11
+LISTED_CLASSES = 20  # at most
 
 
 def metrics_table(metrics: dict[str, Any], title: str) -> str:
@@ -19,20 +20,29 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
         title: what was measured, e.g. "CIFAR-10 test split".
 
     Returns:
-        Lines of at most 80 columns without a newline at the end; names too long for their column end in "...".
+        Lines of at most 80 columns without a newline at the end; names too long for their column end in "...". Of more than
+        `LISTED_CLASSES` classes those with the lowest F1 are listed.
     """
+    listed = lowest_f1(metrics["per_class"], LISTED_CLASSES)
     heading = textwrap.wrap(f"{title}, {metrics['n']:,} images", WIDTH)
     headline = f"accuracy {with_interval(metrics, 'accuracy')}   top-5 {_percent(metrics['top5'])} %   loss {metrics['loss']:.4f}"
-    longest = max(len(name) for name in ("macro mean", *metrics["per_class"]))
+    longest = max(len(name) for name in ("macro mean", *listed))
     name_width = min(longest, WIDTH - len(COLUMNS) * COLUMN_WIDTH)
     head = _row("class, in %", COLUMNS, name_width := max(name_width, len("class, in %")))
     rows = [
-        _row(name, (*_percentages(values, ""), f"{values['support']:,}"), name_width)
-        for name, values in metrics["per_class"].items()
+        _row(name, (*_percentages(values, ""), f"{values['support']:,}"), name_width) for name, values in listed.items()
     ]
+    if left_out := len(metrics["per_class"]) - len(listed):
+        rows.append(f"and {left_out:,} classes with a higher F1")
     mean = _row("macro mean", (*_percentages(metrics, "macro_"), f"{metrics['n']:,}"), name_width)
     rule = "-" * len(head)
     return "\n".join([*heading, headline, "", head, rule, *rows, rule, mean])
+
+
+def lowest_f1(per_class: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, Mapping[str, Any]]:
+    """Return the figures of the classes with the lowest F1, in their own order: all of them, or at most `count`."""
+    lowest = sorted(per_class, key=lambda name: per_class[name]["f1"])[:count]
+    return {name: values for name, values in per_class.items() if name in set(lowest)}
 
 
 def comparison_table(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
@@ -122,7 +132,7 @@ def with_interval(metrics: Mapping[str, Any], name: str) -> str:
     return f"{_percent(metrics[name])} % ({_percent(low)} to {_percent(high)})"
 
 
-def _percentages(values: dict[str, Any], prefix: str) -> list[str]:
+def _percentages(values: Mapping[str, Any], prefix: str) -> list[str]:
     return [_percent(values[prefix + key]) for key in ("precision", "recall", "f1")]
 
 

@@ -8,8 +8,7 @@ import keras
 import tensorflow as tf
 
 from cifar_keras.config import DistillationConfig, RunConfig
-from cifar_keras.data.cifar10.layout import is_prepared
-from cifar_keras.data.datasets import load_dataset
+from cifar_keras.data.datasets import is_prepared, load_dataset
 from cifar_keras.data.pipeline import Examples, hold
 from cifar_keras.data.types import Dataset
 from cifar_keras.exporting.saved_model import check_classes, load_saved_model
@@ -78,7 +77,7 @@ def still_needed(config: RunConfig, path: Path) -> RunConfig:
     distillation, data = config.distillation, config.data
     if read_teacher_logits(_teacher_file(path)) is not None:
         distillation = dataclasses.replace(distillation, teacher="")
-    if data.archive and is_prepared(data.data_dir):
+    if data.archive and is_prepared(data):
         data = dataclasses.replace(data, archive="")
     model = dataclasses.replace(config.model, weights="none")
     return dataclasses.replace(config, model=model, distillation=distillation, data=data)
