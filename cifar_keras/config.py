@@ -255,7 +255,17 @@ class FinetuneConfig(PhaseConfig):
     learning_rate: float = setting(0.003, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
     label_smoothing: float = setting(0.1, "share of each label that is spread over all classes", minimum=0, below=1)
     unfreeze_from: str = setting(
-        "", "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone"
+        "",
+        "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone. With commas between, "
+        "one for each stage of the phase: conv5,conv3, ends with the whole backbone",
+    )
+    image_sizes: str = setting(
+        "",
+        "sides in pixels of the images in each stage of this phase, with commas between, e.g. 64,96,128; the stages share one "
+        "schedule of the learning rate and one optimizer state. Empty is --finetune_image_size in all",
+    )
+    stage_epochs: str = setting(
+        "", "epochs of each stage, with commas between; together --finetune_epochs. Empty is equally many in all"
     )
     sparsity: float = setting(
         0.0,
@@ -346,6 +356,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
+MOST_IN_A_LIST = 100_000
+
 # A run that goes on may have others of these: where things lie, what is measured beside it, and how it survives.
 FREE_WHEN_RESUMED = (
     *("workdir", "data_dir", "archive", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
@@ -362,8 +374,8 @@ class Setting(NamedTuple):
     type: type[bool | int | float | str]  # an enum is a str
 
 
-# The two phases share their fields, so their flags carry the phase's name; every other field name is unique in the tree.
-PREFIXED_SECTIONS = ("head", "finetune")
+# In their order. They share their fields, so their flags carry the phase's name; every other field name is unique in the tree.
+PHASES = ("head", "finetune")
 
 
 def settings_of(section_type: type = RunConfig, section: str = "") -> list[Setting]:
@@ -375,7 +387,7 @@ def settings_of(section_type: type = RunConfig, section: str = "") -> list[Setti
         if dataclasses.is_dataclass(kind):
             leaves += settings_of(typing.cast(type, kind), field.name)
         else:
-            flag = f"{section}_{field.name}" if section in PREFIXED_SECTIONS else field.name
+            flag = f"{section}_{field.name}" if section in PHASES else field.name
             leaves.append(Setting(flag, section, field, kind))
     return leaves
 
@@ -437,21 +449,17 @@ def validate(config: RunConfig) -> None:
             f"--image_size has to be at least {row.minimum_size} for --backbone={config.model.backbone}. "
             f"Received: {config.model.image_size}"
         )
-    for name, phase in (("head", config.head), ("finetune", config.finetune)):
+    for name, phase in _phases_of(config):
         if 0 < phase.image_size < row.minimum_size:
             raise UserError(
                 f"--{name}_image_size has to be 0 or at least {row.minimum_size} for --backbone={config.model.backbone}. "
                 f"Received: {phase.image_size}"
             )
+    _check_stages(config.finetune, config.model.backbone)
     if config.model.weights == "imagenet" and not row.weights_md5:
         raise UserError(
             f"--weights=imagenet: there are none for this network; --weights=none begins with random ones. "
             f"Received: --backbone={config.model.backbone}"
-        )
-    if config.finetune.unfreeze_from and config.finetune.unfreeze_from not in row.stages:
-        raise UserError(
-            f"--finetune_unfreeze_from has to be a stage of {config.model.backbone} ({', '.join(row.stages)}) or empty. "
-            f"Received: {config.finetune.unfreeze_from}"
         )
     if config.head.epochs + config.finetune.epochs == 0:
         raise UserError(
@@ -473,7 +481,7 @@ def _check_combinations(config: RunConfig) -> None:
             f"--global_batch_size has to be at least --virtual_devices, so that each device gets an image. "
             f"Received: {config.data.global_batch_size} and {config.virtual_devices}"
         )
-    for name, phase in (("head", config.head), ("finetune", config.finetune)):
+    for name, phase in _phases_of(config):
         if phase.optimizer is OptimizerName.ADAMW and phase.momentum != PhaseConfig.momentum:
             raise UserError(f"--{name}_momentum is for sgd; adamw does not use it. Received: {phase.momentum}")
     if config.finetune.sparsity and not config.finetune.epochs:
@@ -483,6 +491,77 @@ def _check_combinations(config: RunConfig) -> None:
         raise UserError(
             "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
         )
+
+
+def _phases_of(config: RunConfig) -> list[tuple[str, PhaseConfig]]:
+    return [(name, getattr(config, name)) for name in PHASES]
+
+
+def finetune_stages(settings: FinetuneConfig) -> list[tuple[int, str, int]]:
+    """Return image size (0 is the model's), stage of the backbone that learns first, and epochs of each stage of the finetune phase.
+
+    Raises:
+        UserError: the lists of the settings do not fit together.
+    """
+    sizes = [_whole("finetune_image_sizes", text, settings.image_sizes) for text in _listed(settings.image_sizes)]
+    if sizes and settings.image_size:
+        raise UserError(
+            "--finetune_image_sizes and --finetune_image_size cannot both be given. "
+            f"Received: {settings.image_sizes} and {settings.image_size}"
+        )
+    # Nothing after the last comma is the whole backbone; nothing at all is too, in every stage.
+    learn_from = settings.unfreeze_from.split(",")
+    epochs = [_whole("finetune_stage_epochs", text, settings.stage_epochs) for text in _listed(settings.stage_epochs)]
+    count = max(len(sizes), len(learn_from), len(epochs), 1)
+    lists = (("image_sizes", sizes), ("unfreeze_from", learn_from), ("stage_epochs", epochs))
+    several = {f"--finetune_{name}": len(values) for name, values in lists if len(values) > 1}
+    if len(set(several.values())) > 1:
+        raise UserError(
+            f"{' and '.join(several)} have to name equally many stages, or one for all. Received: {', '.join(map(str, several.values()))}"
+        )
+    if not epochs and settings.epochs % count:
+        raise UserError(
+            f"--finetune_epochs has to be a multiple of the {count} stages, or --finetune_stage_epochs to say how many each has. "
+            f"Received: {settings.epochs}"
+        )
+    epochs = epochs or [settings.epochs // count]
+    if (len(epochs) > 1 and sum(epochs) != settings.epochs) or (
+        len(epochs) == 1 and epochs[0] * count != settings.epochs
+    ):
+        raise UserError(
+            f"--finetune_stage_epochs has to add up to --finetune_epochs. Received: {settings.stage_epochs} and {settings.epochs}"
+        )
+
+    def of_all(values: list[Any]) -> list[Any]:
+        return values * count if len(values) == 1 else values
+
+    return list(zip(of_all(sizes or [settings.image_size]), of_all(learn_from), of_all(epochs), strict=True))
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def _whole(flag: str, text: str, received: str) -> int:
+    """Return a whole number of 1 or more that stands in a list."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MOST_IN_A_LIST):
+        raise UserError(f"--{flag} has to list whole numbers from 1 to {MOST_IN_A_LIST:,}. Received: {received}")
+    return int(text)
+
+
+def _check_stages(settings: FinetuneConfig, backbone: str) -> None:
+    row = BACKBONES[backbone]
+    for size, stage, _ in finetune_stages(settings):
+        if stage and stage not in row.stages:
+            raise UserError(
+                f"--finetune_unfreeze_from has to be a stage of {backbone} ({', '.join(row.stages)}) or empty, or a list of them. "
+                f"Received: {settings.unfreeze_from}"
+            )
+        if 0 < size < row.minimum_size:
+            raise UserError(
+                f"--finetune_image_sizes have to be at least {row.minimum_size} for --backbone={backbone}. "
+                f"Received: {settings.image_sizes or settings.image_size}"
+            )
 
 
 def _check_test_sets(config: RunConfig) -> None:

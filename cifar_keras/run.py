@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import FREE_WHEN_RESUMED, RunConfig, other_sets_of, to_values
+from cifar_keras.config import FREE_WHEN_RESUMED, PHASES, RunConfig, other_sets_of, to_values
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import training_batches
 from cifar_keras.data.types import Dataset
@@ -31,6 +31,7 @@ from cifar_keras.reporting.tables import further_table, metrics_table, with_inte
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.devices import device_names
 from cifar_keras.training.interruption import Interruption
+from cifar_keras.training.progress import check_format
 from cifar_keras.training.pruning import sparsity_of
 from cifar_keras.training.setup import RunSetup, ask_teacher, set_up, still_needed
 from cifar_keras.training.stopwatch import Stopwatch
@@ -121,6 +122,8 @@ def _train(
     commit = environment.source_commit()  # now, since the files may be others when the run ends
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
     state = checkpoints.newest()
+    if state is not None:
+        check_format(state.values)
     with watch.time("prepare"):
         setup = set_up(config if state is None else still_needed(config, path))
     if state is not None:  # a measurement can come out differently
@@ -303,7 +306,7 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
         "validation": trained.validation,
         "calibration": {"temperature": trained.temperature, "test": calibrated},
         "minutes": trained.watch.minutes(),
-        "images_per_second": {"head": None, "finetune": None} | speeds | {"evaluate": test.images_per_second},
+        "images_per_second": dict.fromkeys(PHASES) | speeds | {"evaluate": test.images_per_second},
         **history,
         "sparsity": sparsity_of(trained.classifier.get_layer("backbone")),
         "config": to_values(trained.config),

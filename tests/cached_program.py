@@ -41,7 +41,7 @@ def main() -> None:
     strategy = make_strategy(BATCH)
     config = small_config(**SHORT)
     setup = prepare_small(config, strategy)
-    summaries = train_small(config, setup, RunLog(folder), folder).summaries
+    summaries = train_small(config, setup, RunLog(folder), folder).progress.summaries
     classifier = setup.classifier
     copies = [
         np.stack([np.asarray(copy) for copy in strategy.experimental_local_results(variable.value)])

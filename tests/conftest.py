@@ -109,13 +109,17 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     row = BACKBONES[values["backbone"]]
     values["image_size"] = draw(st.integers(row.minimum_size, 2048))
     values["finetune_unfreeze_from"] = draw(st.sampled_from(["", *row.stages]))
+    sizes = draw(st.lists(st.integers(row.minimum_size, 2048), max_size=3))
+    values["finetune_image_sizes"] = ",".join(map(str, sizes))
+    values["finetune_epochs"] -= values["finetune_epochs"] % max(1, len(sizes))
+    values["finetune_stage_epochs"] = ""
     values["virtual_devices"] = min(values["virtual_devices"], values["global_batch_size"])
     if values["weights"] == "imagenet" and not row.weights_md5:
         values["weights"] = "none"
     if values["data_source"] not in ("auto", "archive"):
         values["archive"] = ""
     if values["finetune_epochs"] == 0 and (values["head_epochs"] == 0 or values["weights"] == "none"):
-        values["finetune_epochs"] = 1
+        values["finetune_epochs"] = max(1, len(sizes))
     if values["finetune_epochs"] == 0:
         values["finetune_sparsity"] = 0.0
     values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
@@ -125,6 +129,8 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
         values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))
         if values[f"{phase}_optimizer"] == "adamw":
             values[f"{phase}_momentum"] = config_lib.PhaseConfig.momentum
+    if sizes:
+        values["finetune_image_size"] = 0
     return values
 
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from small_runs import BATCH, prepare_small, small_config, train_small
 
 from cifar_keras.files import writing
-from cifar_keras.training import checkpoints, phases, trainer
+from cifar_keras.training import checkpoints, fit, trainer
 from cifar_keras.training.devices import make_strategy, set_up_devices
 from cifar_keras.training.teacher import with_teacher
 from cifar_keras.training.tracking import RunLog
@@ -75,20 +75,24 @@ class NoteMoments(keras.callbacks.Callback):
 
 def note_everything(folder: Path, moments: Moments) -> None:
     """Put the moments into the package's own functions, and keep the optimizer of a phase that ends."""
-    patch, fit_phase = pytest.MonkeyPatch(), phases.fit_phase
+    patch, fit_phase = pytest.MonkeyPatch(), fit.fit_phase
     patch.setattr(np, "savez", moments.around(np.savez, "save", "arrays written"))
     patch.setattr(writing, "sync", moments.around(writing.sync, "synced", "saved"))
 
-    def fit(model: keras.Model, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any) -> None:
+    def noted_fit(
+        model: keras.Model, phase: Any, batches: Any, validation: Any, callbacks: Any, **settings: Any
+    ) -> None:
         moments.come_by(f"{phase.name} phase")
         fit_phase(model, phase, batches, validation, [NoteMoments(moments), *callbacks], **settings)
-        variables = checkpoints.read_variables(phase.name, model.optimizer.variables, tf.distribute.get_strategy())
+        variables = checkpoints.read_variables(
+            phase.name, checkpoints.named(model.optimizer), tf.distribute.get_strategy()
+        )
         with (folder / f"{phase.name}.part").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **variables)
         (folder / f"{phase.name}.part").replace(folder / f"{phase.name}.npz")
         moments.come_by("phase ends")
 
-    patch.setattr(trainer, "fit_phase", fit)
+    patch.setattr(trainer, "fit_phase", noted_fit)
 
 
 def main() -> None:
@@ -111,13 +115,13 @@ def main() -> None:
         timer.daemon = True
         timer.start()
     done = train_small(config, setup, log, folder)
-    values = checkpoints.read_variables("classifier", setup.classifier.variables, strategy)
+    values = checkpoints.read_variables("classifier", checkpoints.numbered(setup.classifier.variables), strategy)
     for phase in ("head", "finetune"):
         values |= dict(np.load(folder / f"{phase}.npz"))
     for place, record in enumerate(log.records):
         for name in record.keys() - {"phase", "images_per_second"}:
             values[f"record/{place}/{name}"] = np.asarray(record[name])
-    values["phases"] = np.asarray(list(done.summaries))
+    values["phases"] = np.asarray(list(done.progress.summaries))
     np.savez(folder / "final.npz", allow_pickle=False, **values)
 
 

@@ -18,7 +18,8 @@ from cifar_keras.data.types import LabelledImages
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.training.devices import make_strategy, set_up_devices
-from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
+from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
+from cifar_keras.training.phases import finetune_phase, head_phase
 
 
 def main() -> None:
@@ -30,8 +31,17 @@ def main() -> None:
     with strategy.scope():
         classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=0.0, seed=0)
     finetune = FinetuneConfig(epochs=1, learning_rate=0.05, train_batch_norm=bool(train_batch_norm))
-    for phase in (Phase("head", HeadConfig(), 10, 0), Phase("finetune", finetune, 10, 1)):
-        set_trainable(classifier, phase.config, synchronize=strategy.num_replicas_in_sync > 1)
+    phases = (
+        head_phase(HeadConfig(), 10, image_size=16),
+        finetune_phase(finetune, 10, image_size=16, first_epoch=1),
+    )
+    for phase in phases:
+        set_trainable(
+            classifier,
+            phase.stages[0].learns_from,
+            train_batch_norm=phase.train_batch_norm,
+            synchronize=strategy.num_replicas_in_sync > 1,
+        )
         with strategy.scope():
             model = assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32"))
         compile_phase(model, phase, strategy)

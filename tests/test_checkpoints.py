@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from cifar_keras.errors import UserError
 from cifar_keras.training import checkpoints as checkpoints_lib
-from cifar_keras.training.checkpoints import Checkpoints, State, read_variables, write_variables
+from cifar_keras.training.checkpoints import Checkpoints, State, numbered, read_variables, write_variables
 
 FILES = ("arrays.npz", "values.json", "manifest.json")
 
@@ -167,13 +167,13 @@ def test_a_state_is_not_written_where_the_workdir_is_gone(tmp_path: Path) -> Non
 def test_variables_come_back_and_others_are_refused() -> None:
     strategy = tf.distribute.get_strategy()
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)])
-    arrays = read_variables("classifier", model.variables, strategy)
+    arrays = read_variables("classifier", numbered(model.variables), strategy)
     values = [np.array(variable) for variable in model.variables]
     for variable in model.variables:
         variable.assign(variable + 1)
-    write_variables("classifier", model.variables, strategy, arrays)
+    write_variables("classifier", numbered(model.variables), strategy, arrays)
     for variable, value in zip(model.variables, values, strict=True):
         np.testing.assert_array_equal(variable, value)
     for variables in (model.variables[:-1], [*model.variables, *model.variables]):
         with pytest.raises(ValueError, match="other variables"):
-            write_variables("classifier", variables, strategy, arrays)
+            write_variables("classifier", numbered(variables), strategy, arrays)

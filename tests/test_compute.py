@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_backbone
 
-from cifar_keras.config import ComputeDtype, FinetuneConfig, HeadConfig, KernelGradientChoice
+from cifar_keras.config import ComputeDtype, KernelGradientChoice
 from cifar_keras.errors import UserError
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve
@@ -23,7 +23,7 @@ from cifar_keras.training.compute import (
     kernel_gradients,
     set_kernel_gradients,
 )
-from cifar_keras.training.phases import set_trainable
+from cifar_keras.training.fit import set_trainable
 
 AUTO = KernelGradientChoice.AUTO
 Shape = tuple[tuple[int, ...], tuple[int, ...], Geometry, str, int]
@@ -147,7 +147,7 @@ def many_shapes() -> keras.Model:
 
 def model_of(backbone: keras.Model, unfreeze_from: str = "") -> keras.Model:
     classifier = build_classifier(backbone, "tf", class_count=10, dropout=0.0, seed=0)
-    set_trainable(classifier, FinetuneConfig(unfreeze_from=unfreeze_from), synchronize=False)
+    set_trainable(classifier, unfreeze_from)
     return assemble(classifier, fused_twin(backbone, compute_dtype="float32"))
 
 
@@ -224,8 +224,8 @@ def test_what_does_not_learn_is_not_measured(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_upper_half_is_measured_and_a_head_alone_has_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = measuring(monkeypatch, lambda shape: "matmul")
     classifier = build_classifier(small_backbone(), "tf", class_count=10, dropout=0.0, seed=0)
-    for config, count in ((HeadConfig(), 0), (FinetuneConfig(unfreeze_from="conv2"), 1)):
-        set_trainable(classifier, config, synchronize=False)
+    for learns_from, count in ((None, 0), ("conv2", 1)):
+        set_trainable(classifier, learns_from)
         parts = partition(classifier, compute_dtype="float32", image_size=16)
         assert parts is not None
         assert count_chosen(parts.trainable, AUTO, "float32", 8) == len(asked) == count

@@ -22,7 +22,7 @@ from cifar_keras.models.fused import (
     fusions_in_words,
     scale_and_shift,
 )
-from cifar_keras.training.phases import set_trainable
+from cifar_keras.training.fit import set_trainable
 
 
 class Family(NamedTuple):
@@ -434,7 +434,7 @@ def train_both(
     fused, plain = build(), build()
     start = weights_by_layer(plain)
     for classifier in (fused, plain):
-        set_trainable(classifier, config, synchronize=False)
+        set_trainable(classifier, "", train_batch_norm=config.train_batch_norm)
     fit(twin_classifier(fused, kernel_gradient=kernel_gradient), 20, learning_rate)
     fit(plain, 20, learning_rate)
     found, wanted = weights_by_layer(fused), weights_by_layer(plain)
@@ -479,7 +479,7 @@ def test_twenty_steps_of_a_resnet_end_where_the_plain_one_ends() -> None:
 
 def test_a_normalization_that_learns_is_not_fused_and_updates_its_statistics() -> None:
     classifier = small_classifier()
-    set_trainable(classifier, FinetuneConfig(unfreeze_from="conv2", train_batch_norm=True), synchronize=False)
+    set_trainable(classifier, "conv2", train_batch_norm=True)
     backbone = classifier.get_layer("backbone")
     fusions = find_fusions(backbone)
     assert {name: fusion.normalization is not None for name, fusion in fusions.items()} == {
@@ -553,7 +553,7 @@ def test_training_in_bfloat16_moves_the_float32_kernels(kernel_gradient: KernelG
     in_bfloat16, in_float32 = small_classifier(), small_classifier()
     start = {variable.path: np.asarray(variable) for variable in in_float32.variables}
     for classifier, dtype in ((in_bfloat16, "bfloat16"), (in_float32, "float32")):
-        set_trainable(classifier, FinetuneConfig(), synchronize=False)
+        set_trainable(classifier, "")
         fit(twin_classifier(classifier, dtype, kernel_gradient), 3)
     for found, wanted in zip(in_bfloat16.trainable_variables, in_float32.trainable_variables, strict=True):
         assert found.dtype == "float32"

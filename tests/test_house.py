@@ -141,13 +141,21 @@ def test_importing_the_package_and_its_commands_does_not_import_tensorflow() -> 
     assert done.stdout == "[]\n"
 
 
-def receivers_of(field: str) -> set[str]:
-    """Of every `a.b.field` that is read in the package, outside config and flags, the b."""
-    found = set()
+def readers() -> Iterator[ast.AST]:
+    """What reads settings: every module but config and flags, and those functions of config that others call."""
+    imported = {name for module, names in IMPORTS.items() if module != "cifar_keras.flags" for name in names}
     for module, tree in TREES.items():
-        if module in ("cifar_keras.config", "cifar_keras.flags"):
-            continue
-        for node in ast.walk(tree):
+        if module == "cifar_keras.config":
+            yield from (function for function in functions_of(tree) if f"{module}.{function.name}" in imported)
+        elif module != "cifar_keras.flags":
+            yield tree
+
+
+def receivers_of(field: str) -> set[str]:
+    """Of every `a.b.field` that is read in the package, the b."""
+    found = set()
+    for reader in readers():
+        for node in ast.walk(reader):
             if isinstance(node, ast.Attribute) and node.attr == field and isinstance(node.ctx, ast.Load):
                 owner = node.value
                 found.add(

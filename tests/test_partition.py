@@ -11,7 +11,7 @@ from cifar_keras.config import FinetuneConfig, HeadConfig, PhaseConfig
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import build_backbone, build_classifier
 from cifar_keras.models.partition import Partition, find_boundary, partition
-from cifar_keras.training.phases import set_trainable
+from cifar_keras.training.fit import set_trainable
 
 
 def classifier_of(backbone: keras.Model) -> keras.Model:
@@ -39,10 +39,18 @@ def difference(found: Any, wanted: Any) -> float:
     return float(np.abs(np.asarray(found) - np.asarray(wanted)).max() / np.abs(wanted).max())
 
 
+def freeze(classifier: keras.Model, config: PhaseConfig) -> None:
+    """Let learn what learns in a phase."""
+    if isinstance(config, FinetuneConfig):
+        set_trainable(classifier, config.unfreeze_from, train_batch_norm=config.train_batch_norm)
+    else:
+        set_trainable(classifier, None)
+
+
 def parts_of(
     classifier: keras.Model, config: PhaseConfig, compute_dtype: str = "float32", image_size: int = 0
 ) -> Partition:
-    set_trainable(classifier, config, synchronize=False)
+    freeze(classifier, config)
     image_size = image_size or classifier.get_layer("backbone").input_shape[1]
     parts = partition(classifier, compute_dtype=compute_dtype, image_size=image_size)
     assert parts is not None
@@ -51,7 +59,7 @@ def parts_of(
 
 def boundary_name(classifier: keras.Model, config: PhaseConfig) -> str | None:
     """Give the name of the backbone's layer that the boundary comes from."""
-    set_trainable(classifier, config, synchronize=False)
+    freeze(classifier, config)
     backbone = classifier.get_layer("backbone")
     boundary = find_boundary(backbone)
     return next((layer.name for layer in backbone.layers if layer.output is boundary), None)
@@ -102,7 +110,7 @@ def test_the_boundary_of_each_stage(name: str) -> None:
     stages = BOUNDARIES[name]
     assert {stage: boundary_name(classifier, FinetuneConfig(unfreeze_from=stage)) for stage in stages} == stages
     backbone = classifier.get_layer("backbone")
-    set_trainable(classifier, HeadConfig(), synchronize=False)
+    set_trainable(classifier, None)
     assert find_boundary(backbone) is backbone.output
 
 
@@ -115,7 +123,7 @@ def test_a_normalization_that_learns_belongs_to_what_learns() -> None:
 
 def test_without_a_boundary_there_are_no_parts() -> None:
     classifier = small_classifier()
-    set_trainable(classifier, FinetuneConfig(), synchronize=False)
+    set_trainable(classifier, "")
     assert partition(classifier, compute_dtype="float32", image_size=16) is None
 
 

@@ -11,14 +11,15 @@ from cifar_keras.config import FinetuneConfig, HeadConfig, OptimizerName
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
+from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
+from cifar_keras.training.phases import Phase, finetune_phase, head_phase
 
 STEPS = 3
-HEAD = Phase("head", HeadConfig(), STEPS, first_epoch=0)
+HEAD = head_phase(HeadConfig(), STEPS, image_size=16)
 
 
 def finetune(**settings: Any) -> Phase:
-    return Phase("finetune", FinetuneConfig(epochs=1, **settings), STEPS, first_epoch=1)
+    return finetune_phase(FinetuneConfig(epochs=1, **settings), STEPS, image_size=16, first_epoch=1)
 
 
 def batches(count: int = STEPS) -> tf.data.Dataset:
@@ -30,7 +31,7 @@ def batches(count: int = STEPS) -> tf.data.Dataset:
 
 def set_up(classifier: keras.Model, phase: Phase) -> keras.Model:
     """Give what a run would fit: the classifier with the fused twin of its backbone."""
-    set_trainable(classifier, phase.config, synchronize=False)
+    set_trainable(classifier, phase.stages[0].learns_from, train_batch_norm=phase.train_batch_norm)
     model = assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32"))
     compile_phase(model, phase, tf.distribute.get_strategy())
     return model
@@ -89,7 +90,7 @@ def test_unfreezing_from_a_stage_leaves_what_lies_before_it(classifier: keras.Mo
 @pytest.mark.parametrize("stage", BACKBONES["resnet50"].stages)
 def test_a_stage_of_a_resnet_is_every_convolution_from_it_on(stage: str) -> None:
     classifier = build_classifier(build_backbone("resnet50", 32), "caffe", class_count=10, dropout=0.0, seed=0)
-    set_trainable(classifier, finetune(unfreeze_from=stage).config, synchronize=False)
+    set_trainable(classifier, stage)
     trained = {variable.path.split("/")[-2].split("_")[0] for variable in classifier.trainable_variables}
     assert trained == {f"conv{number}" for number in range(int(stage[-1]), 6)} | {"head"}
 
@@ -104,7 +105,7 @@ def test_phases_can_be_set_back_and_forth(classifier: keras.Model) -> None:
 
 def test_a_head_step_is_the_formula_of_logistic_regression(classifier: keras.Model) -> None:
     """One SGD step from zero: kernel = -rate * features^T (softmax(0) - y) / n, by hand in NumPy."""
-    phase = Phase("head", HeadConfig(optimizer=OptimizerName.SGD, learning_rate=0.1, warmup_share=0.0), 1, 0)
+    phase = head_phase(HeadConfig(optimizer=OptimizerName.SGD, learning_rate=0.1, warmup_share=0.0), 1, image_size=16)
     model = set_up(classifier, phase)
     images, labels = next(iter(batches(1)))
     features = keras.Model(classifier.inputs, classifier.get_layer("head").input).predict(images, verbose=0)
@@ -118,7 +119,7 @@ def test_the_loss_is_scaled_in_float16_and_the_rate_can_be_read(classifier: kera
     other = keras.models.clone_model(classifier)
     other.set_weights(classifier.get_weights())
     for model, compute_dtype in ((classifier, "float16"), (other, "float32")):
-        set_trainable(model, finetune().config, synchronize=False)
+        set_trainable(model, "")
         compile_phase(model, finetune(), tf.distribute.get_strategy(), compute_dtype=compute_dtype)
         assert float(model.optimizer.learning_rate) > 0
         fit_phase(model, finetune(), batches(), batches(1), [])

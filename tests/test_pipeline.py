@@ -22,10 +22,8 @@ from cifar_keras.data.pipeline import (
     hold,
     measure_speed,
     training_batches,
-    whole_steps,
 )
 from cifar_keras.data.types import LabelledImages
-from cifar_keras.errors import UserError
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
 # One change of each kind: our own, Keras's layers, the two of keras-cv.
@@ -258,16 +256,6 @@ def test_four_pipelines_hold_the_images_once() -> None:
     command = [sys.executable, "-c", MEMORY]
     result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     assert 1 <= float(result.stdout) < 1.6
-
-
-def test_whole_steps() -> None:
-    assert whole_steps(45_000, 64, 0, "head_steps_per_epoch") == 703
-    assert whole_steps(45_000, 64, 703, "head_steps_per_epoch") == 703
-    assert whole_steps(64, 64, 1, "head_steps_per_epoch") == 1
-    with pytest.raises(UserError, match=r"--finetune_steps_per_epoch .* 703.* Received: 704$"):
-        whole_steps(45_000, 64, 704, "finetune_steps_per_epoch")
-    with pytest.raises(UserError, match=r"--global_batch_size .* 63.* Received: 64$"):
-        whole_steps(63, 64, 0, "head_steps_per_epoch")
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:

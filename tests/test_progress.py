@@ -13,7 +13,7 @@ from cifar_keras.config import HeadConfig
 from cifar_keras.files import progress_bar as progress_module
 from cifar_keras.files.progress_bar import progress
 from cifar_keras.training import tracking
-from cifar_keras.training.phases import Phase
+from cifar_keras.training.phases import head_phase
 from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 
 
@@ -55,7 +55,7 @@ def test_a_phase_tells_its_step_its_rate_and_what_is_left(
 ) -> None:
     monkeypatch.setattr(tracking, "EVERY_SECONDS", 0.0)
     log, model = RunLog(tmp_path), linear_model()
-    phase = Phase("head", HeadConfig(epochs=2), 25, first_epoch=0)
+    phase = head_phase(HeadConfig(epochs=2), 25, image_size=16, first_epoch=0)
     logger = LogPhase(log, phase, global_batch_size=8)
     fit(model, log, phase, 25, callbacks=[logger, TellProgress(logger, phase, validation_images=16)])
     lines = capsys.readouterr().out.splitlines()

@@ -7,7 +7,7 @@ import pytest
 from small_runs import SHORT, prepare_small, small_config, train_small
 
 from cifar_keras.config import FinetuneConfig
-from cifar_keras.training.phases import Phase
+from cifar_keras.training.phases import finetune_phase
 from cifar_keras.training.pruning import Prune, first_sparse_epoch, sparsity_at, sparsity_of
 from cifar_keras.training.tracking import RunLog
 
@@ -26,7 +26,7 @@ def test_the_share_grows_like_a_cube_and_stays() -> None:
     ("epochs", "steps_per_epoch", "first"), [(1, 10, 7), (4, 10, 8), (3, 10, 8), (2, 10, 7), (5, 1, 9)]
 )
 def test_epochs_count_from_where_nothing_more_is_pruned(epochs: int, steps_per_epoch: int, first: int) -> None:
-    phase = Phase("finetune", FinetuneConfig(epochs=epochs), steps_per_epoch, first_epoch=7)
+    phase = finetune_phase(FinetuneConfig(epochs=epochs), steps_per_epoch, image_size=16, first_epoch=7)
     assert first_sparse_epoch(phase) == first
     done = (first - 7 + 1) * steps_per_epoch
     assert sparsity_at(done, phase.steps, 0.9) == 0.9
@@ -70,7 +70,7 @@ def test_what_goes_on_prunes_as_what_was_never_stopped(stops: list[int], final: 
 
     It moves what is zero as well, in the second case further than the largest that is to become zero.
     """
-    phase = Phase("finetune", FinetuneConfig(epochs=4), 10, first_epoch=3)
+    phase = finetune_phase(FinetuneConfig(epochs=4), 10, image_size=16, first_epoch=3)
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(8, 1)])
     kernels, start = [layer.kernel for layer in model.layers], model.get_weights()
 
@@ -100,7 +100,7 @@ def test_what_goes_on_prunes_as_what_was_never_stopped(stops: list[int], final: 
 
 
 def test_the_smallest_become_zero() -> None:
-    phase = Phase("finetune", FinetuneConfig(epochs=1), 1, first_epoch=0)
+    phase = finetune_phase(FinetuneConfig(epochs=1), 1, image_size=16, first_epoch=0)
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3)])
     kernel = model.layers[0].kernel
     before = np.asarray(kernel).copy()

@@ -23,12 +23,13 @@ from cifar_keras.models.classifier import build_classifier
 from cifar_keras.models.convolution import KernelGradient
 from cifar_keras.models.partition import Partition, partition
 from cifar_keras.training import compute, trainer
+from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
 from cifar_keras.training.keep_best import KeepBest
-from cifar_keras.training.phases import Phase, compile_phase, fit_phase, set_trainable
+from cifar_keras.training.phases import Phase, Stage
+from cifar_keras.training.progress import PhaseSummary
 from cifar_keras.training.setup import RunSetup
 from cifar_keras.training.tasks import Task, caching_pays, make_task
 from cifar_keras.training.tracking import RunLog
-from cifar_keras.training.trainer import PhaseSummary
 
 PLAIN: dict[str, Any] = SHORT | {"crop_padding": 0}
 HEAD, FINETUNE = 0, 1  # places in the list of phases
@@ -38,7 +39,7 @@ def task_of(number: int, compute_dtype: str = "float32", **flags: Any) -> tuple[
     config = small_config(**flags)
     setup = prepare_small(config, compute_dtype=compute_dtype)
     phase = setup.phases[number]
-    return config, setup, phase, make_task(config, setup, phase)
+    return config, setup, phase, make_task(config, setup, phase, phase.stages[0])
 
 
 def fit(config: RunConfig, setup: RunSetup, phase: Phase, task: Task, *callbacks: keras.callbacks.Callback) -> None:
@@ -74,7 +75,7 @@ def plainly_fitted(number: int) -> tuple[list[NDArray[np.float32]], list[NDArray
     setup = prepare_small(config)
     phase, classifier = setup.phases[number], setup.classifier
     before = classifier.get_weights()
-    set_trainable(classifier, phase.config, synchronize=False)
+    set_trainable(classifier, phase.stages[0].learns_from)
     images = Task(classifier, setup.train, setup.validation, lambda images, key: images, False)
     fit(config, setup, phase, images)
     return before, classifier.get_weights()
@@ -149,14 +150,14 @@ def test_an_image_size_of_the_phase_is_what_its_network_sees(number: int, cached
 # When features are cached.
 
 
-def half(number: int, **flags: Any) -> tuple[RunConfig, RunSetup, Phase, Partition]:
+def parts_of(number: int, **flags: Any) -> tuple[RunConfig, RunSetup, Phase, Stage, Partition]:
     config = small_config(**flags)
     setup = prepare_small(config)
     phase = setup.phases[number]
-    set_trainable(setup.classifier, phase.config, synchronize=False)
+    set_trainable(setup.classifier, phase.stages[0].learns_from)
     parts = partition(setup.classifier, compute_dtype="float32", image_size=16)
     assert parts is not None
-    return config, setup, phase, parts
+    return config, setup, phase, phase.stages[0], parts
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_caching_pays_where_more_images_are_seen_than_cached(
     flip: bool, epochs: int, pays: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """96 images an epoch: each of them, and its mirror image, has to be seen more than once."""
-    assert caching_pays(*half(HEAD, flip=flip, head_epochs=epochs)) is pays
+    assert caching_pays(*parts_of(HEAD, flip=flip, head_epochs=epochs)) is pays
     said = capsys.readouterr().out
     views = 192 if flip else 96
     if pays:
@@ -178,22 +179,22 @@ def test_caching_pays_where_more_images_are_seen_than_cached(
 
 
 def test_steps_that_are_left_out_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not caching_pays(*half(FINETUNE, flip=False, finetune_epochs=4, finetune_steps_per_epoch=1))
+    assert not caching_pays(*parts_of(FINETUNE, flip=False, finetune_epochs=4, finetune_steps_per_epoch=1))
     assert "finetune phase: no cached features: it sees 96 images" in capsys.readouterr().out
 
 
 def test_caching_stops_at_the_memory_limit(capsys: pytest.CaptureFixture[str]) -> None:
     # 96 images, 96 mirror images and 30 of validation, each 7 * 7 * 8 float32.
     gib = (2 * TRAIN + VALIDATION) * 7 * 7 * 8 * 4 / 2**30
-    assert caching_pays(*half(FINETUNE, cache_gib=gib))
+    assert caching_pays(*parts_of(FINETUNE, cache_gib=gib))
     capsys.readouterr()
-    assert not caching_pays(*half(FINETUNE, cache_gib=float(np.nextafter(gib, 0))))
+    assert not caching_pays(*parts_of(FINETUNE, cache_gib=float(np.nextafter(gib, 0))))
     said = capsys.readouterr().out
     assert said == f"finetune phase: no cached features: they take 0.0 GiB, and --cache_gib={gib:g}\n"
-    _, _, phase, parts = half(FINETUNE)
+    _, _, phase, stage, parts = parts_of(FINETUNE)
     config = small_config(cache_gib=gib / 2)
-    assert not caching_pays(config, prepare_small(config), phase, parts)
-    assert caching_pays(config, prepare_small(config, compute_dtype="bfloat16"), phase, parts)
+    assert not caching_pays(config, prepare_small(config), phase, stage, parts)
+    assert caching_pays(config, prepare_small(config, compute_dtype="bfloat16"), phase, stage, parts)
 
 
 def test_what_does_not_pay_is_taught_on_images(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +280,7 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
     )
     wrong = task.train._replace(labels=tf.roll(task.train.labels, 1, axis=1))
     later = phase._replace(first_epoch=3)
-    again = make_task(config, setup, later)._replace(train=wrong)
+    again = make_task(config, setup, later, later.stages[0])._replace(train=wrong)
     fit(config, setup, later, again, keep_best, record)
     keep_best.go_back()
     assert np.abs(last[-1] - np.asarray(classifier.get_layer("head").kernel)).max() > 0.01
@@ -301,7 +302,7 @@ def train(folder: Path, **flags: Any) -> Training:
     setup, log, stderr = prepare_small(config), RunLog(folder), io.StringIO()
     with contextlib.redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "measure_speed", lambda batches: 1.0)
-        summaries = train_small(config, setup, log, folder).summaries
+        summaries = train_small(config, setup, log, folder).progress.summaries
     return Training(setup, log.records, summaries, stderr.getvalue())
 
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_keras.config import FinetuneConfig, HeadConfig
 from cifar_keras.errors import DivergedError
-from cifar_keras.training.phases import Phase
+from cifar_keras.training.phases import Phase, finetune_phase, head_phase
 from cifar_keras.training.tracking import LogPhase, RunLog
 
 
@@ -54,8 +54,8 @@ def fit(
 
 def test_both_phases_share_one_axis_in_the_file_and_in_tensorboard(tmp_path: Path) -> None:
     log, model = RunLog(tmp_path), linear_model()
-    head = Phase("head", HeadConfig(epochs=2), 25, first_epoch=0)
-    finetune = Phase("finetune", FinetuneConfig(epochs=1), 25, first_epoch=2)
+    head = head_phase(HeadConfig(epochs=2), 25, image_size=16, first_epoch=0)
+    finetune = finetune_phase(FinetuneConfig(epochs=1), 25, image_size=16, first_epoch=2)
     fit(model, log, head, 25)
     fit(model, log, finetune, 25)
     log.write_text("config", "|a|b|")
@@ -79,7 +79,7 @@ def test_both_phases_share_one_axis_in_the_file_and_in_tensorboard(tmp_path: Pat
 
 def test_speed_counts_neither_first_steps_nor_validation(tmp_path: Path) -> None:
     clock = iter([0.0, 5.0, 6.0, 7.0, 100.0, 109.0, 110.0, 111.0])  # begin, then three steps; twice
-    phase = Phase("head", HeadConfig(epochs=2), 3, first_epoch=0)
+    phase = head_phase(HeadConfig(epochs=2), 3, image_size=16, first_epoch=0)
     callback = LogPhase(RunLog(tmp_path), phase, global_batch_size=8)
     callback.set_model(linear_model())
     assert callback.images_per_second is None
@@ -95,6 +95,6 @@ def test_speed_counts_neither_first_steps_nor_validation(tmp_path: Path) -> None
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rate(tmp_path: Path) -> None:
     model, log = linear_model(rate=1e38), RunLog(tmp_path)
-    phase = Phase("finetune", FinetuneConfig(learning_rate=7.5), 25, first_epoch=0)
+    phase = finetune_phase(FinetuneConfig(learning_rate=7.5), 25, image_size=16, first_epoch=0)
     with pytest.raises(DivergedError, match=r"not finite at step \d+$"):
         fit(model, log, phase, 25)

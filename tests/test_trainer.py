@@ -18,8 +18,8 @@ from small_runs import SHORT, prepare_small, small_config, train_small
 from cifar_keras.errors import InterruptedRunError, UserError
 from cifar_keras.training import trainer as trainer_lib
 from cifar_keras.training.checkpoints import Checkpoints
+from cifar_keras.training.fit import fit_phase
 from cifar_keras.training.interruption import Interruption
-from cifar_keras.training.phases import fit_phase
 from cifar_keras.training.setup import RunSetup
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
@@ -79,8 +79,8 @@ def test_a_roll_back_goes_to_the_last_state_at_half_the_rate(
     rates = poison(monkeypatch, "finetune", 0.01)
     done, setup, log = train(tmp_path, divergence="rollback", finetune_learning_rate=0.03)
     assert rates == [0.03, 0.015, 0.0075]
-    assert [rollback["learning_rate"] for rollback in done.rollbacks] == [0.03, 0.015]
-    assert {rollback["phase"] for rollback in done.rollbacks} == {"finetune"}
+    assert [rollback["learning_rate"] for rollback in done.progress.rollbacks] == [0.03, 0.015]
+    assert {rollback["phase"] for rollback in done.progress.rollbacks} == {"finetune"}
     assert capsys.readouterr().err.count("--finetune_learning_rate is now 0.0075") == 1
     # What was not good is no part of the history, and the phase was trained to its end.
     assert [record["step"] for record in log.records if "validation_loss" in record] == [4, 8, 12, 16]
@@ -131,7 +131,7 @@ def test_a_full_disk_does_not_stop_the_run(
 ) -> None:
     failing(errno.ENOSPC, monkeypatch, after=1)
     done, _, log = train(tmp_path)
-    assert list(done.summaries) == ["head", "finetune"]
+    assert list(done.progress.summaries) == ["head", "finetune"]
     assert log.records[-1]["step"] == 16
     assert "warning: the state was not saved, the disk is full; the one before is kept" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000001"]
@@ -207,7 +207,7 @@ def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     state = Checkpoints(folder / "checkpoints", 2).newest()
     assert state is not None
-    assert state.values["position"] == position
+    assert state.values["progress"]["position"] == position
     again = train(folder)[1].classifier.get_weights()
     assert all(np.array_equal(left, right) for left, right in zip(again, wanted, strict=True))
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(
 def test_a_phase_may_have_one_step_or_one_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One batch has no speed, and what has none is saved like any other."""
     flags: dict[str, Any] = {"head_epochs": 1, "finetune_epochs": 0}
-    summaries = train(tmp_path, **flags, head_steps_per_epoch=1)[0].summaries
+    summaries = train(tmp_path, **flags, head_steps_per_epoch=1)[0].progress.summaries
     assert summaries["head"].pipeline_images_per_second is None
     folder = tmp_path / "asked"
     folder.mkdir()

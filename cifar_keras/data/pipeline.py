@@ -10,7 +10,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.data.types import LabelledImages
-from cifar_keras.errors import UserError
 
 # What a random draw is for, so that the order of an epoch and the changes to its images share no key.
 ORDER, AUGMENTATION = 0, 1
@@ -19,32 +18,6 @@ TIMED_BATCHES = 30
 PARALLEL_CALLS = os.cpu_count() or 1
 PREFETCHED_BATCHES = 4
 SHUFFLE_ROUNDS = 16  # twice as many as it takes
-
-
-def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
-    """Return the steps of an epoch, each a whole batch.
-
-    Args:
-        image_count: images of the train split.
-        global_batch_size: images per step, over all devices together.
-        steps_per_epoch: steps that are asked for; 0 asks for every whole batch.
-        steps_flag: name of the flag that asked, e.g. "head_steps_per_epoch".
-
-    Raises:
-        UserError: the split is smaller than one batch, or has fewer whole batches than are asked for.
-    """
-    whole_batches = image_count // global_batch_size
-    if whole_batches == 0:
-        raise UserError(
-            f"--global_batch_size has to be at most {image_count}, the images of the train split. "
-            f"Received: {global_batch_size}"
-        )
-    if steps_per_epoch > whole_batches:
-        raise UserError(
-            f"--{steps_flag} has to be at most {whole_batches}, the whole batches of {global_batch_size} in the {image_count} images "
-            f"of the train split, or 0 for all of them. Received: {steps_per_epoch}"
-        )
-    return steps_per_epoch or whole_batches
 
 
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -97,7 +70,7 @@ def training_batches(
     Args:
         examples: the train split.
         global_batch_size: images per batch, over all devices together.
-        steps_per_epoch: batches of an epoch, from `whole_steps`.
+        steps_per_epoch: batches of an epoch.
         seed: the run's seed.
         first_epoch: number of the first epoch, from 0.
         epochs: how many epochs.

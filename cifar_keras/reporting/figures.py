@@ -37,8 +37,6 @@ CAPTION_FONT, HEADING_FONT = (
     for weight, size in (("normal", 9), ("bold", 12))
 )
 
-PHASES = ("head", "finetune")
-
 Drawing = ParamSpec("Drawing")
 
 
@@ -441,17 +439,21 @@ def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, lab
 
 def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], series: _Series) -> None:
     """Draw one value over the step, with a gap between the phases, whose losses are not the same function."""
-    for index, phase in enumerate(PHASES):
+    for index, phase in enumerate(_phases_of(records)):
         of_phase = [record for record in records if record["phase"] == phase and series.key in record]
         steps = [record["step"] for record in of_phase]
         values = [record[series.key] for record in of_phase]
         axes.plot(steps, values, label=series.name if index == 0 else None, **series.style)
 
 
+def _phases_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(record["phase"] for record in records))
+
+
 def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[str, Any]]) -> None:
-    """Name the phases above the top panel, and draw a line where the second begins."""
+    """Name the phases above the top panel, and draw a line where another one begins."""
     begin = 0
-    for phase in PHASES:
+    for phase in _phases_of(records):
         end = max((record["step"] for record in records if record["phase"] == phase), default=begin)
         if end == begin:
             continue

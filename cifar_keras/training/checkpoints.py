@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,34 +106,63 @@ def _digest(path: Path) -> str:
 
 
 def read_variables(
-    group: str, variables: Sequence[keras.Variable], strategy: tf.distribute.Strategy
+    group: str, variables: Mapping[str, keras.Variable], strategy: tf.distribute.Strategy
 ) -> dict[str, NDArray[Any]]:
-    """Return the values of variables, each under `GROUP/NUMBER/COPY`; of one whose copies on the devices differ, every copy."""
+    """Return the values of variables, each under `GROUP/NAME/COPY`; of one whose copies on the devices differ, every copy."""
     return {
-        f"{group}/{number}/{copy}": np.asarray(value)
-        for number, variable in enumerate(variables)
+        f"{group}/{name}/{copy}": np.asarray(value)
+        for name, variable in variables.items()
         for copy, value in enumerate(_copies(variable, strategy))
     }
 
 
 def write_variables(
-    group: str, variables: Sequence[keras.Variable], strategy: tf.distribute.Strategy, arrays: dict[str, NDArray[Any]]
-) -> None:
-    """Give variables the values that `read_variables` returned.
+    group: str,
+    variables: Mapping[str, keras.Variable],
+    strategy: tf.distribute.Strategy,
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    all_of_them: bool = True,
+) -> list[str]:
+    """Give variables the values that `read_variables` returned, and return the names of those that had none.
+
+    Args:
+        group: of the arrays.
+        variables: by their names.
+        strategy: of the run.
+        arrays: of the state.
+        all_of_them: whether each has to have one, and each array a variable.
 
     Raises:
         ValueError: they are other variables.
     """
-    wanted = {f"{group}/{number}/0" for number in range(len(variables))}
-    if wanted != {name for name in arrays if name.startswith(f"{group}/") and name.endswith("/0")}:
+    kept = {name.removeprefix(f"{group}/").rpartition("/")[0] for name in arrays if name.startswith(f"{group}/")}
+    if all_of_them and kept != variables.keys():
         raise ValueError(f"the saved state has other variables. Received: {group}, {len(variables)} variables")
-    for number, variable in enumerate(variables):
-        copies = _copies(variable, strategy)
+    for name in variables.keys() & kept:
+        copies = _copies(variables[name], strategy)
         if len(copies) == 1:
-            variable.assign(arrays[f"{group}/{number}/0"])  # all devices' copies
+            variables[name].assign(arrays[f"{group}/{name}/0"])  # all devices' copies
         else:
             for copy, value in enumerate(copies):
-                value.assign(arrays[f"{group}/{number}/{copy}"])
+                value.assign(arrays[f"{group}/{name}/{copy}"])
+    return [name for name in variables if name not in kept]
+
+
+def numbered(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
+    """Name variables by their places, where the list is the same in every process of a run."""
+    return {str(number): variable for number, variable in enumerate(variables)}
+
+
+def named(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+    """Name the variables of an optimizer by what they are about, so that another one that has some of them can be given theirs."""
+    names: dict[str, keras.Variable] = {}
+    for variable in optimizer.variables:
+        # One that scales the loss has steps of its own beside those of the optimizer in it.
+        name = variable.name if variable.name not in names else f"inner_{variable.name}"
+        names[name] = variable
+    assert len(names) == len(optimizer.variables)
+    return names
 
 
 def _copies(variable: keras.Variable, strategy: tf.distribute.Strategy) -> Sequence[tf.Variable]:

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
+from cifar_keras.training.checkpoints import State
+
 
 class KeepBest(keras.callbacks.Callback):
     """Early stopping that remembers the best epoch of the whole run, so that a phase can end by going back to it.
@@ -21,9 +23,27 @@ class KeepBest(keras.callbacks.Callback):
         self.waited = 0  # epochs of this phase since the best, or since it began
         self._patience, self._first_epoch = 0, 0
 
-    def begin_phase(self, patience: int, *, first_epoch: int = 0) -> None:
-        """Give a phase its patience in epochs; 0 never stops. Epochs before `first_epoch` do not count."""
-        self._patience, self._first_epoch, self.waited = patience, first_epoch, 0
+    def state(self) -> State:
+        """Return what a later process needs to go on."""
+        values = {"best": self.best, "waited": self.waited}
+        return State(values, {f"best/{number}": array for number, array in enumerate(self.best_weights)})
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` returned; a phase goes on by `begin_phase` with what was waited."""
+        self.best = None if state.values["best"] is None else tuple(state.values["best"])
+        self.waited = state.values["waited"]
+        count = sum(name.startswith("best/") for name in state.arrays)
+        self.best_weights = [state.arrays[f"best/{number}"] for number in range(count)]
+
+    def begin_phase(self, patience: int, *, first_epoch: int = 0, waited: int = 0) -> None:
+        """Begin a phase, or go on with it.
+
+        Args:
+            patience: epochs without a better one after which it stops; 0 never stops.
+            first_epoch: epochs before this one do not count.
+            waited: epochs since the best that it has behind it.
+        """
+        self._patience, self._first_epoch, self.waited = patience, first_epoch, waited
 
     def forget(self) -> None:
         """Let no epoch so far be the best."""

@@ -1,171 +1,130 @@
-"""A phase is data: what learns, how, for how long.
+"""The policy of a run: which phases it has, in which stages, what learns in each, and for how long.
 
-Keras ignores a change of `trainable` after compile, so each phase builds and compiles a model of its own.
+It is data that one pure function makes of the config. Nothing is computed here, and TensorFlow is not imported.
 """
 
-import functools
-import sys
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import keras
-import tensorflow as tf
+from cifar_keras.config import FinetuneConfig, PhaseConfig, RunConfig, finetune_stages
+from cifar_keras.errors import UserError
 
-from cifar_keras.config import DistillationConfig, FinetuneConfig, PhaseConfig, RunConfig
-from cifar_keras.data.pipeline import whole_steps
-from cifar_keras.training.optimizers import make_optimizer
-from cifar_keras.training.teacher import DistillationLoss
 
-PhaseName = Literal["head", "finetune"]
+class Stage(NamedTuple):
+    """A part of a phase. Stages share the phase's learning-rate schedule, and the optimizer's state is carried over."""
+
+    image_size: int  # side in pixels to which images are resized
+    learns_from: str | None  # the stage of the backbone from which on it learns; "" is all of it, None nothing
+    epochs: int
+
+
+class StageLeft(NamedTuple):
+    """What is left of a stage."""
+
+    number: int  # from 0
+    stage: Stage
+    epochs: range  # counted on through the phases
 
 
 class Phase(NamedTuple):
-    """One phase of a run: what learns, how, and for how long."""
+    """One phase of a run."""
 
-    name: PhaseName
+    name: str  # of `config.PHASES`
     config: PhaseConfig
     steps_per_epoch: int  # of the global batch size
     first_epoch: int  # epochs are counted on through the phases
+    stages: tuple[Stage, ...]
+    train_batch_norm: bool = False
+    sparsity: float = 0.0  # fraction of the weights of each learning convolution that is pruned
+
+    @property
+    def epochs(self) -> range:
+        """The epochs of the phase."""
+        return range(self.first_epoch, self.first_epoch + sum(stage.epochs for stage in self.stages))
 
     @property
     def steps(self) -> int:
         """Steps of the whole phase."""
-        return self.config.epochs * self.steps_per_epoch
+        return len(self.epochs) * self.steps_per_epoch
+
+    def stages_from(self, epoch: int) -> Iterator[StageLeft]:
+        """Yield what is left of each stage from an epoch on."""
+        end = self.first_epoch
+        for number, stage in enumerate(self.stages):
+            begin, end = end, end + stage.epochs
+            if epoch < end:
+                yield StageLeft(number, stage, range(max(begin, epoch), end))
+
+
+def stage_in_words(phase: Phase, left: StageLeft) -> str:
+    """Return what happens in a stage of a phase of several, as a line."""
+    learns = f"{left.stage.learns_from} and what follows it learn" if left.stage.learns_from else "all layers learn"
+    return f"{phase.name} phase, stage {left.number + 1} of {len(phase.stages)}: {left.stage.image_size} px, {learns}"
 
 
 def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
-    """List the phases that have epochs, head phase first; epochs are counted on.
+    """List the phases that have epochs, head phase first.
+
+    Args:
+        config: of the run.
+        train_count: images of the train split.
 
     Raises:
         UserError: the train split has fewer whole batches than asked for.
     """
-    settings: list[tuple[PhaseName, PhaseConfig]] = [("head", config.head), ("finetune", config.finetune)]
     phases: list[Phase] = []
-    for name, phase_config in settings:
-        if phase_config.epochs:
-            batch_size, flag = config.data.global_batch_size, f"{name}_steps_per_epoch"
-            steps = whole_steps(train_count, batch_size, phase_config.steps_per_epoch, flag)
-            first_epoch = sum(phase.config.epochs for phase in phases)
-            phases.append(Phase(name, phase_config, steps, first_epoch))
+    batch_size, image_size = config.data.global_batch_size, config.model.image_size
+    if config.head.epochs:
+        steps = whole_steps(train_count, batch_size, config.head.steps_per_epoch, "head_steps_per_epoch")
+        phases.append(head_phase(config.head, steps, image_size=image_size))
+    if config.finetune.epochs:
+        steps = whole_steps(train_count, batch_size, config.finetune.steps_per_epoch, "finetune_steps_per_epoch")
+        first_epoch = config.head.epochs
+        phases.append(finetune_phase(config.finetune, steps, image_size=image_size, first_epoch=first_epoch))
     return phases
 
 
-def set_trainable(classifier: keras.Model, config: PhaseConfig, *, synchronize: bool) -> None:
-    """Freeze what does not learn in a phase.
+def head_phase(settings: PhaseConfig, steps_per_epoch: int, *, image_size: int, first_epoch: int = 0) -> Phase:
+    """Plan a phase in which the backbone is frozen; `image_size` is what the settings' 0 stands for."""
+    stage = Stage(settings.image_size or image_size, None, settings.epochs)
+    return Phase("head", settings, steps_per_epoch, first_epoch, (stage,))
+
+
+def finetune_phase(settings: FinetuneConfig, steps_per_epoch: int, *, image_size: int, first_epoch: int = 0) -> Phase:
+    """Plan a phase in which the backbone learns; `image_size` is what the settings' 0 stands for."""
+    stages = tuple(Stage(size or image_size, stage, epochs) for size, stage, epochs in finetune_stages(settings))
+    return Phase(
+        "finetune",
+        settings,
+        steps_per_epoch,
+        first_epoch,
+        stages,
+        train_batch_norm=settings.train_batch_norm,
+        sparsity=settings.sparsity,
+    )
+
+
+def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
+    """Return the steps of an epoch, each a whole batch.
 
     Args:
-        classifier: what `models.classifier.build_classifier` made. Models that share its layers have to be built afterwards.
-        config: of the phase.
-        synchronize: let BatchNormalization that learns share its statistics over devices.
+        image_count: images of the train split.
+        global_batch_size: images per step, over all devices together.
+        steps_per_epoch: steps that are asked for; 0 asks for every whole batch.
+        steps_flag: name of the flag that asked, e.g. "head_steps_per_epoch".
+
+    Raises:
+        UserError: the split is smaller than one batch, or has fewer whole batches than are asked for.
     """
-    backbone = classifier.get_layer("backbone")
-    if isinstance(config, FinetuneConfig):
-        _unfreeze(backbone, config, synchronize=synchronize)
-    else:
-        backbone.trainable = False
-
-
-def compile_phase(
-    model: keras.Model,
-    phase: Phase,
-    strategy: tf.distribute.Strategy,
-    *,
-    compute_dtype: str = "float32",
-    distillation: DistillationConfig | None = None,
-) -> None:
-    """Compile a model for a phase inside the strategy's scope.
-
-    Args:
-        model: the classifier, or what shares its variables, built since `set_trainable`.
-        phase: the phase that comes next.
-        strategy: the strategy of the run.
-        compute_dtype: of the activations; in float16 small gradients would vanish if the loss were not scaled.
-        distillation: how to learn from a teacher, whose logits are behind the labels; None where there is none.
-    """
-    smoothing = phase.config.label_smoothing
-    with strategy.scope():
-        optimizer = make_optimizer(phase.config, phase.steps)
-        if compute_dtype == "float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        model.compile(
-            optimizer=optimizer,
-            loss=DistillationLoss(distillation, smoothing)
-            if distillation
-            else keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, name="loss"),
-            metrics=[
-                _of_labels(keras.metrics.categorical_accuracy, "accuracy"),
-                # The loss without label smoothing, which is the same measure in both phases and at the evaluation.
-                _of_labels(functools.partial(keras.losses.categorical_crossentropy, from_logits=True), "cross_entropy"),
-            ],
-            jit_compile=False,  # XLA makes a ResNet50's training step on a CPU half as fast
+    whole_batches = image_count // global_batch_size
+    if whole_batches == 0:
+        raise UserError(
+            f"--global_batch_size has to be at most {image_count}, the images of the train split. "
+            f"Received: {global_batch_size}"
         )
-
-
-def fit_phase(
-    model: keras.Model,
-    phase: Phase,
-    batches: tf.data.Dataset,
-    validation_batches: tf.data.Dataset,
-    callbacks: Sequence[keras.callbacks.Callback],
-    *,
-    first_epoch: int | None = None,
-    first_step: int = 0,
-) -> None:
-    """Fit a phase, or what is left of it.
-
-    Args:
-        model: what `compile_phase` compiled.
-        phase: the same phase.
-        batches: inputs of the model and one-hot labels, for all steps that are to be done.
-        validation_batches: the validation split, gone through at the end of each epoch.
-        callbacks: called by Keras.
-        first_epoch: the epoch to begin with; None is the phase's first.
-        first_step: steps of that epoch that have been done.
-    """
-    first = phase.first_epoch if first_epoch is None else first_epoch
-    last = phase.first_epoch + phase.config.epochs
-    begins = f", from step {first_step} of epoch {first - phase.first_epoch + 1}" if first_epoch is not None else ""
-    print(f"{phase.name} phase: {phase.config.epochs} epochs of {phase.steps_per_epoch} steps{begins}", flush=True)
-
-    def fit(batches: tf.data.Dataset, epochs: range, steps: int) -> None:
-        model.fit(
-            batches,
-            initial_epoch=epochs.start,
-            epochs=epochs.stop,
-            steps_per_epoch=steps,
-            validation_data=validation_batches,
-            callbacks=list(callbacks),
-            shuffle=False,  # the batches are
-            verbose=1 if sys.stdout.isatty() else 2,  # a line an epoch where a bar would fill a file
+    if steps_per_epoch > whole_batches:
+        raise UserError(
+            f"--{steps_flag} has to be at most {whole_batches}, the whole batches of {global_batch_size} in the {image_count} images "
+            f"of the train split, or 0 for all of them. Received: {steps_per_epoch}"
         )
-
-    if first_step:  # Keras knows epochs of one length only
-        left = phase.steps_per_epoch - first_step
-        fit(batches.take(left), range(first, first + 1), left)
-        if model.stop_training:
-            return
-        batches, first = batches.skip(left), first + 1
-    if first < last:
-        fit(batches, range(first, last), phase.steps_per_epoch)
-
-
-def _of_labels(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], name: str) -> keras.metrics.Metric:
-    """Make a metric of a function of labels and logits; a teacher's logits, which may be behind the labels, are left out."""
-
-    def of_labels(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        return function(y_true[:, : y_pred.shape[-1]], y_pred)
-
-    return keras.metrics.MeanMetricWrapper(of_labels, name=name)
-
-
-def _unfreeze(backbone: keras.Model, config: FinetuneConfig, *, synchronize: bool) -> None:
-    backbone.trainable = True  # this sets every layer, so it comes first
-    learns = not config.unfreeze_from
-    for layer in backbone.layers:
-        learns = learns or layer.name.startswith(config.unfreeze_from)
-        layer.trainable = learns
-        if isinstance(layer, keras.layers.BatchNormalization):
-            # `training=False` at the call would not hold in `fit`; `trainable=False` does (keras#20285).
-            layer.trainable = learns and config.train_batch_norm
-            # Without it the devices' statistics drift apart and the saved model is none of the trained ones.
-            layer.synchronized = synchronize and layer.trainable
+    return steps_per_epoch or whole_batches

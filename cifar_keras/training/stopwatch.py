@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PARTS = ("prepare", "head", "finetune", "evaluate")
+from cifar_keras.config import PHASES
+
+PARTS = ("prepare", *PHASES, "evaluate")
 
 
 class Stopwatch:
@@ -32,7 +34,7 @@ class Stopwatch:
         }
         return parts | {"total": _minutes_since(self._started)}
 
-    def add(self, minutes: dict[str, float]) -> None:
+    def restore(self, minutes: dict[str, float]) -> None:
         """Count in what `minutes` returned in an earlier process of the run."""
         for part in PARTS:
             self._minutes[part] += minutes[part]

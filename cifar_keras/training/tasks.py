@@ -1,4 +1,4 @@
-"""What a phase fits: the whole classifier on images, or the part above its frozen layers on features computed once."""
+"""What a stage fits: the whole classifier on images, or the part above its frozen layers on features computed once."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,13 @@ from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.partition import Partition, partition
 from cifar_keras.training.compute import choose_kernel_gradients
 from cifar_keras.training.features import choose_view, compute_features, features_gib, only_view
-from cifar_keras.training.phases import Phase, set_trainable
+from cifar_keras.training.fit import set_trainable
+from cifar_keras.training.phases import Phase, Stage
 from cifar_keras.training.setup import RunSetup
 
 
 class Task(NamedTuple):
-    """What a phase fits: the whole classifier and images, or its trainable part and features that were computed once."""
+    """What a stage fits: the whole classifier and images, or its trainable part and features that were computed once."""
 
     model: keras.Model
     train: Examples
@@ -26,14 +27,18 @@ class Task(NamedTuple):
     cached: bool
 
 
-def make_task(config: RunConfig, setup: RunSetup, phase: Phase) -> Task:
-    """Freeze what does not learn, and build what a phase fits."""
-    classifier, dtype = setup.classifier, setup.compute_dtype
-    set_trainable(classifier, phase.config, synchronize=setup.strategy.num_replicas_in_sync > 1)
-    size = phase.config.image_size or config.model.image_size
+def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) -> Task:
+    """Freeze what does not learn, and build what a stage of a phase fits."""
+    classifier, dtype, size = setup.classifier, setup.compute_dtype, stage.image_size
+    set_trainable(
+        classifier,
+        stage.learns_from,
+        train_batch_norm=phase.train_batch_norm,
+        synchronize=setup.strategy.num_replicas_in_sync > 1,
+    )
     with setup.strategy.scope():
         parts = partition(classifier, compute_dtype=dtype, image_size=size) if phase.config.cached_features else None
-        if parts and caching_pays(config, setup, phase, parts):
+        if parts and caching_pays(config, setup, phase, stage, parts):
             return _from_features(config, setup, phase, parts)
         twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(size, size, 3))
         model = assemble(classifier, twin)
@@ -68,10 +73,10 @@ def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Mo
     choose_kernel_gradients(model, wanted, setup.compute_dtype, images)
 
 
-def caching_pays(config: RunConfig, setup: RunSetup, phase: Phase, parts: Partition) -> bool:
-    """Say whether the features of a phase are computed once, and why not if they are not."""
+def caching_pays(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage, parts: Partition) -> bool:
+    """Return whether the features of a stage are computed once, and say why not if they are not."""
     views = setup.train.total * (2 if config.augmentation.flip else 1)
-    seen = phase.steps * config.data.global_batch_size
+    seen = stage.epochs * phase.steps_per_epoch * config.data.global_batch_size
     gib = features_gib(parts.frozen, views + setup.validation.total, setup.compute_dtype)
     if seen <= views:
         print(

@@ -4,9 +4,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -19,80 +19,149 @@ from cifar_keras.training.phases import Phase
 LOG_EVERY_STEPS = 10
 
 
-class RunLog:
-    """The log of one run, kept open through its phases.
+class Sink(Protocol):
+    """Somewhere the history of a run is written to. What was opened before is no part of the run when it is opened again."""
 
-    `metrics.jsonl` gets one JSON object a line: `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
-    "learning_rate", "images_per_second"}` every `LOG_EVERY_STEPS` steps, and with `validation_loss`,
-    `validation_accuracy` and `validation_cross_entropy` at the end of an epoch. The first three are means since the epoch
-    began; `loss` is what the phase minimizes, with label smoothing or a teacher in it, `cross_entropy` is of the labels alone; the
-    speed is the phase's so far.
-    `tensorboard/train` and `tensorboard/validation` get the same figures, so that TensorBoard draws both splits into one chart.
-    """
+    def open(self) -> None:
+        """Begin anew."""
 
-    def __init__(self, workdir: Path) -> None:
-        self.step = 0  # steps since the run began, over all phases
-        self.records: list[dict[str, Any]] = []
-        self._workdir = workdir
-        self._shown: list[Callable[[], None]] = []  # writes the texts and pictures again
-        self._open()
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write the figures of a step; `record["step"]` is its place on the axis."""
 
-    def go_back(self, step: int, records: Sequence[dict[str, Any]]) -> None:
-        """Be the log of a run at an earlier moment: what was written since then is no part of the run."""
-        self.close()
-        self.step, self.records = step, []
-        self._open()
-        for show in self._shown:
-            show()
-        for record in records:
-            self.write_record(record)
+    def write_text(self, name: str, markdown: str, step: int) -> None:
+        """Show a text."""
 
-    def _open(self) -> None:
-        folder = self._workdir / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        self._file = (self._workdir / paths.METRICS).open("w", encoding="utf-8")
-        self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "validation")}
+    def write_picture(self, name: str, png: bytes, step: int) -> None:
+        """Show a picture."""
 
-    def write_record(self, record: dict[str, Any]) -> None:
-        """Append one record; `record["step"]` is its place on the axis."""
-        self.records.append(record)
+    def close(self) -> None:
+        """Write everything out; nothing can follow."""
+
+
+class JsonLines:
+    """`metrics.jsonl`: a JSON object a line. It has the records alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> None:
+        """Begin an empty file."""
+        self._file = self._path.open("w", encoding="utf-8")
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Append a line."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def write_text(self, name: str, markdown: str, step: int) -> None:
+        """Do nothing."""
+
+    def write_picture(self, name: str, png: bytes, step: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """`tensorboard/train` and `tensorboard/validation`: the same figures under the same names, so that a chart has both splits."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open(self) -> None:
+        """Begin empty folders."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._writers = {
+            split: tf.summary.create_file_writer(str(self._folder / split)) for split in ("train", "validation")
+        }
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write a scalar for each figure."""
         for name, value in record.items():
             if isinstance(value, float):
                 split = "validation" if name.startswith("validation_") else "train"
                 with self._writers[split].as_default():
                     tf.summary.scalar(name.removeprefix("validation_"), value, step=record["step"])
 
+    def write_text(self, name: str, markdown: str, step: int) -> None:
+        """Show a text."""
+        with self._writers["train"].as_default():
+            tf.summary.text(name, markdown, step=step)
+
+    def write_picture(self, name: str, png: bytes, step: int) -> None:
+        """Show a picture."""
+        with self._writers["train"].as_default():
+            tf.summary.image(name, tf.io.decode_png(png, channels=3)[None], step=step)
+
+    def close(self) -> None:
+        """Write the events out."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+class RunLog:
+    """The log of one run, kept open through its phases: it counts the steps and gives everything to its sinks.
+
+    A record is `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy", "learning_rate", "images_per_second"}` every
+    `LOG_EVERY_STEPS` steps, and with `validation_loss`, `validation_accuracy` and `validation_cross_entropy` at the end of an
+    epoch. The first three are means since the epoch began; `loss` is what the phase minimizes, with label smoothing or a teacher in
+    it, `cross_entropy` is of the labels alone; the speed is the phase's so far.
+
+    Args:
+        workdir: of the run, for `metrics.jsonl` and TensorBoard's events.
+        more: other sinks.
+    """
+
+    def __init__(self, workdir: Path, more: Sequence[Sink] = ()) -> None:
+        self.step = 0  # steps since the run began, over all phases
+        self.records: list[dict[str, Any]] = []
+        self._sinks: list[Sink] = [JsonLines(workdir / paths.METRICS), TensorBoard(workdir / "tensorboard"), *more]
+        self._shown: list[Callable[[Sink], None]] = []  # writes the texts and pictures again
+        for sink in self._sinks:
+            sink.open()
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"step": self.step, "records": self.records}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Be the log of a run at an earlier moment: what was written since then is no part of the run."""
+        self.close()
+        self.step, self.records = values["step"], []
+        for sink in self._sinks:
+            sink.open()
+            for show in self._shown:
+                show(sink)
+        for record in values["records"]:
+            self.write_record(record)
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Append one record; `record["step"]` is its place on the axis."""
+        self.records.append(record)
+        for sink in self._sinks:
+            sink.write_record(record)
+
     def write_text(self, name: str, markdown: str) -> None:
-        """Show a text in TensorBoard."""
+        """Show a text."""
         step = self.step
-
-        def show() -> None:
-            with self._writers["train"].as_default():
-                tf.summary.text(name, markdown, step=step)
-
-        self._show(show)
+        self._show(lambda sink: sink.write_text(name, markdown, step))
 
     def write_picture(self, name: str, png: bytes) -> None:
-        """Show a picture in TensorBoard."""
+        """Show a picture."""
         step = self.step
+        self._show(lambda sink: sink.write_picture(name, png, step))
 
-        def show() -> None:
-            with self._writers["train"].as_default():
-                tf.summary.image(name, tf.io.decode_png(png, channels=3)[None], step=step)
-
-        self._show(show)
-
-    def _show(self, show: Callable[[], None]) -> None:
+    def _show(self, show: Callable[[Sink], None]) -> None:
         self._shown.append(show)
-        show()
+        for sink in self._sinks:
+            show(sink)
 
     def close(self) -> None:
         """Write everything out; no record can follow."""
-        self._file.close()
-        for writer in self._writers.values():
-            writer.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class TellProgress(keras.callbacks.Callback):

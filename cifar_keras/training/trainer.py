@@ -5,21 +5,25 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from cifar_keras.config import Divergence, FinetuneConfig, RunConfig, to_values
+from cifar_keras.config import Divergence, RunConfig, to_values
 from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, measure_speed, training_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.files import environment
-from cifar_keras.training.checkpoints import Checkpoints, State, read_variables, write_variables
+from cifar_keras.training.checkpoints import Checkpoints, State, named, numbered, read_variables, write_variables
 from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
+from cifar_keras.training.fit import compile_phase, fit_phase
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.keep_best import KeepBest
-from cifar_keras.training.phases import Phase, compile_phase, fit_phase
+from cifar_keras.training.optimizers import FusedAdam
+from cifar_keras.training.phases import Phase, StageLeft, stage_in_words
+from cifar_keras.training.progress import PhaseSummary, Position, Progress
 from cifar_keras.training.pruning import Prune, first_sparse_epoch
 from cifar_keras.training.setup import RunSetup
 from cifar_keras.training.stopwatch import Stopwatch
@@ -29,23 +33,6 @@ from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 PIPELINE_SHARE = 0.5  # of what the pipeline gives alone: from there on a model that shares its cores waits for it
 ROLLBACKS = 3  # in a run; what is not finite at an eighth of the rate does not get better
 ROLLBACK_FACTOR = 0.5  # of the learning rate, at each
-
-
-class PhaseSummary(NamedTuple):
-    """How a phase was computed. `result.json` holds it."""
-
-    images_per_second: float | None  # of training steps; with cached features, of the whole phase
-    pipeline_images_per_second: float | None  # of the input pipeline alone
-    cached_features: bool
-    kernel_gradients_by_matmul: int  # convolutions
-
-
-class Position(NamedTuple):
-    """Where a run is."""
-
-    phase: int = 0  # its place in the list of phases; their number where all are done
-    epoch: int = 0  # counted on through the phases
-    step: int = 0  # steps of this epoch that are done
 
 
 class Trainer:
@@ -75,11 +62,7 @@ class Trainer:
         self._config, self._setup, self._log, self._watch = config, setup, log, watch
         self._checkpoints, self._interruption, self._callbacks = checkpoints, interruption, callbacks
         self._keep_best = KeepBest(setup.classifier)
-        self._position = Position()
-        self._rate_share = 1.0  # of the rates that are asked for
-        self.saving = {"saved": 0, "minutes": 0.0}  # of the states
-        self.summaries: dict[str, PhaseSummary] = {}
-        self.rollbacks: list[dict[str, Any]] = []
+        self.progress = Progress()
 
     def train(self, state: State | None = None) -> None:
         """Go through the phases that are left, and leave the classifier at its best epoch.
@@ -96,12 +79,12 @@ class Trainer:
             self._save(None)
         else:
             self._check_devices(state)
-            self._watch.add(state.values["minutes"])
+            self._watch.restore(state.values["minutes"])
             if (before := state.values["versions"]) != environment.versions():
                 print(f"warning: the run began with other versions, so its bits can differ: {before}", file=sys.stderr)
             self._restore(state)
-        while self._position.phase < len(self._setup.phases):
-            phase = self._setup.phases[self._position.phase]
+        while self.progress.position.phase < len(self._setup.phases):
+            phase = self._setup.phases[self.progress.position.phase]
             try:
                 with self._watch.time(phase.name):
                     self._train_phase(phase, state)
@@ -115,9 +98,9 @@ class Trainer:
         """Return what `result.json` says of the training."""
         return {
             "compute_dtype": self._setup.compute_dtype,
-            "phases": {name: summary._asdict() for name, summary in self.summaries.items()},
-            "rollbacks": self.rollbacks,
-            "states": self.saving,
+            "phases": {name: summary._asdict() for name, summary in self.progress.summaries.items()},
+            "rollbacks": self.progress.rollbacks,
+            "states": self.progress.states,
         }
 
     def _check_devices(self, state: State) -> None:
@@ -131,20 +114,23 @@ class Trainer:
         """Train a phase from its beginning, or from a state within it."""
         started, steps_before = time.monotonic(), self._log.step
         within = state if state is not None and state.values["within"] is not None else None
-        rate = self._rate_share * phase.config.learning_rate
+        position = self.progress.position
+        rate = self.progress.rate_fraction * phase.config.learning_rate
         phase = phase._replace(config=dataclasses.replace(phase.config, learning_rate=rate))
-        task = make_task(self._config, self._setup, phase)
-        compile_phase(
-            task.model,
-            phase,
-            self._setup.strategy,
-            compute_dtype=self._setup.compute_dtype,
-            distillation=self._setup.distillation,
-        )
-        self._begin_keeping(phase)
-        if within is not None:
-            self._restore_within(task.model, within)
-        logger, pipeline_speed = self._fit(phase, task, within)
+        self._begin_keeping(phase, within)
+        begins = f", from step {position.step} of epoch {position.epoch - phase.first_epoch + 1}" if within else ""
+        print(f"{phase.name} phase: {len(phase.epochs)} epochs of {phase.steps_per_epoch} steps{begins}", flush=True)
+        logger = LogPhase(self._log, phase, self._config.data.global_batch_size, first_step=position.step)
+        for left in phase.stages_from(position.epoch):
+            if len(phase.stages) > 1:
+                print(stage_in_words(phase, left), flush=True)
+            task = make_task(self._config, self._setup, phase, left.stage)
+            self._compile(phase, left.number, task, within)
+            pipeline_speed = self._fit(phase, left, task, logger, within)
+            self.progress.position = Position(position.phase, left.epochs.stop)
+            if left.number + 1 == len(phase.stages) or task.model.stop_training:
+                break
+            within = State({"within": self._within(task.model, left.number)}, self._optimizer_arrays(task.model))
         self._keep_best.go_back()
         speed = logger.images_per_second
         if task.cached:  # the features are learned from in no time; what counts is their making
@@ -157,37 +143,91 @@ class Trainer:
                 file=sys.stderr,
             )
         by_matmul = list(kernel_gradients(task.model).values()).count("matmul")
-        self.summaries[phase.name] = PhaseSummary(speed, pipeline_speed, task.cached, by_matmul)
-        self._position = Position(self._position.phase + 1, phase.first_epoch + phase.config.epochs)
-        self._rate_share = 1.0
+        self.progress.summaries[phase.name] = PhaseSummary(speed, pipeline_speed, task.cached, by_matmul)
+        self.progress.position = Position(position.phase + 1, phase.epochs.stop)
+        self.progress.rate_fraction, self.progress.first_steps = 1.0, {}
         self._save(None)
 
-    def _begin_keeping(self, phase: Phase) -> None:
-        """Say which epochs can be what ships: in a phase that prunes, those at whose end all is pruned that shall be."""
-        sparse = isinstance(phase.config, FinetuneConfig) and phase.config.sparsity > 0
-        first_epoch = first_sparse_epoch(phase) if sparse else 0
-        self._keep_best.begin_phase(phase.config.early_stopping_patience, first_epoch=first_epoch)
-        if sparse and self._position.epoch <= first_epoch:
+    def _begin_keeping(self, phase: Phase, within: State | None) -> None:
+        """Let the best epoch be one of those that can be served.
+
+        In a phase that prunes only an epoch at whose end all is pruned can be; in a phase of several stages only one of the last,
+        because the others are measured at another image size, or with less that learned.
+        """
+        last_stage = phase.epochs.stop - phase.stages[-1].epochs
+        first_epoch = max(first_sparse_epoch(phase) if phase.sparsity else 0, last_stage)
+        waited = self._keep_best.waited if within else 0
+        self._keep_best.begin_phase(phase.config.early_stopping_patience, first_epoch=first_epoch, waited=waited)
+        if phase.sparsity and self.progress.position.epoch <= first_epoch:
             self._keep_best.forget()
 
-    def _fit(self, phase: Phase, task: Task, within: State | None) -> tuple[LogPhase, float | None]:
+    def _compile(self, phase: Phase, number: int, task: Task, within: State | None) -> None:
+        """Compile a stage's model, and give its optimizer what the state has of it: the stage's own, or the one's before it."""
+        model, strategy = task.model, self._setup.strategy
+        compile_phase(
+            model,
+            phase,
+            strategy,
+            compute_dtype=self._setup.compute_dtype,
+            distillation=self._setup.distillation,
+        )
+        if within is None:
+            return
+        with strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+        same_stage = within.values["within"]["stage"] == number
+        new = write_variables("optimizer", named(model.optimizer), strategy, within.arrays, all_of_them=same_stage)
+        if same_stage:
+            set_kernel_gradients(model, within.values["within"]["kernel_gradients"])
+        else:
+            stage_began = (self.progress.position.epoch - phase.first_epoch) * phase.steps_per_epoch
+            begin = [
+                variable.path
+                for variable in model.trainable_variables
+                if f"{variable.path.replace('/', '_')}_momentum" in new
+            ]
+            self.progress.first_steps |= dict.fromkeys(begin, stage_began)
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if isinstance(optimizer, FusedAdam):
+            first_steps = [self.progress.first_steps.get(variable.path, 0) for variable in model.trainable_variables]
+            optimizer.first_steps = first_steps if any(first_steps) else ()
+
+    def _fit(self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, within: State | None) -> float | None:
+        """Fit a stage, or what is left of it, and return what the input pipeline alone gives."""
         batch_size = self._config.data.global_batch_size
-        epoch, step = (self._position.epoch, self._position.step) if within else (phase.first_epoch, 0)
+        step = self.progress.position.step
         batches = training_batches(
             task.train,
             global_batch_size=batch_size,
             steps_per_epoch=phase.steps_per_epoch,
             seed=self._config.seed,
-            first_epoch=epoch,
-            epochs=phase.first_epoch + phase.config.epochs - epoch,
+            first_epoch=left.epochs.start,
+            epochs=len(left.epochs),
             change=task.change,
             first_step=step,
             parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
         )
         pipeline_speed = measure_speed(batches)
-        logger = LogPhase(self._log, phase, batch_size, first_step=step)
+        validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
+        callbacks = self._callbacks_of(phase, left.number, task, logger, within)
+        if step:  # Keras makes the variables of the metrics, whose values the saver restores, when it sees a batch
+            task.model.evaluate(validation_batches.take(1), verbose=0)
+        with self._interruption.waiting():
+            fit_phase(task.model, phase, batches, validation_batches, callbacks, epochs=left.epochs, first_step=step)
+        return pipeline_speed
+
+    def _callbacks_of(
+        self, phase: Phase, number: int, task: Task, logger: LogPhase, within: State | None
+    ) -> list[keras.callbacks.Callback]:
+        """Return what takes part in `fit`, in the order in which Keras calls it."""
+        step = self.progress.position.step
+
+        def save(model: keras.Model, epoch: int, step: int) -> None:
+            self.progress.position = self.progress.position._replace(epoch=epoch, step=step)
+            self._save(model, number)
+
         saver = SaveState(
-            self._save_within,
+            save,
             phase,
             every=self._config.checkpoint.checkpoint_every_steps,
             first_step=step,
@@ -195,86 +235,66 @@ class Trainer:
             strategy=self._setup.strategy,
             interruption=self._interruption,
         )
-        validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
         callbacks: list[keras.callbacks.Callback] = [logger, self._keep_best, saver]
         if not sys.stdout.isatty():
             callbacks.append(TellProgress(logger, phase, task.validation.total))
-        if isinstance(phase.config, FinetuneConfig) and phase.config.sparsity:
-            callbacks.insert(0, Prune(phase, phase.config.sparsity, first_step=step))  # before the state is saved
-        callbacks += self._callbacks
-        if step:  # Keras makes the variables of the metrics, whose values the saver restores, when it sees a batch
-            task.model.evaluate(validation_batches.take(1), verbose=0)
-        first_epoch = epoch if within else None
-        with self._interruption.waiting():
-            fit_phase(
-                task.model, phase, batches, validation_batches, callbacks, first_epoch=first_epoch, first_step=step
-            )
-        return logger, pipeline_speed
+        if phase.sparsity:
+            # Before the state is saved, which then has the weights that are left.
+            callbacks.insert(0, Prune(phase, phase.sparsity, first_step=step))
+        return [*callbacks, *self._callbacks]
 
-    def _save_within(self, model: keras.Model, epoch: int, step: int) -> None:
-        self._position = self._position._replace(epoch=epoch, step=step)
-        self._save(model)
-
-    def _save(self, model: keras.Model | None) -> None:
-        """Save the state of the run, with that of the phase that fits `model`; None is between two phases."""
+    def _save(self, model: keras.Model | None, stage: int = 0) -> None:
+        """Save the state of the run, with that of the stage that fits `model`; None is between two phases."""
         started = time.monotonic()
-        strategy = self._setup.strategy
-        arrays = read_variables("classifier", self._setup.classifier.variables, strategy)
-        if model is not None:
-            if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
-                raise DivergedError(f"a weight is not finite at step {self._log.step}")
-            arrays |= read_variables("optimizer", model.optimizer.variables, strategy)
-            arrays |= read_variables("metrics", model.metrics_variables, strategy)
-        arrays |= {f"best/{number}": array for number, array in enumerate(self._keep_best.best_weights)}
-        values = {
-            "config": to_values(self._config),
-            "compute_dtype": self._setup.compute_dtype,
-            "replicas": strategy.num_replicas_in_sync,
-            "position": self._position._asdict(),
-            "within": None
-            if model is None
-            else {"kernel_gradients": kernel_gradients(model), "waited": self._keep_best.waited},
-            "rate_share": self._rate_share,
-            "rollbacks": self.rollbacks,
-            "best": self._keep_best.best,
-            "summaries": {name: summary._asdict() for name, summary in self.summaries.items()},
-            "steps": self._log.step,
-            "records": self._log.records,
-            "minutes": self._watch.minutes(),
-            "saving": self.saving,
-            "versions": environment.versions(),
-        }
+        state = self._state(model, stage)
         try:
-            self._checkpoints.save(State(values, arrays))
-            self.saving = {
-                "saved": self.saving["saved"] + 1,
-                "minutes": self.saving["minutes"] + (time.monotonic() - started) / 60,
-            }
+            self._checkpoints.save(state)
+            self.progress.add_state((time.monotonic() - started) / 60)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             print("warning: the state was not saved, the disk is full; the one before is kept", file=sys.stderr)
 
-    def _restore(self, state: State) -> None:
-        """Be at the moment of a state, but for what `_restore_within` does."""
-        values, arrays = state
-        write_variables("classifier", self._setup.classifier.variables, self._setup.strategy, arrays)
-        self._position = Position(**values["position"])
-        self._rate_share = values["rate_share"]
-        self.rollbacks, self.saving = values["rollbacks"], values["saving"]
-        self.summaries = {name: PhaseSummary(**summary) for name, summary in values["summaries"].items()}
-        self._keep_best.best = None if values["best"] is None else tuple(values["best"])
-        count = sum(name.startswith("best/") for name in arrays)
-        self._keep_best.best_weights = [arrays[f"best/{number}"] for number in range(count)]
-        self._log.go_back(values["steps"], values["records"])
+    def _state(self, model: keras.Model | None, stage: int) -> State:
+        """Return what another process needs to go on with the same bits.
 
-    def _restore_within(self, model: keras.Model, state: State) -> None:
-        """Restore what belongs to the phase; its metrics follow when `fit` has made and reset them."""
-        set_kernel_gradients(model, state.values["within"]["kernel_gradients"])
-        with self._setup.strategy.scope():
-            model.optimizer.build(model.trainable_variables)
-        write_variables("optimizer", model.optimizer.variables, self._setup.strategy, state.arrays)
-        self._keep_best.waited = state.values["within"]["waited"]
+        Raises:
+            DivergedError: a weight is not finite.
+        """
+        strategy, best = self._setup.strategy, self._keep_best.state()
+        arrays = read_variables("classifier", numbered(self._setup.classifier.variables), strategy)
+        if model is not None:
+            if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
+                raise DivergedError(f"a weight is not finite at step {self._log.step}")
+            arrays |= self._optimizer_arrays(model)
+            arrays |= read_variables("metrics", numbered(model.metrics_variables), strategy)
+        values = {
+            "config": to_values(self._config),
+            "compute_dtype": self._setup.compute_dtype,
+            "replicas": strategy.num_replicas_in_sync,
+            "versions": environment.versions(),
+            "progress": self.progress.state(),
+            "within": None if model is None else self._within(model, stage),
+            "keep_best": best.values,
+            "log": self._log.state(),
+            "minutes": self._watch.minutes(),
+        }
+        return State(values, arrays | best.arrays)
+
+    def _within(self, model: keras.Model, stage: int) -> dict[str, Any]:
+        return {"stage": stage, "kernel_gradients": kernel_gradients(model)}
+
+    def _optimizer_arrays(self, model: keras.Model) -> dict[str, NDArray[Any]]:
+        return read_variables("optimizer", named(model.optimizer), self._setup.strategy)
+
+    def _restore(self, state: State) -> None:
+        """Restore everything but the running phase, which `_compile` and the callbacks restore when they have made its parts."""
+        values, arrays = state
+        variables = numbered(self._setup.classifier.variables)
+        write_variables("classifier", variables, self._setup.strategy, arrays)
+        self.progress.restore(values["progress"])
+        self._keep_best.restore(State(values["keep_best"], arrays))
+        self._log.restore(values["log"])
 
     def _roll_back(self, phase: Phase, error: DivergedError) -> State:
         """Go back to the newest state that is whole, at a lower rate.
@@ -282,16 +302,16 @@ class Trainer:
         Raises:
             UserError: that is not wanted, or was done too often.
         """
-        rate = self._rate_share * phase.config.learning_rate
+        rate = self.progress.rate_fraction * phase.config.learning_rate
         state = self._checkpoints.newest() if self._config.checkpoint.divergence is Divergence.ROLLBACK else None
-        if state is None or len(self.rollbacks) == ROLLBACKS:
+        if state is None or len(self.progress.rollbacks) == ROLLBACKS:
             raise UserError(
                 f"{error}: --{phase.name}_learning_rate is too high for this network. Received: {rate:g}"
             ) from error
-        rollbacks = [*self.rollbacks, {"phase": phase.name, "step": self._log.step, "learning_rate": rate}]
-        share = self._rate_share * ROLLBACK_FACTOR
+        rollback = {"phase": phase.name, "step": self._log.step, "learning_rate": rate}
+        rollbacks, fraction = [*self.progress.rollbacks, rollback], self.progress.rate_fraction * ROLLBACK_FACTOR
         self._restore(state)
-        self.rollbacks, self._rate_share = rollbacks, share
+        self.progress.rollbacks, self.progress.rate_fraction = rollbacks, fraction
         print(
             f"warning: {error}: back to step {self._log.step}, --{phase.name}_learning_rate is now {rate * ROLLBACK_FACTOR:g}",
             file=sys.stderr,
@@ -334,7 +354,7 @@ class SaveState(keras.callbacks.Callback):
         """Give the metrics, which Keras has just reset, what they were at the state."""
         self._epoch, self._step, self._first_step = epoch, self._first_step, 0
         if self._within is not None and self._step:
-            write_variables("metrics", self.model.metrics_variables, self._strategy, self._within.arrays)
+            write_variables("metrics", numbered(self.model.metrics_variables), self._strategy, self._within.arrays)
         self._within = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -353,5 +373,5 @@ class SaveState(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where another epoch follows."""
-        if epoch + 1 < self._phase.first_epoch + self._phase.config.epochs and not self.model.stop_training:
+        if epoch + 1 < self._phase.epochs.stop and not self.model.stop_training:
             self._save(self.model, epoch + 1, 0)

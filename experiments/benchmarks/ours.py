@@ -20,7 +20,8 @@ from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.partition import partition
 from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
 from cifar_keras.training.features import choose_view, compute_features
-from cifar_keras.training.phases import Phase, compile_phase, set_trainable
+from cifar_keras.training.fit import compile_phase, set_trainable
+from cifar_keras.training.phases import finetune_phase, head_phase
 from experiments.benchmarks.cases import CLASSES, HEAD_EPOCHS, Case, Runnable
 from experiments.benchmarks.plain_keras import forward_of, pipeline_of, seconds_of_fit, some_examples
 
@@ -45,13 +46,17 @@ class System:
         if case.work == "head_phase":
             return self._head_phase(classifier, case)
         backbone = classifier.get_layer("backbone")
-        set_trainable(classifier, FinetuneConfig(), synchronize=False)
+        set_trainable(classifier, "")
         if case.work == "frozen_forward":
             twin = fused_twin(backbone, compute_dtype=self._dtype, folded=True)
             return forward_of(assemble(classifier, twin, last="backbone"), images)
         model = assemble(classifier, fused_twin(backbone, compute_dtype=self._dtype))
         choose_kernel_gradients(model, KernelGradientChoice.AUTO, self._dtype, case.batch_size)
-        compile_phase(model, Phase("finetune", FinetuneConfig(), 1000, 0), tf.distribute.get_strategy())
+        compile_phase(
+            model,
+            finetune_phase(FinetuneConfig(epochs=1), 1000, image_size=case.image_size),
+            tf.distribute.get_strategy(),
+        )
         batches = _augmented(case.batch_size)
         return Runnable(lambda count: seconds_of_fit(model, batches, count), case.batch_size)
 
@@ -60,7 +65,7 @@ class System:
 
         Its beginning takes seconds, which is little of a real phase and most of one that is shorter than `HEAD_BATCHES`.
         """
-        set_trainable(classifier, HeadConfig(), synchronize=False)
+        set_trainable(classifier, None)
         parts = partition(classifier, compute_dtype=self._dtype, image_size=case.image_size)
         assert parts is not None
 
@@ -69,7 +74,11 @@ class System:
             train = _examples(batches_seen * case.batch_size)
             settings: dict[str, Any] = {"dtype": self._dtype, "batch_size": case.batch_size, "title": "features"}
             features = compute_features(parts.frozen, train, mirrored=True, **settings)
-            compile_phase(parts.trainable, Phase("head", HeadConfig(), batches_seen, 0), tf.distribute.get_strategy())
+            compile_phase(
+                parts.trainable,
+                head_phase(HeadConfig(), batches_seen, image_size=case.image_size),
+                tf.distribute.get_strategy(),
+            )
             batches = training_batches(
                 features,
                 global_batch_size=case.batch_size,

@@ -1,0 +1,131 @@
+"""What `fit` needs: what learns, the compiled model, and the epochs of a phase.
+
+Keras ignores a change of `trainable` after compile, so each stage builds and compiles a model of its own.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from cifar_keras.config import DistillationConfig
+from cifar_keras.training.optimizers import make_optimizer
+from cifar_keras.training.phases import Phase
+from cifar_keras.training.teacher import DistillationLoss
+
+
+def set_trainable(
+    classifier: keras.Model, learns_from: str | None, *, train_batch_norm: bool = False, synchronize: bool = False
+) -> None:
+    """Freeze what does not learn in a stage.
+
+    Args:
+        classifier: what `models.classifier.build_classifier` made. Models that share its layers have to be built afterwards.
+        learns_from: the stage of the backbone from which on it learns; "" is all of it, None nothing.
+        train_batch_norm: let BatchNormalization learn too, where the backbone does.
+        synchronize: let BatchNormalization that learns share its statistics over devices.
+    """
+    backbone = classifier.get_layer("backbone")
+    # This sets every layer, so it comes first.
+    backbone.trainable = learns_from is not None
+    learns = learns_from == ""
+    for layer in backbone.layers if learns_from is not None else []:
+        learns = learns or layer.name.startswith(learns_from)
+        layer.trainable = learns
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # `training=False` at the call would not hold in `fit`; `trainable=False` does (keras#20285).
+            layer.trainable = learns and train_batch_norm
+            # Without it the devices' statistics drift apart and the saved model is none of the trained ones.
+            layer.synchronized = synchronize and layer.trainable
+
+
+def compile_phase(
+    model: keras.Model,
+    phase: Phase,
+    strategy: tf.distribute.Strategy,
+    *,
+    compute_dtype: str = "float32",
+    distillation: DistillationConfig | None = None,
+) -> None:
+    """Compile a model for a phase inside the strategy's scope.
+
+    Args:
+        model: the classifier, or what shares its variables, built since `set_trainable`.
+        phase: the phase that comes next.
+        strategy: the strategy of the run.
+        compute_dtype: of the activations; in float16 small gradients would vanish if the loss were not scaled.
+        distillation: how to learn from a teacher, whose logits are behind the labels; None where there is none.
+    """
+    smoothing = phase.config.label_smoothing
+    with strategy.scope():
+        optimizer = make_optimizer(phase.config, phase.steps)
+        if compute_dtype == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(
+            optimizer=optimizer,
+            loss=DistillationLoss(distillation, smoothing)
+            if distillation
+            else keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, name="loss"),
+            metrics=[
+                _of_labels(keras.metrics.categorical_accuracy, "accuracy"),
+                # The loss without label smoothing, which is the same measure in both phases and at the evaluation.
+                _of_labels(functools.partial(keras.losses.categorical_crossentropy, from_logits=True), "cross_entropy"),
+            ],
+            jit_compile=False,  # XLA makes a ResNet50's training step on a CPU half as fast
+        )
+
+
+def fit_phase(
+    model: keras.Model,
+    phase: Phase,
+    batches: tf.data.Dataset,
+    validation_batches: tf.data.Dataset,
+    callbacks: Sequence[keras.callbacks.Callback],
+    *,
+    epochs: range | None = None,
+    first_step: int = 0,
+) -> None:
+    """Fit epochs of a phase.
+
+    Args:
+        model: what `compile_phase` compiled.
+        phase: the same phase.
+        batches: inputs of the model and one-hot labels, for all steps that are to be done.
+        validation_batches: the validation split, gone through at the end of each epoch.
+        callbacks: called by Keras.
+        epochs: which epochs, counted on through the phases; None is all of the phase.
+        first_step: steps of the first of them that have been done.
+    """
+    first, last = (epochs.start, epochs.stop) if epochs is not None else (phase.epochs.start, phase.epochs.stop)
+
+    def fit(batches: tf.data.Dataset, epochs: range, steps: int) -> None:
+        model.fit(
+            batches,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=steps,
+            validation_data=validation_batches,
+            callbacks=list(callbacks),
+            shuffle=False,  # the batches are
+            verbose=1 if sys.stdout.isatty() else 2,  # a line an epoch where a bar would fill a file
+        )
+
+    if first_step:  # Keras knows epochs of one length only
+        left = phase.steps_per_epoch - first_step
+        fit(batches.take(left), range(first, first + 1), left)
+        if model.stop_training:
+            return
+        batches, first = batches.skip(left), first + 1
+    if first < last:
+        fit(batches, range(first, last), phase.steps_per_epoch)
+
+
+def _of_labels(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], name: str) -> keras.metrics.Metric:
+    """Make a metric of a function of labels and logits; a teacher's logits, which may be behind the labels, are left out."""
+
+    def of_labels(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return function(y_true[:, : y_pred.shape[-1]], y_pred)
+
+    return keras.metrics.MeanMetricWrapper(of_labels, name=name)

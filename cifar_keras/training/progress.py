@@ -1,0 +1,76 @@
+"""How far a run is: every counter of its training, in one typed place."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from cifar_keras.errors import UserError
+
+FORMAT = 2  # of the states; 1 had optimizers' variables by their places
+
+
+class PhaseSummary(NamedTuple):
+    """How a phase was computed. `result.json` holds it."""
+
+    images_per_second: float | None  # of training steps; with cached features, of the whole phase
+    pipeline_images_per_second: float | None  # of the input pipeline alone
+    cached_features: bool
+    kernel_gradients_by_matmul: int  # convolutions
+
+
+class Position(NamedTuple):
+    """Where a run is."""
+
+    phase: int = 0  # its place in the list of phases; their number where all are done
+    epoch: int = 0  # counted on through the phases
+    step: int = 0  # steps of this epoch that are done
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has behind it."""
+
+    position: Position = dataclasses.field(default_factory=Position)
+    rate_fraction: float = 1.0  # of the learning rates that are asked for, after rolling back
+    rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    states: dict[str, float] = dataclasses.field(default_factory=lambda: {"saved": 0, "minutes": 0.0})
+    summaries: dict[str, PhaseSummary] = dataclasses.field(default_factory=dict)  # of the phases that are done
+    first_steps: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # of variables that began to learn within the phase
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        summaries = {name: summary._asdict() for name, summary in self.summaries.items()}
+        return {
+            "format": FORMAT,
+            "position": self.position._asdict(),
+            "rate_fraction": self.rate_fraction,
+            "rollbacks": self.rollbacks,
+            "states": self.states,
+            "summaries": summaries,
+            "first_steps": self.first_steps,
+        }
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.position = Position(**values["position"])
+        self.rate_fraction, self.rollbacks = values["rate_fraction"], values["rollbacks"]
+        self.states, self.first_steps = values["states"], values["first_steps"]
+        self.summaries = {name: PhaseSummary(**summary) for name, summary in values["summaries"].items()}
+
+    def add_state(self, minutes: float) -> None:
+        """Count a state that was saved."""
+        self.states = {"saved": self.states["saved"] + 1, "minutes": self.states["minutes"] + minutes}
+
+
+def check_format(values: dict[str, Any]) -> None:
+    """Check that a state is one of this version.
+
+    Raises:
+        UserError: it is of another one.
+    """
+    found = values.get("progress", {}).get("format", 1)
+    if found != FORMAT:
+        raise UserError(
+            f"--resume: another version of the program saved the run's state, and only that one can go on with it. Received: format {found}"
+        )
