@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import importlib
 import io
 import os
 import sys
@@ -9,7 +10,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cifar_keras import __version__
 from cifar_keras.errors import InterruptedRunError, UserError, unwritable
+from cifar_keras.files.completion import SHELLS, completion
 
 BAD_INPUT_STATUS = 2
 INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -18,6 +21,45 @@ INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 _NOBODY_LISTENS = (errno.EPIPE, errno.EIO)
 
 _ESCAPED = "cifar_keras.escaped"
+
+PROGRAM = "cifar-keras"
+COMMANDS = {
+    "train": "fine-tune a network, export it, measure it, and report",
+    "evaluate": "measure a run's SavedModel again, and on more than its own splits",
+    "export": "convert a run's model for other runtimes, and compare each with it",
+    "predict": "classify image files",
+    "explain": "find near training images, draw a map of the features, and list suspect labels",
+    "compare": "set runs beside one another",
+    "prepare": "fetch data and weights ahead of a run",
+}
+
+
+def main() -> None:
+    """Run `cifar-keras COMMAND ...`, which is `python -m cifar_keras.COMMAND ...`."""
+    run(_dispatch)
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    name, *rest = argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        width = max(map(len, (*COMMANDS, "completion")))
+        lines = [f"  {command:{width}}  {does}" for command, does in COMMANDS.items()]
+        lines.append(f"  {'completion':{width}}  print what makes bash, zsh or fish complete commands and flags")
+        print("\n".join([f"usage: {PROGRAM} COMMAND [--flag=value ...]; {PROGRAM} COMMAND --help", "", *lines]))
+    elif name == "--version":
+        print(__version__)
+    elif name == "completion":
+        if len(rest) != 1 or rest[0] not in SHELLS:
+            raise UserError(
+                f"{PROGRAM} completion takes one of {', '.join(SHELLS)}. Received: {' '.join(rest) or 'none'}"
+            )
+        flags = importlib.import_module("cifar_keras.flags")
+        print(completion(rest[0], PROGRAM, {command: flags.choices_of(command) for command in COMMANDS}))
+    elif name in COMMANDS:
+        # A command is no part of any other module: it is looked up when it is run.
+        importlib.import_module(f"cifar_keras.{name}").main([f"{PROGRAM} {name}", *rest])
+    else:
+        raise UserError(f"{PROGRAM} has the commands {', '.join(COMMANDS)}, completion. Received: {name}")
 
 
 def run(command: Callable[[Sequence[str]], None]) -> None:

@@ -31,12 +31,9 @@ def parse_config(argv: Sequence[str]) -> config_lib.RunConfig:
     Raises:
         UserError: an unknown or malformed flag, a flagfile that cannot be opened, or a config that cannot work.
     """
-    values = flags.FlagValues()
-    leaves = config_lib.settings_of()
-    for leaf in leaves:
-        _define_flag(leaf, values)
+    values = _flags_of("train")
     parse_arguments(values, argv)
-    config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in leaves})
+    config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in config_lib.settings_of()})
     config_lib.validate(config)
     return config
 
@@ -87,14 +84,9 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     Raises:
         UserError: an unknown or malformed flag, or no --model.
     """
-    values = flags.FlagValues()
-    _define_model(values)
-    _define_data_dir(values)
-    leaves = [leaf for leaf in config_lib.settings_of() if leaf.section == "evaluation"]
-    for leaf in leaves:
-        _define_flag(leaf, values)
+    values = _flags_of("evaluate")
     parse_arguments(values, argv)
-    config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in leaves})
+    config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in _evaluation_settings()})
     config_lib.validate(config)
     return EvaluateArguments(_model_of(values), values["data_dir"].value, config.evaluation)
 
@@ -105,12 +97,7 @@ def parse_export(argv: Sequence[str]) -> ExportArguments:
     Raises:
         UserError: an unknown or malformed flag, no --model, or a format that there is not.
     """
-    values = flags.FlagValues()
-    _define_model(values)
-    _define_data_dir(values)
-    flags.DEFINE_string(
-        "format", ",".join(FORMATS), f"formats, with commas between [{', '.join(FORMATS)}]", flag_values=values
-    )
+    values = _flags_of("export")
     parse_arguments(values, argv)
     names = list(dict.fromkeys(values["format"].value.split(",")))
     if unknown := [name for name in names if name not in FORMATS]:
@@ -124,12 +111,7 @@ def parse_explain(argv: Sequence[str]) -> ExplainArguments:
     Raises:
         UserError: an unknown or malformed flag, no --model, or --train_images below 0.
     """
-    values = flags.FlagValues()
-    _define_model(values)
-    _define_data_dir(values)
-    flags.DEFINE_integer(
-        "train_images", 0, "training images that are looked at, drawn by the run's seed; 0 is all", flag_values=values
-    )
+    values = _flags_of("explain")
     parse_arguments(values, argv)
     count = values["train_images"].value
     if count < 0:
@@ -143,13 +125,7 @@ def parse_predict(argv: Sequence[str]) -> PredictArguments:
     Raises:
         UserError: an unknown or malformed flag, no --model, no file, --top below 1, or more images than are drawn.
     """
-    values = flags.FlagValues()
-    _define_model(values)
-    flags.DEFINE_integer("top", 3, "classes to print for each file, most probable first", flag_values=values)
-    help_text = (
-        f"PNG file to draw into what the classes of at most {MOST_DRAWN} files come from, by Grad-CAM and occlusion"
-    )
-    flags.DEFINE_string("attribution", "", help_text, flag_values=values)
+    values = _flags_of("predict")
     files = parse_arguments(values, argv, files=True)
     if not files:
         raise UserError("name at least one image file behind the flags. Received: none")
@@ -167,8 +143,7 @@ def parse_compare(argv: Sequence[str]) -> CompareArguments:
     Raises:
         UserError: an unknown or malformed flag, fewer than two runs or more than can be told apart, or one that is no folder.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("picture", "", "PNG file to draw the curves of the runs into", flag_values=values)
+    values = _flags_of("compare")
     names = parse_arguments(values, argv, files=True)
     if not 2 <= len(names) <= MOST_RUNS:
         raise UserError(
@@ -206,14 +181,51 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
     return rest
 
 
-def _define_model(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", "", "workdir of a run", flag_values=values)
+def _flags_of(command: str) -> flags.FlagValues:
+    """Return the flags of a command, with their defaults."""
+    values = flags.FlagValues()
+    if command in ("train", "prepare"):
+        for leaf in config_lib.settings_of():
+            _define_flag(leaf, values)
+        return values
+    if command != "compare":
+        flags.DEFINE_string("model", "", "workdir of a run", flag_values=values)
+    if command in ("evaluate", "export", "explain"):
+        help_text = "TFDS folder with the images of the run; empty is the one of the run"
+        flags.DEFINE_string("data_dir", "", help_text, flag_values=values)
+    if command == "evaluate":
+        for leaf in _evaluation_settings():
+            _define_flag(leaf, values)
+    elif command == "export":
+        help_text = f"formats, with commas between [{', '.join(FORMATS)}]"
+        flags.DEFINE_string("format", ",".join(FORMATS), help_text, flag_values=values)
+    elif command == "explain":
+        help_text = "training images that are looked at, drawn by the run's seed; 0 is all"
+        flags.DEFINE_integer("train_images", 0, help_text, flag_values=values)
+    elif command == "predict":
+        flags.DEFINE_integer("top", 3, "classes to print for each file, most probable first", flag_values=values)
+        help_text = (
+            f"PNG file to draw what the classes of at most {MOST_DRAWN} files come from, by Grad-CAM and occlusion"
+        )
+        flags.DEFINE_string("attribution", "", help_text, flag_values=values)
+    elif command == "compare":
+        flags.DEFINE_string("picture", "", "PNG file to draw the curves of the runs into", flag_values=values)
+    return values
 
 
-def _define_data_dir(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "data_dir", "", "TFDS folder with cifar10/3.0.2; empty is the one of the run", flag_values=values
-    )
+def _evaluation_settings() -> list[config_lib.Setting]:
+    return [leaf for leaf in config_lib.settings_of() if leaf.section == "evaluation"]
+
+
+def choices_of(command: str) -> dict[str, list[str]]:
+    """Return the flags of a command, each with the values that it may have; none where there are too many to list."""
+    leaves = {leaf.flag: leaf for leaf in config_lib.settings_of()}
+    found = {"flagfile": [], "help": []} | {name: [] for name in sorted(_flags_of(command))}
+    for name in found.keys() & leaves.keys():
+        kind = leaves[name].type
+        values = tuple(kind) if issubclass(kind, enum.StrEnum) else leaves[name].field.metadata["choices"]
+        found[name] = [str(value) for value in values] or (["true", "false"] if kind is bool else [])
+    return found
 
 
 def _model_of(values: flags.FlagValues) -> Path:

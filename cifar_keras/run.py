@@ -328,8 +328,7 @@ def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) ->
         global_batch_size=min(SHOWN_IMAGES, setup.train.total),
         steps_per_epoch=1,
         seed=config.seed,
-        first_epoch=0,
-        epochs=1,
+        steps=range(1),
         change=make_augmentation(config.augmentation),
         parallel_calls=None,
     )

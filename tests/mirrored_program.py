@@ -50,8 +50,7 @@ def main() -> None:
             global_batch_size=40,
             steps_per_epoch=10,
             seed=0,
-            first_epoch=phase.first_epoch,
-            epochs=1,
+            steps=range(phase.first_epoch * 10, (phase.first_epoch + 1) * 10),
             change=make_augmentation(AugmentationConfig()),
         )
         # 90 images: the last batch of 10 is smaller than the others.

@@ -98,7 +98,7 @@ NUMBERS = {
     "dropout": ["1"],
     "head_epochs": ["-1"],
     "finetune_steps_per_epoch": ["-1", "half"],
-    "cutout": ["33"],
+    "cutout": ["2049"],
     "source_timeout_seconds": ["0"],
     "head_image_size": ["-1", "16", "2049"],
     "finetune_image_size": ["1", "31", "large"],
@@ -374,6 +374,7 @@ TENSORFLOW_CASES = {
     "a batch larger than the train split": Case(
         f"{SYNTHETIC} --weights=none --global_batch_size=361", "--global_batch_size"
     ),
+    "a square larger than the images": Case(f"{SYNTHETIC} --weights=none --cutout=33", "--cutout"),
     "more steps than batches": Case(f"{SYNTHETIC} --weights=none --head_steps_per_epoch=99", "--head_steps_per_epoch"),
     "float16 without a GPU": Case(f"{SYNTHETIC} --weights=none --compute_dtype=float16", "--compute_dtype=float16"),
     "a validation split without a class": Case(f"{SYNTHETIC} --validation_share=0.001", "--validation_share"),

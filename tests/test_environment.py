@@ -135,7 +135,7 @@ HOSTILE = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }
 SETTINGS = (
-    "from cifar_keras import environment; environment.load_keras(); import keras, matplotlib;"
+    "from cifar_keras.files import environment; environment.load_keras(); import keras, matplotlib;"
     "c = keras.config; print(c.backend(), c.floatx(), c.epsilon(), c.image_data_format(), c.dtype_policy().name,"
     " c.max_epochs(), c.max_steps_per_epoch(), matplotlib.get_backend())"
 )

@@ -144,8 +144,7 @@ def test_batches_of_features_are_the_same_at_any_parallelism(views: int) -> None
             global_batch_size=8,
             steps_per_epoch=5,
             seed=3,
-            first_epoch=0,
-            epochs=20,
+            steps=range(20 * 5),
             change=choose_view,
             parallel_calls=parallel_calls,
         )

@@ -65,11 +65,9 @@ def batches_of(
         global_batch_size=batch,
         steps_per_epoch=steps,
         seed=seed,
-        first_epoch=first_epoch,
-        epochs=epochs,
+        steps=range(first_epoch * steps + first_step, (first_epoch + epochs) * steps),
         change=make_augmentation(augmentation),
         parallel_calls=parallel_calls,
-        first_step=first_step,
     )
     assert dataset.cardinality().numpy() == steps * epochs - first_step
     return list(dataset.as_numpy_iterator())
@@ -163,8 +161,7 @@ def test_the_orders_of_a_whole_train_split_show_no_pattern() -> None:
         global_batch_size=4500,
         steps_per_epoch=10,
         seed=5,
-        first_epoch=0,
-        epochs=8,
+        steps=range(8 * 10),
         change=make_augmentation(NONE),
     )
     seen = np.concatenate([batch.reshape(-1, 3) @ [65536, 256, 1] for batch, _ in batches.as_numpy_iterator()])
@@ -191,8 +188,7 @@ def test_seed_epoch_and_batch_decide_the_changes() -> None:
             global_batch_size=16,
             steps_per_epoch=2,
             seed=seed,
-            first_epoch=0,
-            epochs=2,
+            steps=range(2 * 2),
             change=make_augmentation(AugmentationConfig()),
         )
         for seed in (1, 1, 2)
@@ -209,8 +205,7 @@ def test_a_training_batch_has_its_whole_shape() -> None:
         global_batch_size=8,
         steps_per_epoch=2,
         seed=0,
-        first_epoch=0,
-        epochs=1,
+        steps=range(2),
         change=make_augmentation(MANY),
     )
     assert dataset.element_spec == (tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8, 10], tf.float32))
@@ -240,7 +235,7 @@ tf.zeros(1)
 before = resident()
 split = LabelledImages(np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), dtype=np.uint8), np.zeros(60_000, np.int64))
 examples, split = hold(split, class_count=10)
-datasets = [training_batches(examples, global_batch_size=64, steps_per_epoch=2, seed=0, first_epoch=0, epochs=1,
+datasets = [training_batches(examples, global_batch_size=64, steps_per_epoch=2, seed=0, steps=range(2),
                              change=lambda images, key: images) for _ in range(3)]
 datasets.append(evaluation_batches(examples, global_batch_size=64).take(2))
 iterators = [iter(dataset) for dataset in datasets]
@@ -293,7 +288,7 @@ from cifar_keras.data.pipeline import evaluation_batches, training_batches
 from tests.test_pipeline import held, numbered, numbers_of
 
 images, labels = numbered(101)
-train = training_batches(held(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, first_epoch=0, epochs=2,
+train = training_batches(held(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, steps=range(12),
                          change=make_augmentation(AugmentationConfig(color_jitter=0.2)))
 test = evaluation_batches(held(images, labels), global_batch_size=16)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -49,8 +49,7 @@ def fit(config: RunConfig, setup: RunSetup, phase: Phase, task: Task, *callbacks
         global_batch_size=BATCH,
         steps_per_epoch=phase.steps_per_epoch,
         seed=config.seed,
-        first_epoch=phase.first_epoch,
-        epochs=phase.config.epochs,
+        steps=phase.steps_of(phase.epochs),
         change=task.change,
     )
     validation_batches = evaluation_batches(task.validation, global_batch_size=BATCH)

@@ -166,9 +166,10 @@ WRITE = """
 import sys
 from pathlib import Path
 import numpy as np
-from cifar_keras.data import cifar10, tfds_folder
-split = cifar10.LabelledImages(np.zeros((5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int64))
-tfds_folder.write_folder(cifar10.Dataset(split, split, cifar10.CLASS_NAMES), Path(sys.argv[1]))
+from cifar_keras.data.cifar10 import layout, tfds_folder
+from cifar_keras.data.types import LabelledImages, PublishedDataset
+split = LabelledImages(np.zeros((5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int64))
+tfds_folder.write_folder(PublishedDataset(split, split, layout.CLASS_NAMES), Path(sys.argv[1]))
 """
 
 

@@ -54,14 +54,12 @@ def training_batches(
     *,
     global_batch_size: int,
     steps_per_epoch: int,
+    steps: range,
     seed: int,
-    first_epoch: int,
-    epochs: int,
     change: Change,
-    first_step: int = 0,
     parallel_calls: int | None = PARALLEL_CALLS,
 ) -> tf.data.Dataset:
-    """Shuffle and change, `epochs * steps_per_epoch` whole batches after one another.
+    """Shuffle and change, a whole batch for each step, one after another.
 
     Batch n of epoch e depends on the examples, `seed`, e and n alone: not on where the dataset begins, not on the parallelism,
     not on what else draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice
@@ -71,10 +69,8 @@ def training_batches(
         examples: the train split.
         global_batch_size: images per batch, over all devices together.
         steps_per_epoch: batches of an epoch.
+        steps: which batches: those of epoch e are `e * steps_per_epoch` and the next, whatever a run has seen before.
         seed: the run's seed.
-        first_epoch: number of the first epoch, from 0.
-        epochs: how many epochs.
-        first_step: batches of the first epoch that are left out, because a run that goes on has seen them.
         change: takes inputs of a batch and a key, int64 `[2]`, and returns what the model gets; e.g. `make_augmentation`'s.
         parallel_calls: batches that are made at the same time; None makes one after the other, as TensorFlow does in any case where
             its operations are to be deterministic, but then not without calling it an error.
@@ -90,9 +86,7 @@ def training_batches(
         key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
         return change(tf.gather(examples.inputs, indices), key), tf.gather(examples.labels, indices)
 
-    first = first_epoch * steps_per_epoch
-    steps = tf.data.Dataset.range(first + first_step, first + epochs * steps_per_epoch)
-    batches = steps.map(batch, num_parallel_calls=parallel_calls)
+    batches = tf.data.Dataset.range(steps.start, steps.stop).map(batch, num_parallel_calls=parallel_calls)
     return batches.prefetch(PREFETCHED_BATCHES).with_options(_options())
 
 

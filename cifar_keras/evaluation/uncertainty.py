@@ -128,7 +128,10 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
     def statistics(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         weights, images = times.astype(np.float64), times.sum(axis=1)
         sums, gap_sums = np.split(weights @ summands, [len(means)], axis=1)
-        hits, support, predictions = weights @ of_hits, weights @ of_support, weights @ of_predictions
+        # In rows, because sums over classes depend on the layout by a rounding.
+        hits, support, predictions = (
+            np.ascontiguousarray(weights @ of) for of in (of_hits, of_support, of_predictions)
+        )
         return {
             **dict(zip(means, sums.T / images, strict=True)),
             "calibration_error": np.abs(gap_sums).sum(axis=1) / images,

@@ -47,6 +47,10 @@ class Phase(NamedTuple):
         """Steps of the whole phase."""
         return len(self.epochs) * self.steps_per_epoch
 
+    def steps_of(self, epochs: range, first_step: int = 0) -> range:
+        """Return the steps of some epochs, counted from epoch 0 as `data.pipeline` does, without the first ones of the first epoch."""
+        return range(epochs.start * self.steps_per_epoch + first_step, epochs.stop * self.steps_per_epoch)
+
     def stages_from(self, epoch: int) -> Iterator[StageLeft]:
         """Yield what is left of each stage from an epoch on."""
         end = self.first_epoch

@@ -11,6 +11,7 @@ from cifar_keras.config import DistillationConfig, RunConfig
 from cifar_keras.data.datasets import is_prepared, load_dataset
 from cifar_keras.data.pipeline import Examples, hold
 from cifar_keras.data.types import Dataset
+from cifar_keras.errors import UserError
 from cifar_keras.exporting.saved_model import check_classes, load_saved_model
 from cifar_keras.files import paths
 from cifar_keras.models.classifier import make_classifier
@@ -52,6 +53,7 @@ def set_up(config: RunConfig) -> RunSetup:
     named = config.distillation.teacher
     teacher = load_saved_model(paths.expand_model("teacher", named), "teacher") if named else None
     dataset, train, validation = _load_examples(config)
+    _check_fits(config, dataset)
     if teacher is not None:
         check_classes(teacher, dataset.class_names, named, "teacher")
     phases = plan_phases(config, train.total)
@@ -62,6 +64,17 @@ def set_up(config: RunConfig) -> RunSetup:
         )
     print(f"{config.model.backbone}: {fusions_in_words(classifier.get_layer('backbone'))}", flush=True)
     return RunSetup(dataset, train, validation, phases, strategy, classifier, compute_dtype, teacher)
+
+
+def _check_fits(config: RunConfig, dataset: Dataset) -> None:
+    side = min(dataset.train.images.shape[1:3])
+    for flag in ("cutout", "crop_padding"):
+        # Of a border as wide as the image there would be no reflection.
+        most = side if flag == "cutout" else side - 1
+        if getattr(config.augmentation, flag) > most:
+            raise UserError(
+                f"--{flag} has to be at most {most} for images of {side} pixels. Received: {getattr(config.augmentation, flag)}"
+            )
 
 
 def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:

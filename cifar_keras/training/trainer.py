@@ -201,10 +201,8 @@ class Trainer:
             global_batch_size=batch_size,
             steps_per_epoch=phase.steps_per_epoch,
             seed=self._config.seed,
-            first_epoch=left.epochs.start,
-            epochs=len(left.epochs),
+            steps=phase.steps_of(left.epochs, step),
             change=task.change,
-            first_step=step,
             parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
         )
         pipeline_speed = measure_speed(batches)

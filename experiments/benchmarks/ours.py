@@ -84,8 +84,7 @@ class System:
                 global_batch_size=case.batch_size,
                 steps_per_epoch=batches_seen,
                 seed=0,
-                first_epoch=0,
-                epochs=HEAD_EPOCHS,
+                steps=range(HEAD_EPOCHS * batches_seen),
                 change=choose_view,
             )
             parts.trainable.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=batches_seen, verbose=0)
@@ -107,8 +106,7 @@ def _augmented(batch_size: int) -> tf.data.Dataset:
         global_batch_size=batch_size,
         steps_per_epoch=examples.total // batch_size,
         seed=0,
-        first_epoch=0,
-        epochs=10_000,
+        steps=range(10_000 * (examples.total // batch_size)),
         change=make_augmentation(JITTER),
     )
 
