@@ -456,7 +456,7 @@ def validate(config: RunConfig) -> None:
                 f"Received: {phase.image_size}"
             )
     _check_stages(config.finetune, config.model.backbone)
-    if config.model.weights == "imagenet" and not row.weights_md5:
+    if config.model.weights == "imagenet" and not row.weights_file:
         raise UserError(
             f"--weights=imagenet: there are none for this network; --weights=none begins with random ones. "
             f"Received: --backbone={config.model.backbone}"

@@ -114,7 +114,7 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     values["finetune_epochs"] -= values["finetune_epochs"] % max(1, len(sizes))
     values["finetune_stage_epochs"] = ""
     values["virtual_devices"] = min(values["virtual_devices"], values["global_batch_size"])
-    if values["weights"] == "imagenet" and not row.weights_md5:
+    if values["weights"] == "imagenet" and not row.weights_file:
         values["weights"] = "none"
     if values["data_source"] not in ("auto", "archive"):
         values["archive"] = ""

@@ -85,7 +85,7 @@ def note_everything(folder: Path, moments: Moments) -> None:
         moments.come_by(f"{phase.name} phase")
         fit_phase(model, phase, batches, validation, [NoteMoments(moments), *callbacks], **settings)
         variables = checkpoints.read_variables(
-            phase.name, checkpoints.named(model.optimizer), tf.distribute.get_strategy()
+            phase.name, checkpoints.named(model.optimizer, model.trainable_variables), tf.distribute.get_strategy()
         )
         with (folder / f"{phase.name}.part").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **variables)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_classifier
 
-from cifar_keras.evaluation.attribution import activation_maps, explaining_maps, occlusion_maps
+from cifar_keras.evaluation.attribution import activation_maps, channel_weights, explaining_maps, occlusion_maps
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.models.classifier import feature_maps
 
@@ -33,13 +33,13 @@ def test_activation_maps_are_grad_cam() -> None:
     wanted /= np.maximum(wanted.max(axis=(1, 2), keepdims=True), 1e-12)
     found = feature_maps(classifier).predict(images, verbose=0)
     np.testing.assert_allclose(found, features, rtol=1e-4, atol=1e-4)
-    maps = activation_maps(found, np.asarray(classifier.get_layer("head").kernel), classes)
+    maps = activation_maps(found, channel_weights(classifier, found, classes))
     assert wanted.std() > 0.1
     np.testing.assert_allclose(maps, wanted, atol=1e-5)
 
 
 def test_where_nothing_speaks_for_a_class_the_map_is_zero() -> None:
-    maps = activation_maps(np.ones((2, 3, 4, 5), np.float32), -np.ones((5, 2), np.float32), np.array([0, 1]))
+    maps = activation_maps(np.ones((2, 3, 4, 5), np.float32), -np.ones((2, 5), np.float32))
     np.testing.assert_array_equal(maps, np.zeros((2, 3, 4)))
 
 
@@ -73,8 +73,8 @@ def test_the_maps_are_of_the_classes_that_are_named() -> None:
     drawn = dict(explaining_maps(classifier, probabilities_of, images, classes))
     kernel = np.asarray(classifier.get_layer("head").kernel)
     assert list(drawn) == ["Grad-CAM, predicted", "Grad-CAM, true", "occlusion, predicted"]
-    np.testing.assert_array_equal(drawn["Grad-CAM, predicted"], activation_maps(features, kernel, predicted))
-    np.testing.assert_array_equal(drawn["Grad-CAM, true"], activation_maps(features, kernel, other))
+    np.testing.assert_array_equal(drawn["Grad-CAM, predicted"], activation_maps(features, kernel[:, predicted].T))
+    np.testing.assert_array_equal(drawn["Grad-CAM, true"], activation_maps(features, kernel[:, other].T))
     np.testing.assert_array_equal(drawn["occlusion, predicted"], occlusion_maps(probabilities_of, images, predicted))
 
 

@@ -155,7 +155,8 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_an_image_has_to_be_as_large_as_the_backbone_asks(backbone: str) -> None:
     # As the docstrings of keras.applications say; the small networks would take anything.
-    smallest = {"inception_v3": 75, "resnet9": 8, "resnet20": 8}.get(backbone, 32)
+    others = {"inception_v3": 75, "inception_resnet_v2": 75, "xception": 71, "resnet9": 8, "resnet20": 8}
+    smallest = others.get(backbone, 32)
     weights = "none" if backbone in ("resnet9", "resnet20") else "imagenet"
 
     def config_of(**values: Any) -> RunConfig:

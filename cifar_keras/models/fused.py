@@ -118,6 +118,25 @@ class FusedNormalization(keras.layers.Layer):
         return normalized.y
 
 
+class SharedDropout(keras.layers.Layer):
+    """A Dropout in another dtype, which draws from the seeds of the layer that it is made of: their state is saved with the run's."""
+
+    def __init__(self, dropout: keras.layers.Dropout, activation_dtype: str) -> None:
+        super().__init__(name=dropout.name, dtype="float32", autocast=False)
+        self._activation_dtype = activation_dtype
+        self.dropout = dropout
+
+    def build(self, input_shape: Any) -> None:
+        """Do nothing: the layer that it is made of is built."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Drop in training; a stochastic depth drops whole images by its noise shape."""
+        inputs, layer = tf.cast(inputs, self._activation_dtype), self.dropout
+        if not training:
+            return inputs
+        return keras.random.dropout(inputs, layer.rate, noise_shape=layer.noise_shape, seed=layer.seed_generator)
+
+
 def scale_and_shift(normalization: keras.layers.BatchNormalization) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the two constants per channel, float32, that a frozen BatchNormalization is."""
     scale = tf.math.rsqrt(tf.convert_to_tensor(normalization.moving_variance) + normalization.epsilon)
@@ -214,6 +233,9 @@ def fused_twin(
             return layer
         if not folded and _is_one_kernel(layer):
             return FusedNormalization(layer, compute_dtype if readers[layer.name] else "float32")
+        if isinstance(layer, keras.layers.Dropout):
+            dropped = not folded and layer.trainable  # what is frozen drops nothing
+            return SharedDropout(layer, compute_dtype) if dropped else keras.layers.Identity(name=layer.name)
         if layer.weights:
             return _copied(layer) if folded else layer
         return _with_dtype(layer, compute_dtype) if readers[layer.name] else layer

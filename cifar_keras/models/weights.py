@@ -129,9 +129,17 @@ def _load_keras_file(backbone: keras.Model, row: Backbone, cache: Path) -> None:
     path = cache / row.weights_file
     if not path.is_file():
         raise SourceError(f"there is no {path}")
-    if file_digest(path, "md5") != row.weights_md5:
-        raise SourceError(f"{path} is damaged: its md5 is not {row.weights_md5}")
-    backbone.load_weights(path)
+    algorithm = "sha256" if len(row.weights_digest) == 64 else "md5"
+    if row.weights_digest and file_digest(path, algorithm) != row.weights_digest:
+        raise SourceError(f"{path} is damaged: its {algorithm} is not {row.weights_digest}")
+    if row.preprocessing != "cut off":
+        backbone.load_weights(path)
+        return
+    # The file has the weights of the layers that were cut off too.
+    whole = getattr(keras.applications, row.application)(weights=None, include_top=False, pooling="avg")
+    whole.load_weights(path)
+    for layer in backbone.layers[1:]:
+        layer.set_weights(whole.get_layer(layer.name).get_weights())
 
 
 def _load_keras_download(backbone: keras.Model, row: Backbone, cache: Path, timeout_seconds: float) -> None:

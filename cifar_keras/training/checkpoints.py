@@ -154,13 +154,21 @@ def numbered(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
     return {str(number): variable for number, variable in enumerate(variables)}
 
 
-def named(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
-    """Name the variables of an optimizer by what they are about, so that another one that has some of them can be given theirs."""
+def named(
+    optimizer: keras.optimizers.Optimizer, classifier_variables: Sequence[keras.Variable]
+) -> dict[str, keras.Variable]:
+    """Name the variables of an optimizer by what they are about, so that another one that has some of them can be given theirs.
+
+    A moment is named by the place of its weight in the classifier: Keras numbers some weights' names through the process, which
+    another process may begin elsewhere.
+    """
+    places = {variable.path.replace("/", "_"): str(number) for number, variable in enumerate(classifier_variables)}
     names: dict[str, keras.Variable] = {}
     for variable in optimizer.variables:
-        # One that scales the loss has steps of its own beside those of the optimizer in it.
-        name = variable.name if variable.name not in names else f"inner_{variable.name}"
-        names[name] = variable
+        weight, _, moment = variable.name.rpartition("_")
+        name = f"{places[weight]}_{moment}" if weight in places else variable.name
+        # An optimizer that scales the loss has steps of its own beside those of the one in it.
+        names[f"inner_{name}" if name in names else name] = variable
     assert len(names) == len(optimizer.variables)
     return names
 

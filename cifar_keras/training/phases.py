@@ -8,14 +8,21 @@ from typing import NamedTuple
 
 from cifar_keras.config import FinetuneConfig, PhaseConfig, RunConfig, finetune_stages
 from cifar_keras.errors import UserError
+from cifar_keras.models.backbones import BACKBONES
 
 
 class Stage(NamedTuple):
     """A part of a phase. Stages share the phase's learning-rate schedule, and the optimizer's state is carried over."""
 
     image_size: int  # side in pixels to which images are resized
-    learns_from: str | None  # the stage of the backbone from which on it learns; "" is all of it, None nothing
+    learns_from: (
+        str | None
+    )  # what the name of the first layer that learns begins with; "" is the whole backbone, None nothing
     epochs: int
+
+    def with_prefix(self, prefix: str) -> "Stage":
+        """Return the stage of a backbone whose layers' names all have a prefix."""
+        return self._replace(learns_from=f"{prefix}{self.learns_from}") if self.learns_from else self
 
 
 class StageLeft(NamedTuple):
@@ -83,8 +90,9 @@ def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
         phases.append(head_phase(config.head, steps, image_size=image_size))
     if config.finetune.epochs:
         steps = whole_steps(train_count, batch_size, config.finetune.steps_per_epoch, "finetune_steps_per_epoch")
-        first_epoch = config.head.epochs
-        phases.append(finetune_phase(config.finetune, steps, image_size=image_size, first_epoch=first_epoch))
+        planned = finetune_phase(config.finetune, steps, image_size=image_size, first_epoch=config.head.epochs)
+        prefix = BACKBONES[config.model.backbone].layer_prefix
+        phases.append(planned._replace(stages=tuple(stage.with_prefix(prefix) for stage in planned.stages)))
     return phases
 
 

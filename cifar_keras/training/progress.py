@@ -36,7 +36,7 @@ class Progress:
     summaries: dict[str, PhaseSummary] = dataclasses.field(default_factory=dict)  # of the phases that are done
     first_steps: dict[str, int] = dataclasses.field(
         default_factory=dict
-    )  # of variables that began to learn within the phase
+    )  # of weights, by their places, that began to learn later in the phase
 
     def state(self) -> dict[str, Any]:
         """Return plain values for JSON."""

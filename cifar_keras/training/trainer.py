@@ -176,20 +176,20 @@ class Trainer:
         with strategy.scope():
             model.optimizer.build(model.trainable_variables)
         same_stage = within.values["within"]["stage"] == number
-        new = write_variables("optimizer", named(model.optimizer), strategy, within.arrays, all_of_them=same_stage)
+        new = write_variables(
+            "optimizer", self._named(model.optimizer), strategy, within.arrays, all_of_them=same_stage
+        )
         if same_stage:
             set_kernel_gradients(model, within.values["within"]["kernel_gradients"])
         else:
             stage_began = (self.progress.position.epoch - phase.first_epoch) * phase.steps_per_epoch
-            begin = [
-                variable.path
-                for variable in model.trainable_variables
-                if f"{variable.path.replace('/', '_')}_momentum" in new
-            ]
+            begin = [name.removesuffix("_momentum") for name in new if name.endswith("_momentum")]
             self.progress.first_steps |= dict.fromkeys(begin, stage_began)
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if isinstance(optimizer, FusedAdam):
-            first_steps = [self.progress.first_steps.get(variable.path, 0) for variable in model.trainable_variables]
+            places = {variable.path: str(number) for number, variable in enumerate(self._setup.classifier.variables)}
+            learning = [places[variable.path] for variable in model.trainable_variables]
+            first_steps = [self.progress.first_steps.get(place, 0) for place in learning]
             optimizer.first_steps = first_steps if any(first_steps) else ()
 
     def _fit(self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, within: State | None) -> float | None:
@@ -283,7 +283,10 @@ class Trainer:
         return {"stage": stage, "kernel_gradients": kernel_gradients(model)}
 
     def _optimizer_arrays(self, model: keras.Model) -> dict[str, NDArray[Any]]:
-        return read_variables("optimizer", named(model.optimizer), self._setup.strategy)
+        return read_variables("optimizer", self._named(model.optimizer), self._setup.strategy)
+
+    def _named(self, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+        return named(optimizer, self._setup.classifier.variables)
 
     def _restore(self, state: State) -> None:
         """Restore everything but the running phase, which `_compile` and the callbacks restore when they have made its parts."""
