@@ -57,9 +57,10 @@ def _mobilenet_v3(size: str, digest: str, blocks: int) -> Backbone:
     return Backbone(f"MobileNetV3{size}", file, digest, "tf", 32, stages, preprocessing="left out")
 
 
-def _nasnet(size: str, digest: str, cells: int) -> Backbone:
+def _nasnet(size: str, digest: str, repeats: int) -> Backbone:
     """Return a row. The joints of the cells are named; from one on means all that follows that joint."""
-    joints = tuple(f"normal_concat_{cell}" for cell in range(cells))
+    # Three times as many normal cells as there are repeats; the first reduction takes a number of theirs.
+    joints = tuple(f"normal_concat_{cell}" for cell in range(3 * repeats + 1) if cell != repeats)
     stages = ("reduction_concat_stem_1", "reduction_concat_stem_2", *joints)
     return Backbone(f"NASNet{size}", f"nasnet_{size.lower()}_no_top.h5", digest, "tf", 32, stages)
 
@@ -126,8 +127,8 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "mobilenet_v3_small": _mobilenet_v3("Small", "d3e8ec802a04aa4fc771ee12a9a9b836", 11),
     "mobilenet_v3_large": _mobilenet_v3("Large", "07fb09a5933dd0c8eaafa16978110389", 15),
-    "nasnet_mobile": _nasnet("Mobile", "1ed92395b5b598bdda52abe5c0dbfd63", 13),
-    "nasnet_large": _nasnet("Large", "d81d89dc07e6e56530c4e77faddd61b5", 19),
+    "nasnet_mobile": _nasnet("Mobile", "1ed92395b5b598bdda52abe5c0dbfd63", 4),
+    "nasnet_large": _nasnet("Large", "d81d89dc07e6e56530c4e77faddd61b5", 6),
     "efficientnet_b0": _efficientnet(0, "50bc09e76180e00e4465e1a485ddc09d"),
     "efficientnet_b1": _efficientnet(1, "74c4e6b3e1f6a1eea24c589628592432"),
     "efficientnet_b2": _efficientnet(2, "111f8e2ac8aa800a7a99e3239f7bfb39"),
