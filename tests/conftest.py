@@ -31,6 +31,7 @@ hypothesis.settings.load_profile("house")
 # Those that take longest, so that none of them is what everybody waits for in the end.
 BEGIN = (
     "test_kills",
+    "test_backbones",
     "test_machines",
     "test_full_disks",
     "test_bad_input",
