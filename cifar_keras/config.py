@@ -430,6 +430,11 @@ def to_values(config: RunConfig) -> dict[str, Any]:
     return {leaf.flag: _plain(value_of(config, leaf)) for leaf in settings_of()}
 
 
+def dataset_of(settings: DataConfig) -> DatasetName:
+    """Return which data set is asked for, by either of the two flags that can."""
+    return DatasetName.SYNTHETIC if settings.data_source is DataSource.SYNTHETIC else settings.dataset
+
+
 def other_sets_of(settings: EvaluationConfig) -> list[str]:
     """Return the names of the test sets that TFDS has to have."""
     return [name for name in settings.test_sets.split(",") if name not in ("", CORRUPTION_SUITE)]
@@ -569,9 +574,8 @@ def _check_test_sets(config: RunConfig) -> None:
         family, slash, _ = name.partition("/")
         if family not in (OF_SEVERAL if slash else TEST_SETS):
             raise UserError(f"--test_sets has to name some of {', '.join(TEST_SETS)}. Received: {name}")
-    synthetic = DatasetName.SYNTHETIC in (config.data.dataset, str(config.data.data_source))
     of_ten_classes = other_sets_of(config.evaluation)
-    if synthetic and of_ten_classes and config.data.synthetic_classes != 10:
+    if dataset_of(config.data) is DatasetName.SYNTHETIC and of_ten_classes and config.data.synthetic_classes != 10:
         raise UserError(
             f"--test_sets={of_ten_classes[0]} has ten classes. Received: --synthetic_classes={config.data.synthetic_classes}"
         )

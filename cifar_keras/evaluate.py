@@ -84,9 +84,7 @@ def measure_further(
     )
     print(further_table(found.rows))
     pages.keep_robustness(found, run.path)
-    pages.write_report(
-        run.path, run.result, run.records, logits=run.logits, test=dataset.test, class_names=dataset.class_names
-    )
+    pages.write_report_again(run, dataset)
 
 
 def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[str, Any], file: Path) -> None:

@@ -33,9 +33,7 @@ def main(argv: Sequence[str]) -> None:
         suspects = explain_labels(run, published, arguments.train_images)
         explanation = explain_predictions(run, dataset, arguments.train_images) | {"suspects": suspects}
         writing.write_json(run.path / paths.EXPLANATION, explanation)
-        pages.write_report(
-            run.path, run.result, run.records, logits=run.logits, test=dataset.test, class_names=dataset.class_names
-        )
+        pages.write_report_again(run, dataset)
     print(f"written: {run.path / paths.REPORT}")
 
 

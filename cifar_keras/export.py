@@ -49,14 +49,7 @@ def main(argv: Sequence[str]) -> None:
                 keep_export(name, exports[name], run.path)
         finally:  # what was kept before one failed
             print(exports_table(exports))
-            pages.write_report(
-                run.path,
-                run.result,
-                run.records,
-                logits=run.logits,
-                test=dataset.test,
-                class_names=dataset.class_names,
-            )
+            pages.write_report_again(run, dataset)
     if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
         sys.exit(
             "error: further from the model that was measured than the bound of the format, so that it is not listed, and no file "

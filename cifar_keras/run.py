@@ -55,7 +55,7 @@ class Trained(NamedTuple):
     validation_logits: NDArray[np.float32]  # [n, classes]
     validation: dict[str, Any]  # their metrics
     temperature: float  # that fits them best
-    history: dict[str, Any]  # what `result.json` says of the training
+    history: dict[str, Any]  # what `result.json` says of the training, and the commit
     log: RunLog
     watch: Stopwatch
 
@@ -167,7 +167,8 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
     Raises:
         UserError: others differ; the message names them.
     """
-    began, now = writing.read_json(path / paths.CONFIG), to_values(config)
+    # What was not a setting yet when the run began was as its default is.
+    began, now = to_values(RunConfig()) | writing.read_json(path / paths.CONFIG), to_values(config)
     differ = [
         f"--{flag}={now.get(flag)} (was {began.get(flag)})"
         for flag in sorted(began.keys() | now.keys())
@@ -298,21 +299,18 @@ def _measure_robustness(trained: Trained, test: Evaluation, model: tf.Module) ->
 
 
 def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -> dict[str, Any]:
-    history = dict(trained.history)
-    speeds = {name: phase["images_per_second"] for name, phase in history["phases"].items()}
-    commit = history.pop("commit")
+    speeds = {name: phase["images_per_second"] for name, phase in trained.history["phases"].items()}
     return {
         "test": test.metrics,
         "validation": trained.validation,
         "calibration": {"temperature": trained.temperature, "test": calibrated},
         "minutes": trained.watch.minutes(),
         "images_per_second": dict.fromkeys(PHASES) | speeds | {"evaluate": test.images_per_second},
-        **history,
+        **trained.history,
         "sparsity": sparsity_of(trained.classifier.get_layer("backbone")),
         "config": to_values(trained.config),
         "environment": writing.read_json(trained.path / paths.ENVIRONMENT),
         "seed": trained.config.seed,
-        "commit": commit,
     }
 
 

@@ -235,5 +235,6 @@ def test_a_stage_of_a_convnext_is_named_without_its_networks_name() -> None:
 
 
 def test_an_unknown_convention_is_refused() -> None:
+    unknown: Any = "theano"
     with pytest.raises(ValueError, match=r"one of caffe, tf, torch, efficientnet_v2\. Received: theano$"):
-        input_transform_weights("theano")  # type: ignore[arg-type]
+        input_transform_weights(unknown)

@@ -57,3 +57,14 @@ def test_what_a_phase_does_not_fit_comes_back_too() -> None:
     classifier.layers[0].kernel.assign(np.zeros((4, 2)))
     keep.go_back()
     assert np.array_equal(classifier.layers[0].kernel, np.ones((4, 2)))
+
+
+def test_where_no_epoch_can_be_the_best_the_classifier_stays_as_it_is() -> None:
+    """A callback of somebody's own ends a phase in its first stage."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    before = model.get_weights()
+    keep = KeepBest(model)
+    keep.begin_phase(0, first_epoch=3)
+    keep.on_epoch_end(1, {"val_accuracy": 0.5, "val_cross_entropy": 1.0})
+    keep.go_back()
+    assert all(np.array_equal(left, right) for left, right in zip(model.get_weights(), before, strict=True))

@@ -28,6 +28,7 @@ from cifar_keras.evaluation.calibration import expected_calibration_error, softm
 from cifar_keras.exporting import saved_model
 from cifar_keras.files.workdir import claimed
 from cifar_keras.training import setup
+from cifar_keras.training.checkpoints import Checkpoints, State
 from cifar_keras.training.phases import plan_phases
 from cifar_keras.training.stopwatch import Stopwatch
 from cifar_keras.training.tracking import RunLog
@@ -355,7 +356,8 @@ def test_training_does_not_look_at_the_test_split(
 ) -> None:
     """It ends at validation; what finishes it with the real split gives the whole run's figures."""
     dataset, epochs = make_splits(synthetic.make_dataset(0), 0.1, seed=0), Epochs()
-    monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: dataset._replace(test=Sealed()))  # type: ignore[arg-type]
+    sealed: Any = Sealed()
+    monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: dataset._replace(test=sealed))
     config = config_lib.from_values({**FLAGS, "workdir": str(tmp_path / "run")})
     trained = run.train(config, callbacks=[epochs])
     assert epochs.seen == [0, 1, 2]
@@ -384,6 +386,35 @@ def test_a_run_that_is_whole_is_left_as_it_is(workdir: Path, capsys: pytest.Capt
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match=r"others are: --image_size=33 \(was 32\), --seed=1 \(was 0\)\. Received: "):
         train.main(command_line(workdir, FLAGS | {"resume": "yes", "seed": 1, "image_size": 33}))
+
+
+def of_an_older_version(folder: Path) -> None:
+    """Take the settings away that the version before did not have."""
+    config = json.loads((folder / "config.json").read_text())
+    for flag in ("dataset", "synthetic_classes", "finetune_image_sizes", "finetune_stage_epochs"):
+        del config[flag]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_whole_run_of_an_older_version_is_left_as_it_is(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(workdir, tmp_path / "run")
+    of_an_older_version(tmp_path / "run")
+    train.main(command_line(tmp_path / "run", FLAGS | {"resume": "yes"}))
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
+def test_a_state_of_an_older_version_is_refused_by_name(workdir: Path, tmp_path: Path) -> None:
+    """It has no `progress`, and is whole."""
+    shutil.copytree(workdir, tmp_path / "run")
+    of_an_older_version(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    Checkpoints(tmp_path / "run" / "checkpoints", 2).save(State({"position": {"phase": 0}}, {}))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"^--resume: another version of the program .* Received: format 1$"):
+        train.main(command_line(tmp_path / "run", FLAGS | {"resume": "yes"}))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cifar_keras.config import DataConfig, DatasetName, DataSource
+from cifar_keras.config import DataConfig, DatasetName, DataSource, dataset_of
 from cifar_keras.data.cifar10 import layout
 from cifar_keras.data.types import Dataset, PublishedDataset
 
@@ -17,11 +17,6 @@ class DatasetRow(NamedTuple):
     is_prepared: Callable[[str], bool]  # whether a folder holds it, so that nothing has to be fetched
 
 
-def name_of(settings: DataConfig) -> DatasetName:
-    """Return which data set is asked for, by either of the two flags that can."""
-    return DatasetName.SYNTHETIC if settings.data_source is DataSource.SYNTHETIC else settings.dataset
-
-
 def load_published(settings: DataConfig, *, seed: int, timeout_seconds: float) -> PublishedDataset:
     """Load the verified images of a run, in the order in which they are published.
 
@@ -33,7 +28,7 @@ def load_published(settings: DataConfig, *, seed: int, timeout_seconds: float) -
     Raises:
         UserError: the images cannot be had.
     """
-    return DATASETS[name_of(settings)].load(settings, seed, timeout_seconds)
+    return DATASETS[dataset_of(settings)].load(settings, seed, timeout_seconds)
 
 
 def load_dataset(settings: DataConfig, *, seed: int, timeout_seconds: float) -> Dataset:
@@ -50,7 +45,7 @@ def is_prepared(settings: DataConfig) -> bool:
     Raises:
         UserError: it is no path that can be used.
     """
-    return DATASETS[name_of(settings)].is_prepared(settings.data_dir)
+    return DATASETS[dataset_of(settings)].is_prepared(settings.data_dir)
 
 
 def row_of(values: Mapping[str, Any]) -> DatasetRow:
@@ -59,7 +54,7 @@ def row_of(values: Mapping[str, Any]) -> DatasetRow:
         dataset=DatasetName(values.get("dataset", DatasetName.CIFAR10)),
         data_source=DataSource(values.get("data_source", DataSource.AUTO)),
     )
-    return DATASETS[name_of(settings)]
+    return DATASETS[dataset_of(settings)]
 
 
 def _load_cifar10(settings: DataConfig, _seed: int, timeout_seconds: float) -> PublishedDataset:

@@ -22,7 +22,7 @@ class Evaluation(NamedTuple):
 
     logits: NDArray[np.float32]  # [n, classes]
     probabilities: NDArray[np.float32]  # [n, classes], at the temperature that the model serves with
-    metrics: dict[str, Any]  # of `reporting.metrics.classification_metrics`
+    metrics: dict[str, Any]  # of `metrics.classification_metrics`
     images_per_second: float
 
 

@@ -136,7 +136,7 @@ def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the accuracy on corrupted images: a row for each corruption, a column for each severity.
 
     Args:
-        rows: of `further.with_corruptions`: `name` is "none", or a corruption and its severity; `accuracy` is a fraction.
+        rows: of `robustness.with_corruptions`: `name` is "none", or a corruption and its severity; `accuracy` is a fraction.
     """
     accuracy = {row["name"]: row["accuracy"] for row in rows}
     corrupted = [name.rpartition(" ")[::2] for name in accuracy if name != "none"]

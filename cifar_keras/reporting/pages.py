@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras.data.types import LabelledImages
+from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.robustness import Robustness, merged
 from cifar_keras.files import paths, writing
+from cifar_keras.files.finished_run import FinishedRun
 from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import Content, model_card, report_html
 
@@ -77,6 +78,13 @@ def keep_robustness(measured: Robustness, path: Path) -> None:
     if of_corruptions:  # before the file that says that there is one
         writing.write_whole(path / "corruptions.png", figures.corruptions_picture(of_corruptions))
     writing.write_json(file, {"rows": rows, "means": kept["means"] | measured.means})
+
+
+def write_report_again(run: FinishedRun, dataset: Dataset) -> None:
+    """Write the report of a finished run with what other commands have put into its workdir since."""
+    write_report(
+        run.path, run.result, run.records, logits=run.logits, test=dataset.test, class_names=dataset.class_names
+    )
 
 
 def write_report(

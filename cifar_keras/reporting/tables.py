@@ -81,7 +81,7 @@ def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
 
 
 def further_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out rows of `further.row`, in lines without a newline at the end."""
+    """Lay out rows of `robustness.row`, in lines without a newline at the end."""
     cells = [("beside the test split", "images", "accuracy, 95 % interval", "loss", "calibration error")]
     cells += [
         (

@@ -64,5 +64,6 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def go_back(self) -> None:
-        """Give the classifier the weights of the best epoch."""
-        self._classifier.set_weights(self.best_weights)
+        """Give the classifier the weights of the best epoch; it stays as it is where a phase ended before any could be the best."""
+        if self.best is not None:
+            self._classifier.set_weights(self.best_weights)

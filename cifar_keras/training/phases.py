@@ -15,9 +15,8 @@ class Stage(NamedTuple):
     """A part of a phase. Stages share the phase's learning-rate schedule, and the optimizer's state is carried over."""
 
     image_size: int  # side in pixels to which images are resized
-    learns_from: (
-        str | None
-    )  # what the name of the first layer that learns begins with; "" is the whole backbone, None nothing
+    # What the name of the first layer that learns begins with; "" is the whole backbone, None nothing.
+    learns_from: str | None
     epochs: int
 
     def with_prefix(self, prefix: str) -> "Stage":

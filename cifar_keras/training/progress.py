@@ -34,9 +34,8 @@ class Progress:
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     states: dict[str, float] = dataclasses.field(default_factory=lambda: {"saved": 0, "minutes": 0.0})
     summaries: dict[str, PhaseSummary] = dataclasses.field(default_factory=dict)  # of the phases that are done
-    first_steps: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # of weights, by their places, that began to learn later in the phase
+    # Of weights, by their places, that began to learn later in the phase.
+    first_steps: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """Return plain values for JSON."""

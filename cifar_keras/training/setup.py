@@ -68,13 +68,10 @@ def set_up(config: RunConfig) -> RunSetup:
 
 def _check_fits(config: RunConfig, dataset: Dataset) -> None:
     side = min(dataset.train.images.shape[1:3])
-    for flag in ("cutout", "crop_padding"):
-        # Of a border as wide as the image there would be no reflection.
-        most = side if flag == "cutout" else side - 1
-        if getattr(config.augmentation, flag) > most:
-            raise UserError(
-                f"--{flag} has to be at most {most} for images of {side} pixels. Received: {getattr(config.augmentation, flag)}"
-            )
+    if config.augmentation.cutout > side:
+        raise UserError(
+            f"--cutout has to be at most {side}, the side of the images in pixels. Received: {config.augmentation.cutout}"
+        )
 
 
 def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
