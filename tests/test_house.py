@@ -266,3 +266,13 @@ def test_requirements_have_both_bounds_and_a_reason(section: str, option: str) -
         lines[lines.index(name + allowed) - 1] for name, allowed in ranges.items() if not name.startswith("types-")
     ]
     assert [reason for reason in reasons if not re.match(r"# \w+", reason)] == []
+
+
+def test_the_readme_counts_the_lines_on_the_way_to_an_update() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    sentence = re.search(r"eight files are to be read, ([\d,]+) lines: (.*?)\n\n", text, re.DOTALL)
+    assert sentence
+    files = re.findall(r"`([\w/]+\.py)`", sentence[2])
+    assert len(files) == 8
+    lines = sum(len((PACKAGE / file).read_text("utf-8").splitlines()) for file in files)
+    assert lines == int(sentence[1].replace(",", ""))
