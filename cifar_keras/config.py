@@ -70,6 +70,13 @@ class Divergence(enum.StrEnum):
     ROLLBACK = "rollback"
 
 
+class TeacherView(enum.StrEnum):
+    """What a teacher looks at: the augmented view that its student learns from, or the image and its mirror image."""
+
+    AUGMENTED = "augmented"
+    PLAIN = "plain"
+
+
 class Views(enum.StrEnum):
     """What test-time augmentation takes the mean of: an image and its mirror image, or these and both moved by a pixel."""
 
@@ -173,6 +180,11 @@ class DistillationConfig:
     distillation_temperature: float = setting(
         4.0, "what the logits of both are divided by for that distance", above=0, maximum=100
     )
+    teacher_view: TeacherView = setting(
+        TeacherView.AUGMENTED,
+        "what the teacher looks at: augmented is the view that the network learns from, plain is the image and its mirror image, "
+        "whose mean logits are computed once",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,10 +281,15 @@ class FinetuneConfig(PhaseConfig):
     )
     sparsity: float = setting(
         0.0,
-        "share of each learning convolution's weights that is set to zero, smallest first, over the first half of the phase; "
-        "0 is off",
+        "fraction of each learning convolution's weights that is set to zero, smallest first; 0 is off",
         minimum=0,
         below=1,
+    )
+    sparsity_ramp: float = setting(
+        0.5,
+        "fraction of the phase over which weights are set to zero; those that are left recover in the rest",
+        above=0,
+        maximum=1,
     )
     train_batch_norm: bool = setting(
         False,

@@ -25,9 +25,8 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras.data.splits import make_splits
     from cifar_keras.reporting import pages
 
-    settings, seed = run.config.data, run.config.seed
-    published = load_published(settings, seed=seed, timeout_seconds=run.config.source_timeout_seconds)
-    dataset = make_splits(published, settings.validation_share, seed)
+    published = load_published(run.config)
+    dataset = make_splits(published, run.config.data.validation_share, run.config.seed)
     with workdir.claimed(run.path, "--model"):
         # The labels first: too few images, or weights that are not there, are known before anything takes long.
         suspects = explain_labels(run, published, arguments.train_images)

@@ -19,8 +19,6 @@ from cifar_keras.exporting.formats import FORMATS, Bound
 from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
 
-EXAMPLES = 200  # training images that int8 learns its ranges from
-
 
 def main(argv: Sequence[str]) -> None:
     """Convert, run each export by its own runtime on all test images, compare, and keep those that are within their bounds."""
@@ -38,14 +36,16 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras.reporting.tables import exports_table
 
     model = load_saved_model(run.path)
-    dataset = load_dataset(run.config.data, seed=run.config.seed, timeout_seconds=run.config.source_timeout_seconds)
+    dataset = load_dataset(run.config)
     check_classes(model, dataset.class_names, arguments.model)
     exports = {}
     with workdir.claimed(run.path, "--model"), paths.scratch_folder(run.path) as scratch:
         np.save(scratch / "images.npy", dataset.test.images)
         try:
             for name in arguments.formats:
-                exports[name] = export(name, run, model, dataset, scratch)
+                exports[name] = export(
+                    name, run, model, dataset, scratch, calibration_images=arguments.calibration_images
+                )
                 keep_export(name, exports[name], run.path)
         finally:  # what was kept before one failed
             print(exports_table(exports))
@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def export(name: str, run: FinishedRun, model: Any, dataset: Any, scratch: Path) -> dict[str, Any]:
+def export(
+    name: str, run: FinishedRun, model: Any, dataset: Any, scratch: Path, *, calibration_images: int
+) -> dict[str, Any]:
     """Make an export, prove it, and put it into the workdir if it is what it should be.
 
     Args:
@@ -67,6 +69,7 @@ def export(name: str, run: FinishedRun, model: Any, dataset: Any, scratch: Path)
         model: its SavedModel, loaded.
         dataset: its images.
         scratch: folder with `images.npy`, the test images.
+        calibration_images: training images that int8 learns its ranges from, drawn by the run's seed.
 
     Returns:
         What `exports.json` says of a format.
@@ -78,7 +81,7 @@ def export(name: str, run: FinishedRun, model: Any, dataset: Any, scratch: Path)
     place = run.path / FORMATS[name].path
     if FORMATS[name].converted:
         file = scratch / place.name
-        chosen = np.random.default_rng(run.config.seed).permutation(len(dataset.train.labels))[:EXAMPLES]
+        chosen = np.random.default_rng(run.config.seed).permutation(len(dataset.train.labels))[:calibration_images]
         convert(
             name,
             keras.models.load_model(run.path / paths.MODEL, compile=False),

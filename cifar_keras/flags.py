@@ -52,6 +52,7 @@ class ExportArguments(NamedTuple):
     model: Path  # a run's workdir
     data_dir: str  # "" is the run's own
     formats: list[str]  # keys of `formats.FORMATS`
+    calibration_images: int  # at least 1
 
 
 class ExplainArguments(NamedTuple):
@@ -95,14 +96,17 @@ def parse_export(argv: Sequence[str]) -> ExportArguments:
     """Parse the command line of `cifar_keras.export`.
 
     Raises:
-        UserError: an unknown or malformed flag, no --model, or a format that there is not.
+        UserError: an unknown or malformed flag, no --model, a format that there is not, or no image to calibrate with.
     """
     values = _flags_of("export")
     parse_arguments(values, argv)
     names = list(dict.fromkeys(values["format"].value.split(",")))
     if unknown := [name for name in names if name not in FORMATS]:
         raise UserError(f"--format has to name some of {', '.join(FORMATS)}. Received: {','.join(unknown)!r}")
-    return ExportArguments(_model_of(values), values["data_dir"].value, names)
+    count = values["calibration_images"].value
+    if count < 1:
+        raise UserError(f"--calibration_images has to be at least 1. Received: {count}")
+    return ExportArguments(_model_of(values), values["data_dir"].value, names, count)
 
 
 def parse_explain(argv: Sequence[str]) -> ExplainArguments:
@@ -199,6 +203,10 @@ def _flags_of(command: str) -> flags.FlagValues:
     elif command == "export":
         help_text = f"formats, with commas between [{', '.join(FORMATS)}]"
         flags.DEFINE_string("format", ",".join(FORMATS), help_text, flag_values=values)
+        help_text = (
+            "training images that litert_int8 learns the ranges of its activations from, drawn by the run's seed"
+        )
+        flags.DEFINE_integer("calibration_images", 200, help_text, flag_values=values)
     elif command == "explain":
         help_text = "training images that are looked at, drawn by the run's seed; 0 is all"
         flags.DEFINE_integer("train_images", 0, help_text, flag_values=values)

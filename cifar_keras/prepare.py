@@ -15,9 +15,8 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras.models.weights import check_weights
 
     check_weights(config.model.weights)  # before the data, which can take minutes
-    seed, timeout_seconds = config.seed, config.source_timeout_seconds
-    train, validation, test, class_names = load_dataset(config.data, seed=seed, timeout_seconds=timeout_seconds)
-    make_classifier(config.model, len(class_names), seed=seed, timeout_seconds=timeout_seconds)
+    train, validation, test, class_names = load_dataset(config)
+    make_classifier(config.model, len(class_names), seed=config.seed, timeout_seconds=config.source_timeout_seconds)
     print(f"images: {len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test")
     print(f"weights: {config.model.weights} for {config.model.backbone}")
 

@@ -11,23 +11,22 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import FREE_WHEN_RESUMED, PHASES, RunConfig, other_sets_of, to_values
+from cifar_keras.config import PHASES, RunConfig, other_sets_of, to_values
 from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.data.cifar10.test_sets import find_other_sets
 from cifar_keras.data.pipeline import training_batches
 from cifar_keras.data.types import Dataset
-from cifar_keras.errors import UserError
 from cifar_keras.evaluation.attribution import explaining_maps
 from cifar_keras.evaluation.calibration import fit_temperature, softmax
 from cifar_keras.evaluation.galleries import most_confident_errors
 from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
 from cifar_keras.evaluation.metrics import classification_metrics
-from cifar_keras.evaluation.robustness import measure_robustness, predict_at
-from cifar_keras.evaluation.test_sets import find_other_sets
+from cifar_keras.evaluation.robustness import measure_robustness
 from cifar_keras.exporting import saved_model
 from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.models.inference import predict_all
 from cifar_keras.reporting import figures, markdown, pages
-from cifar_keras.reporting.tables import further_table, metrics_table, with_interval
+from cifar_keras.reporting.tables import metrics_table, with_interval
 from cifar_keras.training.checkpoints import Checkpoints
 from cifar_keras.training.devices import device_names
 from cifar_keras.training.interruption import Interruption
@@ -110,7 +109,7 @@ def _occupied(config: RunConfig) -> Iterator[tuple[Path, Interruption]]:
     path, interruption = workdir.check_workdir(config.workdir, config.checkpoint.resume), Interruption()
     with workdir.claimed(path, way_out=WAY_OUT), interruption.listening():
         if workdir.holds_run(path):
-            check_same_settings(config, path)
+            workdir.check_same_settings(config, path)
         yield path, interruption
 
 
@@ -125,13 +124,13 @@ def _train(
     if state is not None:
         check_format(state.values)
     with watch.time("prepare"):
-        setup = set_up(config if state is None else still_needed(config, path))
+        setup = set_up(config if state is None else still_needed(config), path)
     if state is not None:  # a measurement can come out differently
         setup = setup._replace(compute_dtype=state.values["compute_dtype"])
     log = RunLog(path)
     describe_run(config, setup, path, log)
     with watch.time("prepare"):
-        setup = ask_teacher(config, setup, path)
+        setup = ask_teacher(setup)
     trainer = Trainer(
         config, setup, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption, callbacks=callbacks
     )
@@ -161,25 +160,6 @@ def _validate(config: RunConfig, setup: RunSetup) -> tuple[NDArray[np.float32], 
     return logits, metrics, fit_temperature(logits, labels)
 
 
-def check_same_settings(config: RunConfig, path: Path) -> None:
-    """Check that a run goes on with the settings that it began with, but for those that do not change what it gives.
-
-    Raises:
-        UserError: others differ; the message names them.
-    """
-    # What was not a setting yet when the run began was as its default is.
-    began, now = to_values(RunConfig()) | writing.read_json(path / paths.CONFIG), to_values(config)
-    differ = [
-        f"--{flag}={now.get(flag)} (was {began.get(flag)})"
-        for flag in sorted(began.keys() | now.keys())
-        if flag not in FREE_WHEN_RESUMED and began.get(flag) != now.get(flag)
-    ]
-    if differ:
-        raise UserError(
-            f"--resume goes on with the settings that the run began with; others are: {', '.join(differ)}. Received: {path}"
-        )
-
-
 def _finish(trained: Trained) -> dict[str, Any]:
     config, path, dataset = trained.config, trained.path, trained.dataset
     with trained.watch.time("evaluate"):
@@ -190,7 +170,8 @@ def _finish(trained: Trained) -> dict[str, Any]:
         )
         _keep_predictions(trained, test)
         _draw(trained, test, model)
-        _measure_robustness(trained, test, model)
+        robustness = measure_robustness(model, test.logits, trained.temperature, dataset, config)
+        pages.keep_robustness(robustness, path)
     result = _result_of(trained, test, calibrated)
     print(metrics_table(test.metrics, f"test, {path / paths.SAVED_MODEL}"))
     print(
@@ -285,19 +266,6 @@ def _draw(trained: Trained, test: Evaluation, model: tf.Module) -> None:
     trained.log.close()
 
 
-def _measure_robustness(trained: Trained, test: Evaluation, model: tf.Module) -> None:
-    """Measure and keep what the settings ask for beside the test split."""
-    config = trained.config
-    predict = predict_at(model, trained.temperature, config.data.global_batch_size)
-    plain = test.logits / np.float32(trained.temperature)
-    measured = measure_robustness(
-        predict, plain, trained.dataset, config.evaluation, data_dir=config.data.data_dir, seed=config.seed
-    )
-    if measured.rows:
-        print(further_table(measured.rows))
-        pages.keep_robustness(measured, trained.path)
-
-
 def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -> dict[str, Any]:
     speeds = {name: phase["images_per_second"] for name, phase in trained.history["phases"].items()}
     return {
@@ -327,11 +295,11 @@ def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) ->
         steps_per_epoch=1,
         seed=config.seed,
         steps=range(1),
-        change=make_augmentation(config.augmentation),
+        augment=make_augmentation(config.augmentation),
         parallel_calls=None,
     )
-    images, labels = next(iter(batches))
-    titles = [setup.dataset.class_names[label] for label in np.argmax(labels, axis=-1)]
+    images, targets = next(iter(batches))
+    titles = [setup.dataset.class_names[label] for label in np.argmax(targets["labels"], axis=-1)]
     picture = figures.image_grid_picture(images.numpy(), titles, columns=8)
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)

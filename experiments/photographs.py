@@ -40,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
     environment.load_keras()
     from cifar_keras.data.datasets import load_dataset
 
-    seed, timeout_seconds = run.config.seed, run.config.source_timeout_seconds
-    test = load_dataset(run.config.data, seed=seed, timeout_seconds=timeout_seconds).test
+    test = load_dataset(run.config).test
     chosen = np.sort(np.random.default_rng(0).choice(len(test.labels), IMAGES, replace=False))
     images, labels = test.images[chosen], test.labels[chosen]
     systems = systems_of(run, side=images.shape[1])

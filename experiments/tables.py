@@ -16,7 +16,7 @@ from typing import Any
 
 from cifar_keras.config import RunConfig, to_values
 from cifar_keras.reporting.report import short_commit
-from cifar_keras.reporting.tables import exports_table, further_table, with_interval
+from cifar_keras.reporting.tables import exports_table, robustness_table, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -175,15 +175,15 @@ def exports_text(exports: Result) -> str:
     return f"```\n{exports_table(exports)}\n```"
 
 
-def further_text(further: Result) -> str:
+def robustness_text(robustness: Result) -> str:
     """Return the table that `evaluate` prints of all but single corruptions, as it prints it."""
-    return f"```\n{further_table([row for row in further['rows'] if row['kind'] != 'corruption'])}\n```"
+    return f"```\n{robustness_table([row for row in robustness['rows'] if row['kind'] != 'corruption'])}\n```"
 
 
-def corruptions_table(further: Result) -> str:
+def corruptions_table(robustness: Result) -> str:
     """Return the table of accuracies in percent: a line for each corruption, a column for each severity, and the means of both."""
     accuracies: dict[str, list[float]] = {}
-    for row in further["rows"]:
+    for row in robustness["rows"]:
         if row["kind"] == "corruption" and row["name"] != "none":
             accuracies.setdefault(row["name"].rpartition(" ")[0], []).append(100 * row["accuracy"])
     severities = max(map(len, accuracies.values()))
@@ -234,7 +234,7 @@ def main() -> None:
         ("smaller_models", "smaller_models", smaller_models_table),
         ("photographs", "photographs", photographs_table),
         ("exports", "exports/quickstart", exports_text),
-        ("further", "further/quickstart", further_text),
+        ("further", "further/quickstart", robustness_text),
         ("corruptions", "further/quickstart", corruptions_table),
     ):
         path = RESULTS / f"{source}.json"

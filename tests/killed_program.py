@@ -1,7 +1,9 @@
 """Trains a small run in a folder, or goes on with it; run by `test_kills.py`. TensorFlow's variables are inherited from there.
 
-`killed_program.py VIRTUAL_DEVICES FOLDER SECONDS [MOMENT NUMBER]`. It kills itself, as `kill -9` does: after so many seconds of training,
-or at the NUMBER-th time that it comes by MOMENT. 0 seconds is never. `moments.log` in the folder tells what it came by last.
+`killed_program.py VIRTUAL_DEVICES FOLDER SECONDS TEACHER [MOMENT NUMBER]`, of which TEACHER is the workdir of a finished run.
+
+It kills itself, as `kill -9` does: after so many seconds of training, or at the NUMBER-th time that it comes by MOMENT. 0 seconds is
+never. `moments.log` in the folder tells what it came by last.
 
 At its end FOLDER/final.npz holds the weights, the optimizer's variables at the end of each phase, and the history.
 """
@@ -24,15 +26,17 @@ from small_runs import BATCH, prepare_small, small_config, train_small
 from cifar_keras.files import writing
 from cifar_keras.training import checkpoints, fit, trainer
 from cifar_keras.training.devices import make_strategy, set_up_devices
-from cifar_keras.training.teacher import with_teacher
+from cifar_keras.training.setup import ask_teacher
+from cifar_keras.training.teacher import Teacher
 from cifar_keras.training.tracking import RunLog
 
-# With as much as there is to get wrong: weights that are pruned, and the logits of a teacher.
+# With as much as there is to get wrong: weights that are pruned, and a teacher, who is asked in each step of the finetune phase.
 FLAGS = {
     "finetune_cached_features": False,
     "checkpoint_every_steps": 2,
     "deterministic": True,
     "finetune_sparsity": 0.5,
+    "distillation_weight": 0.5,
 }
 DROPOUT = 0.3  # whose seeds are part of the state
 
@@ -97,17 +101,12 @@ def note_everything(folder: Path, moments: Moments) -> None:
 
 def main() -> None:
     virtual_devices, folder, seconds = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    moment, number = (sys.argv[4], int(sys.argv[5])) if len(sys.argv) > 4 else ("", 0)
+    moment, number = (sys.argv[5], int(sys.argv[6])) if len(sys.argv) > 5 else ("", 0)
     set_up_devices(virtual_devices, deterministic=True)
     strategy = make_strategy(BATCH)
-    config = small_config(**FLAGS)
-    setup = prepare_small(config, strategy, dropout=DROPOUT)
-    logits = np.random.default_rng(0).normal(size=(setup.train.total + setup.validation.total, 10))
-    setup = setup._replace(
-        train=with_teacher(setup.train, logits[: setup.train.total].astype(np.float32)),
-        validation=with_teacher(setup.validation, logits[setup.train.total :].astype(np.float32)),
-        distillation=config.distillation,
-    )
+    config = small_config(**FLAGS, teacher=sys.argv[4])
+    teacher = Teacher(config, folder, strategy)
+    setup = ask_teacher(prepare_small(config, strategy, dropout=DROPOUT)._replace(teacher=teacher))
     log = RunLog(folder)
     note_everything(folder, Moments(folder, moment, number))
     if seconds:

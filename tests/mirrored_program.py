@@ -13,12 +13,12 @@ from small_networks import small_backbone
 from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig
 from cifar_keras.data import synthetic
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
+from cifar_keras.data.pipeline import evaluation_batches, to_examples, training_batches
 from cifar_keras.data.types import LabelledImages
 from cifar_keras.models.classifier import assemble, build_classifier
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.training.devices import make_strategy, set_up_devices
-from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
+from cifar_keras.training.fit import Learner, compile_phase, fit_phase, set_trainable
 from cifar_keras.training.phases import finetune_phase, head_phase
 
 
@@ -43,18 +43,19 @@ def main() -> None:
             synchronize=strategy.num_replicas_in_sync > 1,
         )
         with strategy.scope():
-            model = assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32"))
+            twin = fused_twin(classifier.get_layer("backbone"), compute_dtype="float32")
+            model = Learner(assemble(classifier, twin))
         compile_phase(model, phase, strategy)
         batches = training_batches(
-            hold(LabelledImages(images, labels), class_count=10)[0],
+            to_examples(LabelledImages(images, labels), class_count=10)[0],
             global_batch_size=40,
             steps_per_epoch=10,
             seed=0,
             steps=range(phase.first_epoch * 10, (phase.first_epoch + 1) * 10),
-            change=make_augmentation(AugmentationConfig()),
+            augment=make_augmentation(AugmentationConfig()),
         )
         # 90 images: the last batch of 10 is smaller than the others.
-        validation_split, _ = hold(LabelledImages(images[:90], labels[:90]), class_count=10)
+        validation_split, _ = to_examples(LabelledImages(images[:90], labels[:90]), class_count=10)
         validation = evaluation_batches(validation_split, global_batch_size=40)
         fit_phase(model, phase, batches, validation, [])
     logits = classifier.predict(images[:50], batch_size=40, verbose=0)

@@ -12,7 +12,7 @@ from small_networks import settle_normalizations, small_backbone, small_classifi
 from cifar_keras.config import RunConfig, from_values, to_values
 from cifar_keras.data import synthetic
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
-from cifar_keras.data.pipeline import hold
+from cifar_keras.data.pipeline import to_examples
 from cifar_keras.data.splits import make_splits
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.metrics import classification_metrics
@@ -77,8 +77,8 @@ def prepare_small(
     settle_normalizations(classifier.get_layer("backbone"))
     return RunSetup(
         Dataset(train, validation, test, CLASS_NAMES),
-        hold(train, 10)[0],
-        hold(validation, 10)[0],
+        to_examples(train, 10)[0],
+        to_examples(validation, 10)[0],
         plan_phases(config, TRAIN),
         strategy,
         classifier,

@@ -8,7 +8,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import AugmentationConfig
-from cifar_keras.data.augmentation import KeyedSeeds, make_augmentation
+from cifar_keras.data.augmentation import KeyedSeeds, is_flip_alone, make_augmentation
+from cifar_keras.data.pipeline import Batch, Targets, of_views
 
 OFF: dict[str, Any] = {"flip": False, "crop_padding": 0}
 ONE_EACH: list[dict[str, Any]] = [
@@ -21,6 +22,7 @@ ONE_EACH: list[dict[str, Any]] = [
     {"grid_mask": 0.4},
 ]
 Images = NDArray[np.uint8]
+VIEW = 1000.0  # from what stands for an image to what stands for its mirror image
 
 
 def noise(count: int, seed: int = 0) -> Images:
@@ -28,9 +30,17 @@ def noise(count: int, seed: int = 0) -> Images:
 
 
 def augmented(images: Images, key: tuple[int, int] = (0, 0), **settings: Any) -> Images:
+    return np.asarray(augmented_batch(images, key, **settings).inputs)
+
+
+def augmented_batch(images: Images, key: tuple[int, int] = (0, 0), **settings: Any) -> Batch:
+    """With targets that say where an image is in the batch, and which view of it."""
+    labels = tf.range(len(images), dtype=tf.float32)[:, None]
+    targets = Targets(labels=labels, teacher=tf.stack([labels, labels + VIEW], axis=1))
     augment = tf.function(make_augmentation(AugmentationConfig(**{**OFF, **settings})))
-    result: Images = augment(tf.constant(images), tf.constant(key, tf.int64)).numpy()
-    return result
+    batch = augment(Batch(tf.constant(images), targets), tf.constant(key, tf.int64))
+    assert np.array_equal(batch.targets["labels"], labels)
+    return Batch(*batch)
 
 
 def test_it_is_the_identity_where_every_change_is_off() -> None:
@@ -59,9 +69,45 @@ def test_each_change_is_a_function_of_the_key_and_differs_from_image_to_image(se
 def test_a_batch_of_unknown_size_gives_the_same(settings: dict[str, Any]) -> None:
     images = noise(6)
     augment = make_augmentation(AugmentationConfig(**{**OFF, **settings}))
-    signature = [tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([2], tf.int64)]
-    result = tf.function(augment, input_signature=signature)(tf.constant(images), tf.constant([0, 0], tf.int64))
-    assert np.array_equal(result, augmented(images, **settings))
+    labels = Targets(labels=tf.TensorSpec([None, 1]))
+    signature = [Batch(tf.TensorSpec([None, 32, 32, 3], tf.uint8), labels), tf.TensorSpec([2], tf.int64)]
+    batch = Batch(tf.constant(images), Targets(labels=tf.zeros([6, 1])))
+    result = tf.function(augment, input_signature=signature)(batch, tf.constant([0, 0], tf.int64))
+    assert np.array_equal(result.inputs, augmented(images, **settings))
+
+
+@pytest.mark.parametrize("more", [{}, {"crop_padding": 4}, {"color_jitter": 0.2}])
+def test_a_teachers_logits_are_those_of_the_view(more: dict[str, Any]) -> None:
+    """Of the mirror image where the image was mirrored, which brightness from left to right tells."""
+    images = np.broadcast_to(np.linspace(0, 255, 32, dtype=np.uint8)[None, None, :, None], (64, 32, 32, 3))
+    batch = augmented_batch(np.ascontiguousarray(images), flip=True, **more)
+    columns = np.asarray(batch.inputs, np.float64).mean(axis=(1, 3))
+    mirrored = columns[:, :16].mean(axis=1) > columns[:, 16:].mean(axis=1)
+    assert 10 < mirrored.sum() < 54
+    assert np.array_equal(batch.targets["teacher"][:, 0], np.arange(64) + VIEW * mirrored)
+
+
+@pytest.mark.parametrize("settings", [{}, *ONE_EACH[1:]])
+def test_what_is_not_mirrored_has_the_first_views_logits(settings: dict[str, Any]) -> None:
+    batch = augmented_batch(noise(5), **settings)
+    assert np.array_equal(batch.targets["teacher"], batch.targets["labels"])
+
+
+def test_logits_of_one_view_stand_for_both() -> None:
+    targets = Targets(labels=tf.eye(3), teacher=tf.constant([[[0.0]], [[1.0]], [[2.0]]]))
+    assert np.array_equal(of_views(targets, tf.constant([0, 1, 1]))["teacher"], [[0], [1], [2]])
+
+
+@pytest.mark.parametrize("settings", [{}, *ONE_EACH], ids=lambda settings: next(iter(settings), "none"))
+def test_flips_alone_make_at_most_two_views(settings: dict[str, Any]) -> None:
+    """Where more than flips is done, no image of a hundred is itself or its mirror image."""
+    images = noise(100)
+    views = augmented(images, **settings)
+    known = [
+        np.array_equal(view, image) or np.array_equal(view, image[:, ::-1])
+        for view, image in zip(views, images, strict=True)
+    ]
+    assert is_flip_alone(AugmentationConfig(**{**OFF, **settings})) == all(known)
 
 
 def test_the_seeds_of_a_key_differ_from_draw_to_draw_and_follow_the_key() -> None:

@@ -13,7 +13,7 @@ from small_networks import settle_normalizations
 from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig, from_values
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
-from cifar_keras.data.pipeline import Examples, evaluation_batches, training_batches
+from cifar_keras.data.pipeline import Examples, Targets, evaluation_batches, training_batches
 from cifar_keras.evaluation.attribution import explaining_maps
 from cifar_keras.exporting import saved_model
 from cifar_keras.models.backbones import BACKBONES
@@ -27,7 +27,7 @@ from cifar_keras.models.classifier import (
 )
 from cifar_keras.models.fused import SharedDropout, fused_twin
 from cifar_keras.models.weights import load_weights
-from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
+from cifar_keras.training.fit import Learner, compile_phase, fit_phase, set_trainable
 from cifar_keras.training.phases import Phase, finetune_phase, head_phase, plan_phases
 
 # The smallest of each family.
@@ -144,16 +144,16 @@ def test_a_backbone_is_the_network_of_keras(name: str) -> None:
 def fit_one_step(classifier: keras.Model, phase: Phase, side: int) -> None:
     set_trainable(classifier, phase.stages[0].learns_from)
     twin = fused_twin(classifier.get_layer("backbone"), compute_dtype="float32", input_shape=(side, side, 3))
-    model = assemble(classifier, twin)
+    model = Learner(assemble(classifier, twin))
     compile_phase(model, phase, tf.distribute.get_strategy())
-    examples = Examples(tf.constant(some_images(4, 32)), tf.one_hot([0, 1, 2, 3], 10))
+    examples = Examples(tf.constant(some_images(4, 32)), Targets(labels=tf.one_hot([0, 1, 2, 3], 10)))
     batches = training_batches(
         examples,
         global_batch_size=4,
         steps_per_epoch=1,
         steps=phase.steps_of(phase.epochs),
         seed=0,
-        change=make_augmentation(AugmentationConfig()),
+        augment=make_augmentation(AugmentationConfig()),
     )
     fit_phase(model, phase, batches, evaluation_batches(examples, global_batch_size=4), [])
 

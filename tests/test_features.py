@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.data.pipeline import Examples, evaluation_batches, hold, training_batches
+from cifar_keras.data.pipeline import Batch, Examples, Targets, evaluation_batches, to_examples, training_batches
 from cifar_keras.data.types import LabelledImages
 from cifar_keras.models.inference import BATCHES_AT_A_TIME, predict_all
 from cifar_keras.training.features import choose_view, compute_features, features_gib, only_view
@@ -21,7 +21,7 @@ def noise(count: int) -> NDArray[np.uint8]:
 
 
 def examples_of(count: int) -> Examples:
-    return hold(LabelledImages(noise(count), np.arange(count) % 10), class_count=10)[0]
+    return to_examples(LabelledImages(noise(count), np.arange(count) % 10), class_count=10)[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_features_are_those_of_the_image_and_of_its_mirror_image(
 ) -> None:
     examples = examples_of(PART + 3)
     made = compute_features(lower, examples, mirrored=mirrored, dtype=dtype, batch_size=BATCH, title="title")
-    assert made.labels is examples.labels
+    assert made.targets is examples.targets
     assert made.inputs.dtype == dtype
     assert made.inputs.shape == (PART + 3, 1 + mirrored, 5, 4, 2)
     images = np.asarray(examples.inputs)
@@ -85,10 +85,10 @@ def test_features_are_those_of_the_image_and_of_its_mirror_image(
 
 
 def test_the_first_view_is_kept_where_nothing_is_chosen() -> None:
-    examples = Examples(tf.reshape(tf.range(24), [4, 2, 3]), tf.eye(4))
+    examples = Examples(tf.reshape(tf.range(24), [4, 2, 3]), Targets(labels=tf.eye(4)))
     kept = only_view(examples)
     assert np.array_equal(kept.inputs, np.arange(24).reshape(4, 2, 3)[:, 0])
-    assert kept.labels is examples.labels
+    assert kept.targets is examples.targets
 
 
 def test_memory_is_count_times_size_of_the_features(lower: keras.Model) -> None:
@@ -102,7 +102,15 @@ def test_memory_is_count_times_size_of_the_features(lower: keras.Model) -> None:
 def numbered(count: int, views: int) -> Examples:
     """Features that say of which image they are, and which view: float32 [count, views, 2]."""
     features = np.stack(np.meshgrid(np.arange(count), np.arange(views), indexing="ij"), axis=-1).astype(np.float32)
-    return Examples(tf.constant(features), tf.one_hot(np.arange(count) % 10, 10))
+    return Examples(tf.constant(features), Targets(labels=tf.one_hot(np.arange(count) % 10, 10)))
+
+
+def chosen_of(features: tf.Tensor, number: int) -> NDArray[np.float32]:
+    """What is chosen of features by a key, and that the same is chosen of a teacher's logits."""
+    batch = choose_view(Batch(features, Targets(labels=features[:, 0], teacher=features)), key(number))
+    assert np.array_equal(batch.targets["teacher"], batch.inputs)
+    assert np.array_equal(batch.targets["labels"], features[:, 0])
+    return np.asarray(batch.inputs)
 
 
 def key(number: int) -> tf.Tensor:
@@ -112,10 +120,10 @@ def key(number: int) -> tf.Tensor:
 def test_a_view_is_chosen_for_each_image_on_its_own_by_the_key() -> None:
     features = numbered(4000, 2).inputs
     tf.random.set_seed(1)
-    chosen = choose_view(features, key(0)).numpy()
+    chosen = chosen_of(features, 0)
     tf.random.set_seed(2)
-    assert np.array_equal(chosen, choose_view(features, key(0)))
-    assert not np.array_equal(chosen, choose_view(features, key(1)))
+    assert np.array_equal(chosen, chosen_of(features, 0))
+    assert not np.array_equal(chosen, chosen_of(features, 1))
     assert np.array_equal(chosen[:, 0], np.arange(4000))  # of no other image
     # A fair coin: standard deviation 0.5 / sqrt(4000); and so is whether a neighbour shows the same.
     views = chosen[:, 1]
@@ -126,26 +134,26 @@ def test_a_view_is_chosen_for_each_image_on_its_own_by_the_key() -> None:
 
 def test_an_image_shows_either_view_from_batch_to_batch() -> None:
     features = numbered(3, 2).inputs
-    views = np.stack([choose_view(features, key(number))[:, 1] for number in range(400)])
+    views = np.stack([chosen_of(features, number)[:, 1] for number in range(400)])
     assert (np.abs(views.mean(axis=0) - 0.5) < 5 * 0.5 / np.sqrt(400)).all()
     assert len(np.unique(views, axis=0)) == 8  # images do not go together
 
 
 def test_of_one_view_there_is_no_choice() -> None:
     features = numbered(50, 1).inputs
-    assert np.array_equal(choose_view(features, key(0)), features[:, 0])
+    assert np.array_equal(chosen_of(features, 0), features[:, 0])
 
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_batches_of_features_are_the_same_at_any_parallelism(views: int) -> None:
-    def batches(parallel_calls: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def batches(parallel_calls: int) -> list[Batch]:
         dataset = training_batches(
             numbered(40, views),
             global_batch_size=8,
             steps_per_epoch=5,
             seed=3,
             steps=range(20 * 5),
-            change=choose_view,
+            augment=choose_view,
             parallel_calls=parallel_calls,
         )
         return list(dataset.as_numpy_iterator())
@@ -153,9 +161,9 @@ def test_batches_of_features_are_the_same_at_any_parallelism(views: int) -> None
     one, many = batches(1), batches(8)
     assert len(one) == len(many) == 100
     for left, right in zip(one, many, strict=True):
-        assert np.array_equal(left[0], right[0])
-        assert np.array_equal(left[1], right[1])
-        assert np.array_equal(left[1], np.eye(10)[left[0][:, 0].astype(int) % 10])
+        assert np.array_equal(left.inputs, right.inputs)
+        assert np.array_equal(left.targets["labels"], right.targets["labels"])
+        assert np.array_equal(left.targets["labels"], np.eye(10)[left.inputs[:, 0].astype(int) % 10])
     seen = np.concatenate([features for features, _ in one]).reshape(20, 40, 2)
     assert all(np.array_equal(np.sort(epoch[:, 0]), np.arange(40)) for epoch in seen)
     assert len(np.unique(seen.reshape(-1, 2), axis=0)) == 40 * views

@@ -187,8 +187,15 @@ def test_evaluate_takes_the_settings_of_evaluation(tmp_path: Path) -> None:
 
 def test_export_takes_formats(tmp_path: Path) -> None:
     parsed = flags.parse_export(["export", f"--model={tmp_path}", "--format=onnx,litert,onnx"])
-    assert parsed == (tmp_path, "", ["onnx", "litert"])
+    assert parsed == (tmp_path, "", ["onnx", "litert"], 200)
     assert flags.parse_export(["export", f"--model={tmp_path}"]).formats == list(FORMATS)
+
+
+def test_export_calibrates_with_an_image_at_least(tmp_path: Path) -> None:
+    parsed = flags.parse_export(["export", f"--model={tmp_path}", "--calibration_images=1"])
+    assert parsed.calibration_images == 1
+    with pytest.raises(UserError, match=r"^--calibration_images has to be at least 1\. Received: 0$"):
+        flags.parse_export(["export", f"--model={tmp_path}", "--calibration_images=0"])
 
 
 @pytest.mark.parametrize("value", ["", "tflite", "onnx,,litert", "onnx litert"])

@@ -45,7 +45,9 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_lost(plain: Path, disk: Path
     arguments = [*SYNTHETIC, f"--workdir={disk / 'run'}"]
     done = run("train", *arguments, cwd=disk)
     assert done.returncode == 2, (done.stdout, done.stderr)
-    (error,) = [line for line in done.stderr.splitlines() if not line.startswith("warning: the state was not saved")]
+    (error,) = [
+        line for line in done.stderr.splitlines() if not line.startswith("warning: the checkpoint was not saved")
+    ]
     assert error.startswith("error: --workdir cannot be ")
     assert "No space left on device" in error
     assert str(disk / "run") in error

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small_runs import finish_small_run
 
 PROGRAM = Path(__file__).with_name("killed_program.py")
 KILLS = int(os.environ.get("CIFAR_KERAS_KILLS", "25"))
@@ -20,11 +21,16 @@ KILLS = int(os.environ.get("CIFAR_KERAS_KILLS", "25"))
 Values = dict[str, NDArray[Any]]
 
 
-def start(virtual_devices: int, folder: Path, *arguments: object) -> int:
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_small_run(tmp_path_factory.mktemp("runs") / "teacher")
+
+
+def start(teacher: Path, virtual_devices: int, folder: Path, *moment: object, seconds: float = 0) -> int:
     """Run the program until it ends or is killed, and return its status; -9 says killed."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent.parent)}
-    command = [sys.executable, str(PROGRAM), str(virtual_devices), str(folder), *map(str, arguments)]
+    command = [sys.executable, str(PROGRAM), *map(str, (virtual_devices, folder, seconds, teacher, *moment))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
@@ -48,14 +54,14 @@ def moments_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Values]:
+def never_killed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Values]:
     """The run that is never killed, on so many virtual devices."""
     runs: dict[int, Values] = {}
 
     def run(virtual_devices: int) -> Values:
         if virtual_devices not in runs:
             folder = tmp_path_factory.mktemp("never_killed")
-            assert start(virtual_devices, folder, 0) == 0
+            assert start(teacher, virtual_devices, folder) == 0
             runs[virtual_devices] = values_of(folder)
         return runs[virtual_devices]
 
@@ -76,14 +82,15 @@ MID_EPOCH = (("step", 4), ("step", 3))
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
     virtual_devices: int,
     deaths: tuple[tuple[str, int], ...],
+    teacher: Path,
     never_killed: Callable[[int], Values],
     tmp_path: Path,
 ) -> None:
     """One run that is killed many times: each process gets a bit further."""
     for moment, number in deaths:
-        assert start(virtual_devices, tmp_path, 0, moment, number) == -signal.SIGKILL
+        assert start(teacher, virtual_devices, tmp_path, moment, number) == -signal.SIGKILL
         assert moments_of(tmp_path)[-1] == moment
-    assert start(virtual_devices, tmp_path, 0) == 0
+    assert start(teacher, virtual_devices, tmp_path) == 0
     assert_identical(tmp_path, never_killed(virtual_devices))
 
 
@@ -99,7 +106,7 @@ def test_the_program_can_tell_a_difference(never_killed: Callable[[int], Values]
 @pytest.mark.slow
 @pytest.mark.parametrize("virtual_devices", [0, 2])
 def test_runs_killed_at_random_moments_end_with_the_same_bits(
-    virtual_devices: int, never_killed: Callable[[int], Values], tmp_path: Path
+    virtual_devices: int, teacher: Path, never_killed: Callable[[int], Values], tmp_path: Path
 ) -> None:
     """`CIFAR_KERAS_KILLS` kills, 25 unless it is set, over as many runs as it takes."""
     wanted = never_killed(virtual_devices)
@@ -107,7 +114,9 @@ def test_runs_killed_at_random_moments_end_with_the_same_bits(
     while deaths.total() < KILLS:
         folder = tmp_path / str(runs)
         # Then never any more: beside other programs a process may not get a step further in the time that it has.
-        while start(virtual_devices, folder, chance.uniform(0.2, 6.0) if deaths.total() < KILLS else 0):
+        while start(
+            teacher, virtual_devices, folder, seconds=chance.uniform(0.2, 6.0) if deaths.total() < KILLS else 0
+        ):
             deaths[moments_of(folder)[-1]] += 1
         assert_identical(folder, wanted)
         runs += 1

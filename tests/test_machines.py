@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_needs_nothing_of_its_beginning(plain: Path, tmp_path
     """Its weights, its teacher and its archive have been moved."""
     shutil.copytree(plain / "run", tmp_path / "teacher")
     shutil.copy(plain / "run" / "model.keras", tmp_path / "weights.keras")
-    more = ["--weights=weights.keras", "--teacher=teacher", "--finetune_epochs=40", "--workdir=run"]
+    more = ["--weights=weights.keras", "--teacher=teacher", "--crop_padding=0", "--finetune_epochs=40", "--workdir=run"]
     command = [sys.executable, "-m", "cifar_keras.train", *SYNTHETIC, *more]
     process = subprocess.Popen(command, cwd=tmp_path, env=variables(), stdout=subprocess.DEVNULL)
     while not (tmp_path / "run" / "checkpoints" / "000002").exists():

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from small_networks import small_backbone
 
 from cifar_keras.config import FinetuneConfig, HeadConfig, OptimizerName
+from cifar_keras.data.pipeline import Batch, Targets
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
+from cifar_keras.training.fit import Learner, compile_phase, fit_phase, set_trainable
 from cifar_keras.training.phases import Phase, finetune_phase, head_phase
 
 STEPS = 3
@@ -26,13 +27,13 @@ def batches(count: int = STEPS) -> tf.data.Dataset:
     generator = np.random.default_rng(3)
     images = generator.integers(0, 256, (8 * count, 32, 32, 3), dtype=np.uint8)
     labels = np.eye(10, dtype=np.float32)[generator.integers(0, 10, 8 * count)]
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    return tf.data.Dataset.from_tensor_slices(Batch(images, Targets(labels=labels))).batch(8)
 
 
-def set_up(classifier: keras.Model, phase: Phase) -> keras.Model:
+def set_up(classifier: keras.Model, phase: Phase) -> Learner:
     """Give what a run would fit: the classifier with the fused twin of its backbone."""
     set_trainable(classifier, phase.stages[0].learns_from, train_batch_norm=phase.train_batch_norm)
-    model = assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32"))
+    model = Learner(assemble(classifier, fused_twin(classifier.get_layer("backbone"), compute_dtype="float32")))
     compile_phase(model, phase, tf.distribute.get_strategy())
     return model
 
@@ -107,9 +108,10 @@ def test_a_head_step_is_the_formula_of_logistic_regression(classifier: keras.Mod
     """One SGD step from zero: kernel = -rate * features^T (softmax(0) - y) / n, by hand in NumPy."""
     phase = head_phase(HeadConfig(optimizer=OptimizerName.SGD, learning_rate=0.1, warmup_share=0.0), 1, image_size=16)
     model = set_up(classifier, phase)
-    images, labels = next(iter(batches(1)))
+    images, targets = next(iter(batches(1)))
+    labels = targets["labels"]
     features = keras.Model(classifier.inputs, classifier.get_layer("head").input).predict(images, verbose=0)
-    model.train_on_batch(images, labels)
+    model.train_on_batch(images, targets)
     wanted = -0.1 * features.T @ (0.1 - labels.numpy()) / len(features)
     np.testing.assert_allclose(classifier.get_layer("head").kernel, wanted, rtol=1e-4, atol=1e-6)
 
@@ -118,12 +120,15 @@ def test_the_loss_is_scaled_in_float16_and_the_rate_can_be_read(classifier: kera
     """Here with float32 activations, since no processor trains in float16: the steps have to be those without scaling."""
     other = keras.models.clone_model(classifier)
     other.set_weights(classifier.get_weights())
-    for model, compute_dtype in ((classifier, "float16"), (other, "float32")):
-        set_trainable(model, "")
+    optimizers = []
+    for whole, compute_dtype in ((classifier, "float16"), (other, "float32")):
+        set_trainable(whole, "")
+        model = Learner(whole)
         compile_phase(model, finetune(), tf.distribute.get_strategy(), compute_dtype=compute_dtype)
         assert float(model.optimizer.learning_rate) > 0
         fit_phase(model, finetune(), batches(), batches(1), [])
-    assert isinstance(classifier.optimizer, keras.optimizers.LossScaleOptimizer)
+        optimizers.append(model.optimizer)
+    assert isinstance(optimizers[0], keras.optimizers.LossScaleOptimizer)
     for scaled, plain in zip(classifier.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(scaled, plain, rtol=1e-4, atol=1e-6)
 
@@ -132,8 +137,8 @@ def test_label_smoothing_reaches_the_loss(classifier: keras.Model) -> None:
     head = classifier.get_layer("head")
     head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
     model = set_up(classifier, finetune(label_smoothing=0.2))
-    images, labels = next(iter(batches(1)))
+    images, targets = next(iter(batches(1)))
     logits = np.asarray(classifier(images, training=False), np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    wanted = -((0.8 * labels.numpy() + 0.02) * log_probabilities).sum(axis=1).mean()
-    assert model.evaluate(images, labels, verbose=0)[0] == pytest.approx(wanted, rel=1e-4)
+    wanted = -((0.8 * targets["labels"].numpy() + 0.02) * log_probabilities).sum(axis=1).mean()
+    assert model.evaluate(images, targets, verbose=0)[0] == pytest.approx(wanted, rel=1e-4)

@@ -17,10 +17,11 @@ from cifar_keras.data import pipeline
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import (
     TIMED_BATCHES,
+    Batch,
     Examples,
     evaluation_batches,
-    hold,
     measure_speed,
+    to_examples,
     training_batches,
 )
 from cifar_keras.data.types import LabelledImages
@@ -28,11 +29,10 @@ from cifar_keras.data.types import LabelledImages
 NONE = AugmentationConfig(flip=False, crop_padding=0)
 # One change of each kind: our own, Keras's layers, the two of keras-cv.
 MANY = AugmentationConfig(flip=True, crop_padding=4, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
-Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 def held(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:
-    return hold(LabelledImages(images, labels), class_count=10)[0]
+    return to_examples(LabelledImages(images, labels), class_count=10)[0]
 
 
 def numbered(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -66,7 +66,7 @@ def batches_of(
         steps_per_epoch=steps,
         seed=seed,
         steps=range(first_epoch * steps + first_step, (first_epoch + epochs) * steps),
-        change=make_augmentation(augmentation),
+        augment=make_augmentation(augmentation),
         parallel_calls=parallel_calls,
     )
     assert dataset.cardinality().numpy() == steps * epochs - first_step
@@ -75,7 +75,8 @@ def batches_of(
 
 def same(left: list[Batch], right: list[Batch]) -> bool:
     return len(left) == len(right) and all(
-        np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(left, right, strict=True)
+        np.array_equal(a.inputs, b.inputs) and np.array_equal(a.targets["labels"], b.targets["labels"])
+        for a, b in zip(left, right, strict=True)
     )
 
 
@@ -100,7 +101,8 @@ def test_every_image_comes_once_an_epoch_with_its_label_in_another_order_each_ep
         assert np.array_equal(np.sort(order), np.arange(96))
     assert len({order.tobytes() for order in orders}) == 3
     images, _ = numbered(96)
-    for batch, one_hot in batches:
+    for batch, targets in batches:
+        one_hot = targets["labels"]
         assert batch.dtype == np.uint8
         assert one_hot.dtype == np.float32
         assert np.array_equal(batch, images[numbers_of(batch)])
@@ -162,7 +164,7 @@ def test_the_orders_of_a_whole_train_split_show_no_pattern() -> None:
         steps_per_epoch=10,
         seed=5,
         steps=range(8 * 10),
-        change=make_augmentation(NONE),
+        augment=make_augmentation(NONE),
     )
     seen = np.concatenate([batch.reshape(-1, 3) @ [65536, 256, 1] for batch, _ in batches.as_numpy_iterator()])
     orders = seen.reshape(8, 45_000)
@@ -189,7 +191,7 @@ def test_seed_epoch_and_batch_decide_the_changes() -> None:
             steps_per_epoch=2,
             seed=seed,
             steps=range(2 * 2),
-            change=make_augmentation(AugmentationConfig()),
+            augment=make_augmentation(AugmentationConfig()),
         )
         for seed in (1, 1, 2)
     ]
@@ -206,26 +208,28 @@ def test_a_training_batch_has_its_whole_shape() -> None:
         steps_per_epoch=2,
         seed=0,
         steps=range(2),
-        change=make_augmentation(MANY),
+        augment=make_augmentation(MANY),
     )
-    assert dataset.element_spec == (tf.TensorSpec([8, 32, 32, 3], tf.uint8), tf.TensorSpec([8, 10], tf.float32))
+    wanted = (tf.TensorSpec([8, 32, 32, 3], tf.uint8), {"labels": tf.TensorSpec([8, 10], tf.float32)})
+    assert dataset.element_spec == wanted
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 100, 1000])
 def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
     images, labels = numbered(100)
     dataset = evaluation_batches(held(images, labels), global_batch_size=batch_size)
-    assert dataset.element_spec == (tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([None, 10], tf.float32))
+    wanted = (tf.TensorSpec([None, 32, 32, 3], tf.uint8), {"labels": tf.TensorSpec([None, 10], tf.float32)})
+    assert dataset.element_spec == wanted
     batches = list(dataset.as_numpy_iterator())
     assert len(batches) == dataset.cardinality().numpy() == -(-100 // batch_size)
     assert np.array_equal(np.concatenate([batch[0] for batch in batches]), images)
-    assert np.array_equal(np.concatenate([batch[1] for batch in batches]), np.eye(10)[labels])
+    assert np.array_equal(np.concatenate([batch.targets["labels"] for batch in batches]), np.eye(10)[labels])
 
 
 MEMORY = """
 import gc, numpy as np, tensorflow as tf
 from cifar_keras.data.types import LabelledImages
-from cifar_keras.data.pipeline import evaluation_batches, hold, training_batches
+from cifar_keras.data.pipeline import evaluation_batches, to_examples, training_batches
 
 def resident():
     gc.collect()
@@ -234,9 +238,9 @@ def resident():
 tf.zeros(1)
 before = resident()
 split = LabelledImages(np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), dtype=np.uint8), np.zeros(60_000, np.int64))
-examples, split = hold(split, class_count=10)
+examples, split = to_examples(split, class_count=10)
 datasets = [training_batches(examples, global_batch_size=64, steps_per_epoch=2, seed=0, steps=range(2),
-                             change=lambda images, key: images) for _ in range(3)]
+                             augment=lambda batch, key: batch) for _ in range(3)]
 datasets.append(evaluation_batches(examples, global_batch_size=64).take(2))
 iterators = [iter(dataset) for dataset in datasets]
 for iterator in iterators:
@@ -289,7 +293,7 @@ from tests.test_pipeline import held, numbered, numbers_of
 
 images, labels = numbered(101)
 train = training_batches(held(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, steps=range(12),
-                         change=make_augmentation(AugmentationConfig(color_jitter=0.2)))
+                         augment=make_augmentation(AugmentationConfig(color_jitter=0.2)))
 test = evaluation_batches(held(images, labels), global_batch_size=16)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
@@ -307,6 +311,7 @@ with strategy.scope():
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(10)(pooled))
     model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+train, test = (batches.map(lambda batch: (batch.inputs, batch.targets["labels"])) for batches in (train, test))
 history = model.fit(train, epochs=2, steps_per_epoch=6, validation_data=test, verbose=0)
 assert model.optimizer.iterations.numpy() == 12 and len(history.history["val_accuracy"]) == 2
 expected = (model(images, training=False).numpy().argmax(axis=1) == labels).mean()

@@ -7,31 +7,46 @@ import pytest
 from small_runs import SHORT, prepare_small, small_config, train_small
 
 from cifar_keras.config import FinetuneConfig
-from cifar_keras.training.phases import finetune_phase
+from cifar_keras.training.phases import Phase, finetune_phase
 from cifar_keras.training.pruning import Prune, first_sparse_epoch, sparsity_at, sparsity_of
 from cifar_keras.training.tracking import RunLog
 
 
-def test_the_share_grows_like_a_cube_and_stays() -> None:
+def phase_of(epochs: int, steps_per_epoch: int, sparsity: float, *, first_epoch: int = 0, ramp: float = 0.5) -> Phase:
+    settings = FinetuneConfig(epochs=epochs, sparsity=sparsity, sparsity_ramp=ramp)
+    return finetune_phase(settings, steps_per_epoch, image_size=16, first_epoch=first_epoch)
+
+
+def test_the_fraction_grows_like_a_cube_and_stays() -> None:
     """Of 100 steps the first 50; half of the way leaves an eighth of the whole."""
-    assert sparsity_at(0, 100, 0.8) == 0
-    assert sparsity_at(25, 100, 0.8) == pytest.approx(0.8 * 7 / 8)
-    assert sparsity_at(50, 100, 0.8) == sparsity_at(100, 100, 0.8) == 0.8
-    shares = [sparsity_at(step, 100, 0.8) for step in range(101)]
-    assert shares == sorted(shares)
-    assert sparsity_at(1, 1, 0.5) == 0.5  # one step is a phase, too
+    phase = phase_of(10, 10, 0.8)
+    assert sparsity_at(0, phase) == 0
+    assert sparsity_at(25, phase) == pytest.approx(0.8 * 7 / 8)
+    assert sparsity_at(50, phase) == sparsity_at(100, phase) == 0.8
+    fractions = [sparsity_at(step, phase) for step in range(101)]
+    assert fractions == sorted(fractions)
+    assert sparsity_at(1, phase_of(1, 1, 0.5)) == 0.5  # one step is a phase, too
+
+
+def test_it_grows_for_as_long_as_is_asked() -> None:
+    phase = phase_of(10, 10, 0.8, ramp=0.2)
+    assert sparsity_at(10, phase) == pytest.approx(0.8 * 7 / 8)
+    assert sparsity_at(20, phase) == 0.8
+    whole = phase_of(10, 10, 0.8, ramp=1.0)
+    assert sparsity_at(99, whole) < 0.8
+    assert first_sparse_epoch(whole) == 9
 
 
 @pytest.mark.parametrize(
     ("epochs", "steps_per_epoch", "first"), [(1, 10, 7), (4, 10, 8), (3, 10, 8), (2, 10, 7), (5, 1, 9)]
 )
 def test_epochs_count_from_where_nothing_more_is_pruned(epochs: int, steps_per_epoch: int, first: int) -> None:
-    phase = finetune_phase(FinetuneConfig(epochs=epochs), steps_per_epoch, image_size=16, first_epoch=7)
+    phase = phase_of(epochs, steps_per_epoch, 0.9, first_epoch=7)
     assert first_sparse_epoch(phase) == first
     done = (first - 7 + 1) * steps_per_epoch
-    assert sparsity_at(done, phase.steps, 0.9) == 0.9
+    assert sparsity_at(done, phase) == 0.9
     if first > 7:
-        assert sparsity_at(done - steps_per_epoch, phase.steps, 0.9) < 0.9
+        assert sparsity_at(done - steps_per_epoch, phase) < 0.9
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -44,13 +59,13 @@ def test_what_learns_is_as_sparse_as_asked(cached: bool, tmp_path: Path) -> None
     assert (np.asarray(frozen) != 0).all()
     zero = np.asarray(learning) == 0
     assert zero.sum() == round(0.75 * zero.size)
-    share = zero.sum() / (zero.size + np.asarray(frozen).size)
-    assert sparsity_of(backbone) == pytest.approx(share)
+    fraction = zero.sum() / (zero.size + np.asarray(frozen).size)
+    assert sparsity_of(backbone) == pytest.approx(fraction)
     assert (np.asarray(prepared.classifier.get_layer("head").kernel) != 0).all()
 
 
-def test_a_dense_epoch_is_never_what_ships(tmp_path: Path) -> None:
-    """The head phase, which is better than what a ruined network gives, and the epochs before the share is reached."""
+def test_a_dense_epoch_is_never_the_best_epoch(tmp_path: Path) -> None:
+    """The head phase, which is better than what a ruined network gives, and the epochs before the fraction is reached."""
     config = small_config(
         flip=False, head_epochs=4, finetune_epochs=4, finetune_sparsity=0.95, finetune_learning_rate=1e-6
     )
@@ -66,16 +81,16 @@ def test_a_dense_epoch_is_never_what_ships(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stops", [[13], [20], [27], [7, 19, 33]])
 @pytest.mark.parametrize(("final", "noise"), [(0.8, 0.02), (0.1, 0.2)])
 def test_what_goes_on_prunes_as_what_was_never_stopped(stops: list[int], final: float, noise: float) -> None:
-    """Noise after each of 40 steps, in place of an optimizer; the share is reached at step 20.
+    """Noise after each of 40 steps, in place of an optimizer; the fraction is reached at step 20.
 
     It moves what is zero as well, in the second case further than the largest that is to become zero.
     """
-    phase = finetune_phase(FinetuneConfig(epochs=4), 10, image_size=16, first_epoch=3)
+    phase = phase_of(4, 10, final, first_epoch=3)
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(8, 1)])
     kernels, start = [layer.kernel for layer in model.layers], model.get_weights()
 
     def steps(first: int, last: int) -> None:
-        prune = Prune(phase, final, first_step=first % 10)
+        prune = Prune(phase, first_step=first % 10)
         prune.set_model(model)
         prune.on_train_begin()
         for step in range(first, last):
@@ -87,9 +102,7 @@ def test_what_goes_on_prunes_as_what_was_never_stopped(stops: list[int], final: 
             prune.on_train_batch_end(step % 10)
             for kernel, before in zip(kernels, zero, strict=True):
                 assert (np.asarray(kernel)[before] == 0).all()
-                assert (np.asarray(kernel) == 0).sum() == round(
-                    sparsity_at((step + 1) // 10 * 10, 40, final) * before.size
-                )
+                assert (np.asarray(kernel) == 0).sum() == round(sparsity_at((step + 1) // 10 * 10, phase) * before.size)
 
     steps(0, 40)
     wanted = model.get_weights()
@@ -100,11 +113,11 @@ def test_what_goes_on_prunes_as_what_was_never_stopped(stops: list[int], final: 
 
 
 def test_the_smallest_become_zero() -> None:
-    phase = finetune_phase(FinetuneConfig(epochs=1), 1, image_size=16, first_epoch=0)
+    phase = phase_of(1, 1, 0.4)
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3)])
     kernel = model.layers[0].kernel
     before = np.asarray(kernel).copy()
-    prune = Prune(phase, 0.4)
+    prune = Prune(phase)
     prune.set_model(model)
     prune.on_train_begin()
     prune.on_epoch_begin(0)

@@ -68,7 +68,7 @@ def with_everything(content: Content) -> Content:
     corrupted = [row("corruption", f"{name} {level}", level / 7) for name in ("fog", "jpeg") for level in SEVERITIES]
     people = row("test set", "cifar10_h", 0.8211) | {"human_cross_entropy": 0.7123, "human_entropy": 0.2123}
     people["intervals"]["human_cross_entropy"] = [0.7023, 0.7223]
-    further: dict[str, Any] = {
+    robustness: dict[str, Any] = {
         "rows": [row("views", "flip", 0.9123), people, row("corruption", "none", 0.95), *corrupted],
         "means": {
             "corruptions": {"sets": 10, "n": 300, "accuracy": 0.4321, "interval": [0.4211, 0.4411]},
@@ -100,7 +100,7 @@ def with_everything(content: Content) -> Content:
         "feature_map": figures.feature_map_picture(points, content.labels, ["a", "b", "c"], np.array([0.3, 0.1])),
     }
     every = {**content.pictures, **drawn}
-    return content._replace(pictures=every, further=further, exports=exports, explanation=explanation)
+    return content._replace(pictures=every, robustness=robustness, exports=exports, explanation=explanation)
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +168,14 @@ def test_the_page_says_the_figures_of_the_result(content: Content, page: Page) -
 
 def test_the_page_says_what_was_found_after_the_run(content: Content, html: str, page: Page) -> None:
     text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
-    for figure in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 corrupted sets"):
+    for figure in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 sets of cifar10_corrupted"):
         assert figure in text, figure
     for interval in ("42.11 % to 44.11 %", "53.11 % to 55.11 %", "0.7023 to 0.7223"):
         assert interval in text, interval
     for figure in ("0.988", "1,234 of 50,000", "88.99 %", "45,000 training images"):
         assert figure in text, figure
     plain = report_html(content)
-    for heading in ('id="further"', 'id="exports"', 'id="features"'):
+    for heading in ('id="robustness"', 'id="exports"', 'id="features"'):
         assert heading in html
         assert heading not in plain
 

@@ -8,12 +8,12 @@ from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.config import Views
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
+from cifar_keras.data.cifar10.test_sets import OtherSet
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.data.types import LabelledImages
 from cifar_keras.evaluation import robustness
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from cifar_keras.evaluation.test_sets import OtherSet
 
 TEST = make_dataset(0).test
 WEIGHTS = np.random.default_rng(0).normal(size=(32 * 32 * 3, 10)) / 2000

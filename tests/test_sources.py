@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cifar_keras.config import DataConfig, DataSource
+from cifar_keras.config import DataConfig, DataSource, RunConfig
 from cifar_keras.data import synthetic
 from cifar_keras.data.cifar10 import archives, sources
 from cifar_keras.data.cifar10.layout import Contents, folder_of
@@ -67,11 +67,8 @@ def assert_same(read: PublishedDataset, expected: PublishedDataset) -> None:
 
 
 def test_synthetic_touches_no_disk(tmp_path: Path) -> None:
-    dataset = load_published(
-        DataConfig(data_source=DataSource.SYNTHETIC, data_dir=str(tmp_path / "never-made")),
-        seed=5,
-        timeout_seconds=SECONDS,
-    )
+    data = DataConfig(data_source=DataSource.SYNTHETIC, data_dir=str(tmp_path / "never-made"))
+    dataset = load_published(RunConfig(data=data, seed=5))
     assert_same(dataset, synthetic.make_dataset(5))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,6 @@
 from typing import Any
 
-from cifar_keras.reporting.tables import exports_table, further_table, metrics_table
+from cifar_keras.reporting.tables import exports_table, metrics_table, robustness_table
 
 
 def metrics(names: list[str]) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     assert "a name of a class that is longer ...      91.24" in table
 
 
-def test_further_rows_and_exports_are_laid_out() -> None:
+def test_rows_of_robustness_and_exports_are_laid_out() -> None:
     row = {"kind": "views", "name": "flip", "n": 1000, "accuracy": 0.91, "loss": 0.25, "calibration_error": 0.0123}
-    lines = further_table(
+    lines = robustness_table(
         [row | {"intervals": {"accuracy": [0.9, 0.92], "calibration_error": [0.01, 0.02]}}]
     ).splitlines()
     assert len(lines[0]) == len(lines[1])

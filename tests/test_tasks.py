@@ -18,12 +18,12 @@ from small_networks import small_backbone
 from small_runs import BATCH, SHORT, TRAIN, VALIDATION, prepare_small, small_config, train_small
 
 from cifar_keras.config import RunConfig
-from cifar_keras.data.pipeline import evaluation_batches, training_batches
+from cifar_keras.data.pipeline import Batch, Targets, evaluation_batches, training_batches
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.models.convolution import KernelGradient
 from cifar_keras.models.partition import Partition, partition
 from cifar_keras.training import compute, trainer
-from cifar_keras.training.fit import compile_phase, fit_phase, set_trainable
+from cifar_keras.training.fit import Learner, compile_phase, fit_phase, set_trainable
 from cifar_keras.training.keep_best import KeepBest
 from cifar_keras.training.phases import Phase, Stage
 from cifar_keras.training.progress import PhaseSummary
@@ -50,7 +50,7 @@ def fit(config: RunConfig, setup: RunSetup, phase: Phase, task: Task, *callbacks
         steps_per_epoch=phase.steps_per_epoch,
         seed=config.seed,
         steps=phase.steps_of(phase.epochs),
-        change=task.change,
+        augment=task.augment,
     )
     validation_batches = evaluation_batches(task.validation, global_batch_size=BATCH)
     fit_phase(task.model, phase, batches, validation_batches, callbacks)
@@ -75,13 +75,13 @@ def plainly_fitted(number: int) -> tuple[list[NDArray[np.float32]], list[NDArray
     phase, classifier = setup.phases[number], setup.classifier
     before = classifier.get_weights()
     set_trainable(classifier, phase.stages[0].learns_from)
-    images = Task(classifier, setup.train, setup.validation, lambda images, key: images, False)
+    images = Task(Learner(classifier), setup.train, setup.validation, lambda batch, key: batch, False)
     fit(config, setup, phase, images)
     return before, classifier.get_weights()
 
 
 @pytest.mark.parametrize(("number", "cached"), [(HEAD, True), (FINETUNE, True), (FINETUNE, False)])
-def test_a_lesson_teaches_what_fitting_the_plain_classifier_does(number: int, cached: bool) -> None:
+def test_a_task_teaches_what_fitting_the_plain_classifier_does(number: int, cached: bool) -> None:
     flags: dict[str, Any] = PLAIN | {"head_cached_features": cached, "finetune_cached_features": cached}
     config, setup, phase, task = task_of(number, **flags)
     assert task.cached is cached
@@ -113,8 +113,8 @@ def test_cached_features_are_those_of_train_and_validation(number: int, flip: bo
     for view, shown in enumerate([images, np.flip(images, axis=2)][: 1 + flip]):
         np.testing.assert_allclose(task.train.inputs[:, view], features(shown), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(task.validation.inputs, features(setup.dataset.validation.images), rtol=1e-4, atol=1e-4)
-    assert task.train.labels is setup.train.labels
-    assert task.validation.labels is setup.validation.labels
+    assert task.train.targets is setup.train.targets
+    assert task.validation.targets is setup.validation.targets
 
 
 def test_features_are_kept_in_the_compute_dtype_and_learned_from() -> None:
@@ -228,7 +228,8 @@ def test_images_are_augmented_and_features_are_not() -> None:
         _, _, _, task = task_of(HEAD, flip=False, crop_padding=4, head_cached_features=cached)
         inputs = task.train.inputs[:BATCH]
         unchanged = inputs[:, 0] if cached else inputs
-        assert np.array_equal(task.change(inputs, key), unchanged) is cached
+        augmented = task.augment(Batch(inputs, Targets(labels=task.train.targets["labels"][:BATCH])), key)
+        assert np.array_equal(augmented.inputs, unchanged) is cached
 
 
 # Kernel gradients.
@@ -277,7 +278,7 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
     record = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: last.append(classifier.get_layer("head").get_weights()[0])
     )
-    wrong = task.train._replace(labels=tf.roll(task.train.labels, 1, axis=1))
+    wrong = task.train._replace(targets=Targets(labels=tf.roll(task.train.targets["labels"], 1, axis=1)))
     later = phase._replace(first_epoch=3)
     again = make_task(config, setup, later, later.stages[0])._replace(train=wrong)
     fit(config, setup, later, again, keep_best, record)

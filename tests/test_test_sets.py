@@ -16,10 +16,10 @@ from tensorflow_datasets.image_classification.cifar10_h.cifar10_h import Cifar10
 from tensorflow_datasets.image_classification.cifar10_n.cifar10_n import Cifar10N
 
 from cifar_keras import evaluate
+from cifar_keras.data.cifar10.test_sets import NOISY_LABELS, find_other_sets, read_other_set
 from cifar_keras.data.types import LabelledImages
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import softmax
-from cifar_keras.evaluation.test_sets import NOISY_LABELS, find_other_sets, read_other_set
 
 COUNT = 12
 GENERATOR = np.random.default_rng(0)

@@ -133,7 +133,7 @@ def test_a_full_disk_does_not_stop_the_run(
     done, _, log = train(tmp_path)
     assert list(done.progress.summaries) == ["head", "finetune"]
     assert log.records[-1]["step"] == 16
-    assert "warning: the state was not saved, the disk is full; the one before is kept" in capsys.readouterr().err
+    assert "warning: the checkpoint was not saved, the disk is full; the one before is kept" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000001"]
 
 

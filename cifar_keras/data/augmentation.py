@@ -1,10 +1,11 @@
-"""Random changes to a batch of training images, each a function of the batch's key alone.
+"""Augmentation: random changes to a batch of training images, each a function of the batch and its key alone.
 
 Keras's preprocessing layers keep their random state in a variable, so in a parallel `Dataset.map` a batch gets whichever state is
 there when it runs. Their two public parts, `get_random_transformation` (which draws) and `transform_images` (which works), let
 us hand in the seeds instead.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.pipeline import Augmentation, Batch, of_views
 
 # What cutout and the grid mask paint: a mid-grey, which the models' input transforms take near 0, as arXiv:1708.04552 does.
 BLANK = 128
@@ -45,83 +47,89 @@ class KeyedSeeds(keras.random.SeedGenerator):
         return tf.random.stateless_uniform(shape, self.next(), minval, maxval, dtype)
 
 
-# float32 images [batch, height, width, 3] of 0..255, and the seeds for this batch and change -> images alike, not yet clipped
-Change = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
+# float32 images [batch, height, width, 3] of 0..255, and the seeds of this batch and operation -> images alike, not yet clipped
+Operation = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
 
 
-def make_augmentation(config: AugmentationConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Build the function that changes a batch, each image by its own draws.
+def is_flip_alone(config: AugmentationConfig) -> bool:
+    """Return whether the views of an image are at most two: it, and its mirror image if `flip` is on."""
+    return dataclasses.replace(config, flip=False) == AugmentationConfig(flip=False, crop_padding=0)
+
+
+def make_augmentation(config: AugmentationConfig) -> Augmentation:
+    """Build the function that augments a batch, each image by its own draws.
 
     Args:
-        config: which changes, and how strong.
+        config: which operations, and how strong.
 
     Returns:
-        A function of images, uint8 `[batch, height, width, 3]`, and a key, int64 `[2]`, that returns images of the same shape and
-        dtype. The same images and key give the same result. It is the identity where every change is off.
+        A function of a batch of images, uint8 `[batch, height, width, 3]`, that returns images of the same shape and dtype. It is
+        the identity where every operation is off.
     """
-    move = _flip_and_crop(config.flip, config.crop_padding) if config.flip or config.crop_padding else None
-    changes = _changes(config)
+    operations = _operations(config)
 
     def seeds_of(key: tf.Tensor, number: int) -> KeyedSeeds:
         return KeyedSeeds(tf.random.experimental.stateless_fold_in(key, tf.constant(number, tf.int64)))
 
-    def augment(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        if move is not None:
-            images = move(images, seeds_of(key, 0))
-        if not any(changes):
-            return images
+    def augment(batch: Batch, key: tf.Tensor) -> Batch:
+        images, views = batch.inputs, tf.zeros(tf.shape(batch.inputs)[:1], tf.int32)
+        if config.flip or config.crop_padding:
+            images, views = _flip_and_crop(images, config.flip, config.crop_padding, seeds_of(key, 0))
+        targets = of_views(batch.targets, views)
+        if not any(operations):
+            return Batch(images, targets)
         changed = tf.cast(images, tf.float32)
-        # The number of a change is its place among all, so that turning one on leaves the draws of the others as they were.
-        for number, change in enumerate(changes, start=1):
-            if change is not None:
-                changed = change(changed, seeds_of(key, number))
-        return tf.cast(tf.round(tf.clip_by_value(changed, 0.0, 255.0)), tf.uint8)
+        # The number of an operation is its place among all, so that turning one on leaves the draws of the others as they were.
+        for number, operation in enumerate(operations, start=1):
+            if operation is not None:
+                changed = operation(changed, seeds_of(key, number))
+        return Batch(tf.cast(tf.round(tf.clip_by_value(changed, 0.0, 255.0)), tf.uint8), targets)
 
     return augment
 
 
-def _changes(config: AugmentationConfig) -> list[Change | None]:
+def _operations(config: AugmentationConfig) -> list[Operation | None]:
     # float32 also where the model's policy is mixed: bfloat16 has 8 bits, too few for a pixel's fractions.
     return [
-        _keras_change(keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32"))
+        _keras_operation(keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32"))
         if config.rotation_degrees
         else None,
-        _keras_change(keras.layers.RandomZoom(config.zoom, dtype="float32")) if config.zoom else None,
+        _keras_operation(keras.layers.RandomZoom(config.zoom, dtype="float32")) if config.zoom else None,
         _color_jitter(config.color_jitter) if config.color_jitter else None,
         _cutout(config.cutout) if config.cutout else None,
         _grid_mask(config.grid_mask) if config.grid_mask else None,
     ]
 
 
-def _keras_change(layer: keras.layers.Layer) -> Change:
-    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+def _keras_operation(layer: keras.layers.Layer) -> Operation:
+    def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
         transformation = layer.get_random_transformation(images, training=True, seed=seeds)
         return layer.transform_images(images, transformation, training=True)
 
-    return change
+    return operation
 
 
-def _flip_and_crop(flip: bool, padding: int) -> Change:
+def _flip_and_crop(images: tf.Tensor, flip: bool, padding: int, seeds: KeyedSeeds) -> tuple[tf.Tensor, tf.Tensor]:
     """Mirror half of the images, then shift by up to `padding` pixels and fill what comes into view with the image's reflection.
 
     The reflection is that of `numpy.pad` with mode "reflect". Pixels only move, so it works on bytes: both together take 17 us an
     image of one core, where Keras's RandomFlip alone took 45 (`tf.reverse`). Keras's RandomCrop draws one place for the whole
     batch, and its RandomTranslation interpolates between pixels.
+
+    Returns:
+        The images, and which of them are mirrored: int32 `[batch]`, 0 or 1.
     """
-
-    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
-        batch, height, width = tf.unstack(tf.shape(images)[:3])
-        flip_seed, shift_seed = seeds.next(), seeds.next()
-        shifts = tf.random.stateless_uniform([batch, 2], shift_seed, -padding, padding + 1, tf.int32)
-        rows = _reflected(tf.range(height) + shifts[:, :1], height)
-        columns = _reflected(tf.range(width) + shifts[:, 1:], width)
-        if flip:
-            mirrored = tf.random.stateless_uniform([batch, 1], flip_seed, 0, 2, tf.int32)
-            columns += mirrored * (width - 1 - 2 * columns)
-        moved = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-        return tf.ensure_shape(moved, images.shape)
-
-    return change
+    batch, height, width = tf.unstack(tf.shape(images)[:3])
+    flip_seed, shift_seed = seeds.next(), seeds.next()
+    shifts = tf.random.stateless_uniform([batch, 2], shift_seed, -padding, padding + 1, tf.int32)
+    rows = _reflected(tf.range(height) + shifts[:, :1], height)
+    columns = _reflected(tf.range(width) + shifts[:, 1:], width)
+    mirrored = tf.zeros([batch, 1], tf.int32)
+    if flip:
+        mirrored = tf.random.stateless_uniform([batch, 1], flip_seed, 0, 2, tf.int32)
+        columns += mirrored * (width - 1 - 2 * columns)
+    moved = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+    return tf.ensure_shape(moved, images.shape), mirrored[:, 0]
 
 
 def _reflected(indices: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -129,15 +137,15 @@ def _reflected(indices: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return (size - 1) - tf.abs((size - 1) - tf.abs(indices))
 
 
-def _color_jitter(strength: float) -> Change:
-    """Change brightness, contrast and saturation by a share of up to `strength` each, in this order.
+def _color_jitter(strength: float) -> Operation:
+    """Change brightness, contrast and saturation by a fraction of up to `strength` each, in this order.
 
     Brightness adds up to `strength` of mid-grey; contrast multiplies the distance from the image's mean colour, saturation the
     distance from each pixel's own grey (ITU-R BT.601). All three together are one affine function of a pixel's colour: 13 us an
     image of one core, where Keras's layers RandomBrightness, RandomContrast and RandomColorDegeneration took 39.
     """
 
-    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+    def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
         shape = tf.shape(images)
         brightness, contrast, saturation = (1 + seeds.uniform([shape[0], 1, 1], -strength, strength) for _ in range(3))
         # A plane a channel: over the last of three short axes TensorFlow's products and sums are three times as slow.
@@ -149,17 +157,17 @@ def _color_jitter(strength: float) -> Change:
         changed = (contrast * saturate) @ planes + saturate @ offset
         return tf.reshape(tf.transpose(changed, [0, 2, 1]), shape)
 
-    return change
+    return operation
 
 
-def _cutout(side: int) -> Change:
+def _cutout(side: int) -> Operation:
     """Blank out a square around a random pixel, cut off at the border (arXiv:1708.04552)."""
     import keras_cv
 
     # The layer's own draws come from TensorFlow's global generator; its work takes the draws as arguments.
     layer = keras_cv.layers.RandomCutout(1.0, 1.0, fill_value=BLANK, dtype="float32")
 
-    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+    def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
         batch, height, width = tf.unstack(tf.shape(images)[:3])
         sides = tf.fill([batch], side)
         transformations = {
@@ -170,10 +178,10 @@ def _cutout(side: int) -> Change:
         }
         return layer.augment_images(images, transformations=transformations)
 
-    return change
+    return operation
 
 
-def _grid_mask(ratio: float) -> Change:
+def _grid_mask(ratio: float) -> Operation:
     """Blank out a turned grid of squares, whose side is `ratio` of the grid's (arXiv:2001.04086)."""
     import keras_cv
 
@@ -185,8 +193,8 @@ def _grid_mask(ratio: float) -> Change:
         layer._random_generator = layer.random_rotate._random_generator = KeyedSeeds(key)
         return layer.augment_image(image, transformation=layer.get_random_transformation(image=image))
 
-    def change(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+    def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
         keys = tf.random.stateless_uniform([tf.shape(images)[0], 2], seeds.next(), None, None, tf.int64)
         return tf.map_fn(masked, (images, keys), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32))
 
-    return change
+    return operation

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cifar_keras.config import DataConfig, DatasetName, DataSource, dataset_of
+from cifar_keras.config import DataConfig, DatasetName, DataSource, RunConfig, dataset_of
 from cifar_keras.data.cifar10 import layout
 from cifar_keras.data.types import Dataset, PublishedDataset
 
@@ -17,26 +17,23 @@ class DatasetRow(NamedTuple):
     is_prepared: Callable[[str], bool]  # whether a folder holds it, so that nothing has to be fetched
 
 
-def load_published(settings: DataConfig, *, seed: int, timeout_seconds: float) -> PublishedDataset:
+def load_published(config: RunConfig) -> PublishedDataset:
     """Load the verified images of a run, in the order in which they are published.
 
     Args:
-        settings: which images, and where they are.
-        seed: of a synthetic set; a published one does not depend on it.
-        timeout_seconds: seconds of standstill after which a source on the network is given up.
+        config: of the run. Its seed draws a synthetic set; a published one does not depend on it.
 
     Raises:
         UserError: the images cannot be had.
     """
-    return DATASETS[dataset_of(settings)].load(settings, seed, timeout_seconds)
+    return DATASETS[dataset_of(config.data)].load(config.data, config.seed, config.source_timeout_seconds)
 
 
-def load_dataset(settings: DataConfig, *, seed: int, timeout_seconds: float) -> Dataset:
+def load_dataset(config: RunConfig) -> Dataset:
     """Load the verified images of a run and hold out its validation split, as `load_published` and `make_splits` do."""
     from cifar_keras.data.splits import make_splits  # it imports scikit-learn, for which no command should wait
 
-    published = load_published(settings, seed=seed, timeout_seconds=timeout_seconds)
-    return make_splits(published, settings.validation_share, seed)
+    return make_splits(load_published(config), config.data.validation_share, config.seed)
 
 
 def is_prepared(settings: DataConfig) -> bool:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import tensorflow as tf
@@ -20,22 +20,38 @@ PREFETCHED_BATCHES = 4
 SHUFFLE_ROUNDS = 16  # twice as many as it takes
 
 
-Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+class Targets(TypedDict):
+    """What is learned from inputs. Each field begins with the batch."""
+
+    labels: tf.Tensor  # float32 [n, classes]: probabilities, of which one is 1 until an augmentation mixes images
+    # float32 logits of a teacher, [n, classes]. Train's examples have those of each view of an image, [n, views, classes].
+    teacher: NotRequired[tf.Tensor]
+
+
+class Batch(NamedTuple):
+    """An element of a dataset, which Keras's `fit` takes for a pair of inputs and targets."""
+
+    inputs: tf.Tensor
+    targets: Targets
+
+
+# A batch and its key, int64 [2] -> the batch that is learned from; the same batch and key give the same result.
+Augmentation = Callable[[Batch, tf.Tensor], Batch]
 
 
 class Examples(NamedTuple):
     """A split in the host's memory, where `tf.data` gathers its batches. All batches of a run come out of the same one."""
 
-    inputs: tf.Tensor  # uint8 images [n, height, width, 3], or what a frozen network makes of them
-    labels: tf.Tensor  # float32 [n, classes], one-hot
+    inputs: tf.Tensor  # uint8 images [n, height, width, 3], or the features that a frozen network computes of them
+    targets: Targets
 
     @property
     def total(self) -> int:
         """Number of examples."""
-        return int(self.labels.shape[0])
+        return int(self.inputs.shape[0])
 
 
-def hold(split: LabelledImages, class_count: int) -> tuple[Examples, LabelledImages]:
+def to_examples(split: LabelledImages, class_count: int) -> tuple[Examples, LabelledImages]:
     """Move a split to where `tf.data` reads it.
 
     Returns:
@@ -46,7 +62,20 @@ def hold(split: LabelledImages, class_count: int) -> tuple[Examples, LabelledIma
         # A tensor that was made of an array keeps a second copy of it for as long as it lives; an operation's result does not.
         images = tf.identity(tf.convert_to_tensor(split.images))
         labels = tf.one_hot(split.labels, class_count)
-    return Examples(images, labels), LabelledImages(np.asarray(images), split.labels)
+    return Examples(images, Targets(labels=labels)), LabelledImages(np.asarray(images), split.labels)
+
+
+def of_views(targets: Targets, views: tf.Tensor) -> Targets:
+    """Choose the teacher's logits of one view of each image, if there are any: `[n, views, classes]` to `[n, classes]`.
+
+    Args:
+        targets: of a batch.
+        views: int32 `[n]`: 0 is the image, 1 its mirror image. Where there are logits of one view alone, it stands for both.
+    """
+    if "teacher" not in targets:
+        return targets
+    views = tf.minimum(views, targets["teacher"].shape[1] - 1)
+    return {**targets, "teacher": tf.gather(targets["teacher"], views, batch_dims=1)}
 
 
 def training_batches(
@@ -56,10 +85,10 @@ def training_batches(
     steps_per_epoch: int,
     steps: range,
     seed: int,
-    change: Change,
+    augment: Augmentation,
     parallel_calls: int | None = PARALLEL_CALLS,
 ) -> tf.data.Dataset:
-    """Shuffle and change, a whole batch for each step, one after another.
+    """Shuffle and augment, a whole batch for each step, one after another.
 
     Batch n of epoch e depends on the examples, `seed`, e and n alone: not on where the dataset begins, not on the parallelism,
     not on what else draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice
@@ -71,20 +100,20 @@ def training_batches(
         steps_per_epoch: batches of an epoch.
         steps: which batches: those of epoch e are `e * steps_per_epoch` and the next, whatever a run has seen before.
         seed: the run's seed.
-        change: takes inputs of a batch and a key, int64 `[2]`, and returns what the model gets; e.g. `make_augmentation`'s.
+        augment: e.g. what `make_augmentation` returns.
         parallel_calls: batches that are made at the same time; None makes one after the other, as TensorFlow does in any case where
             its operations are to be deterministic, but then not without calling it an error.
 
     Returns:
-        Elements (what `change` returns `[global_batch_size, ...]`, labels float32 one-hot `[global_batch_size, classes]`).
+        A dataset of `Batch`, each of `global_batch_size` examples.
     """
 
-    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(step: tf.Tensor) -> Batch:
         epoch, number = step // steps_per_epoch, step % steps_per_epoch
         places = number * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
         indices = _shuffled(places, _key(seed, ORDER, epoch), examples.total)
         key = tf.random.experimental.stateless_fold_in(_key(seed, AUGMENTATION, epoch), number)
-        return change(tf.gather(examples.inputs, indices), key), tf.gather(examples.labels, indices)
+        return augment(_gather(examples, indices), key)
 
     batches = tf.data.Dataset.range(steps.start, steps.stop).map(batch, num_parallel_calls=parallel_calls)
     return batches.prefetch(PREFETCHED_BATCHES).with_options(_options())
@@ -98,14 +127,11 @@ def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data
         global_batch_size: images per batch, over all devices together.
 
     Returns:
-        Elements (inputs `[batch, ...]`, labels float32 one-hot `[batch, classes]`).
+        A dataset of `Batch`.
     """
-
-    def batch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.gather(examples.inputs, indices), tf.gather(examples.labels, indices)
-
     indices = tf.data.Dataset.range(examples.total).batch(global_batch_size)
-    return indices.map(batch).prefetch(PREFETCHED_BATCHES).with_options(_options())
+    batches = indices.map(lambda places: _gather(examples, places))
+    return batches.prefetch(PREFETCHED_BATCHES).with_options(_options())
 
 
 def input_batches(inputs: NDArray[Any], batch_size: int) -> tf.data.Dataset:
@@ -121,6 +147,10 @@ def measure_speed(batches: tf.data.Dataset) -> float | None:
         times.append(time.perf_counter())
     # From the first batch on, which waits for the pipeline to be built.
     return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else None
+
+
+def _gather(examples: Examples, indices: tf.Tensor) -> Batch:
+    return Batch(*tf.nest.map_structure(lambda values: tf.gather(values, indices), tuple(examples)))
 
 
 def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -15,13 +15,13 @@ from scipy import ndimage
 SEVERITIES = (1, 2, 3, 4, 5)
 
 # float64 images [n, height, width, 3] of 0..1, how strong, and what draws -> images alike, not yet clipped
-Change = Callable[[NDArray[np.float64], float, np.random.Generator], NDArray[np.float64]]
+CorruptionFunction = Callable[[NDArray[np.float64], float, np.random.Generator], NDArray[np.float64]]
 
 
 class Corruption(NamedTuple):
     """One way to corrupt images."""
 
-    change: Change
+    function: CorruptionFunction
     strengths: tuple[float, float, float, float, float]  # of the severities 1 to 5
 
 
@@ -39,7 +39,7 @@ def corrupt(images: NDArray[np.uint8], name: str, severity: int, *, seed: int) -
     """
     corruption = CORRUPTIONS[name]
     generator = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity])
-    changed = corruption.change(images / 255.0, corruption.strengths[severity - 1], generator)
+    changed = corruption.function(images / 255.0, corruption.strengths[severity - 1], generator)
     return np.round(255 * np.clip(changed, 0, 1)).astype(np.uint8)
 
 

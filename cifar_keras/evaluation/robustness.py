@@ -1,4 +1,4 @@
-"""What a model gives beside its own test split: with test-time augmentation, on corrupted images, on other test sets.
+"""Robustness: metrics of a model with test-time augmentation, on corrupted images, and on other test sets.
 
 Every row is measured at the temperature that the model serves with.
 """
@@ -10,16 +10,16 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, Views, other_sets_of
+from cifar_keras.config import CORRUPTION_SUITE, RunConfig, Views, other_sets_of
+from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cifar_keras.evaluation.metrics import classification_metrics
-from cifar_keras.evaluation.test_sets import OtherSet, find_other_sets, read_other_set
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.saved_model import serve_all
 
-FIGURES = ("accuracy", "loss", "brier", "calibration_error")
+METRICS = ("accuracy", "loss", "brier", "calibration_error")
 # Eight corruptions at five severities: 40 forward passes of each image.
 CORRUPTED_IMAGES = 1000
 
@@ -29,44 +29,39 @@ Kind = Literal["views", "corruption", "test set"]
 
 
 class Robustness(NamedTuple):
-    """What was measured beside the test split."""
+    """Metrics of what the settings ask for in addition to the test split."""
 
     rows: list[dict[str, Any]]  # of `row`
     means: dict[str, Any]  # of `mean_accuracy`, by the name of a suite
 
 
-def predict_at(model: tf.Module, temperature: float, batch_size: int) -> Predict:
-    """Return what runs images through a loaded SavedModel, and divides its logits by the temperature that it serves with."""
-    return lambda images, title: serve_all(model, images, batch_size, title).logits / np.float32(temperature)
-
-
 def measure_robustness(
-    predict: Predict,
-    plain: NDArray[np.float32],
-    dataset: Dataset,
-    settings: EvaluationConfig,
-    *,
-    data_dir: str,
-    seed: int,
+    model: tf.Module, logits: NDArray[np.float32], temperature: float, dataset: Dataset, config: RunConfig
 ) -> Robustness:
-    """Measure what the settings ask for beside the run's own splits.
+    """Measure what the settings ask for in addition to the run's own splits.
 
     Args:
-        predict: the model.
-        plain: what `predict` gives of the test images.
+        model: a loaded SavedModel.
+        logits: float32 `[n, classes]`, of the model, of the test images.
+        temperature: that the model serves with.
         dataset: of the run.
-        settings: which views and which other test sets.
-        data_dir: TFDS folder with the other sets.
-        seed: of the noise, of the choice of images and of the resamples.
+        config: of the run, with the views and the other test sets that are wanted. Its seed is that of the noise, of the choice of
+            images and of the resamples.
 
     Raises:
         UserError: a set is not prepared.
     """
-    test, class_names = dataset.test, dataset.class_names
+    test, class_names, seed, settings = dataset.test, dataset.class_names, config.seed, config.evaluation
+    plain = logits / np.float32(temperature)
+    names, data_dir = other_sets_of(settings), config.data.data_dir
+    # Before anything takes long.
+    find_other_sets(names, data_dir)
+
+    def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
+        return serve_all(model, images, config.data.global_batch_size, title).logits / np.float32(temperature)
+
     rows: list[dict[str, Any]] = []
     means: dict[str, Any] = {}
-    names = other_sets_of(settings)
-    find_other_sets(names, data_dir)  # before anything takes long
     if settings.test_time_augmentation is not Views.NONE:
         rows += with_views(predict, test, plain, settings.test_time_augmentation, class_names, seed=seed)
     if CORRUPTION_SUITE in settings.test_sets.split(","):
@@ -79,17 +74,15 @@ def measure_robustness(
 def on_other_sets(
     predict: Predict, names: Sequence[str], data_dir: str, dataset: Dataset, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure other test sets; return their rows, and the mean over `cifar10_corrupted` where all of it was asked for."""
-    rows, right_of_corrupted = [], []
+    """Measure other test sets; return their rows, and the mean over each suite that was asked for as a whole."""
+    rows: list[dict[str, Any]] = []
+    right_of: dict[str, list[NDArray[np.bool_]]] = {}
     for name in find_other_sets(names, data_dir):
         for other in read_other_set(name, data_dir, dataset.validation):
             measured, right = on_other_set(predict, other, dataset.class_names, seed=seed)
             rows.append(measured)
-            if name.startswith("cifar10_corrupted/"):  # the test split each, and TFDS orders all of them alike
-                right_of_corrupted.append(right)
-    if "cifar10_corrupted" not in names:
-        return rows, {}
-    return rows, {"cifar10_corrupted": mean_accuracy(right_of_corrupted, seed=seed)}
+            right_of.setdefault(other.suite, []).append(right)
+    return rows, {suite: mean_accuracy(right, seed=seed) for suite, right in right_of.items() if suite in names}
 
 
 def with_views(
@@ -111,8 +104,8 @@ def with_views(
         class_names: of the model.
         seed: of the resamples.
     """
-    (share, _), *others = views_of(test.images, views)
-    logits = share * plain + sum(share * predict(images, f"test, {views}") for share, images in others)
+    (weight, _), *others = views_of(test.images, views)
+    logits = weight * plain + sum(weight * predict(images, f"test, {views}") for weight, images in others)
     return [
         row("views", name, of_views, test.labels, class_names, seed=seed)
         for name, of_views in ((Views.NONE, plain), (views, logits.astype(np.float32)))
@@ -120,7 +113,7 @@ def with_views(
 
 
 def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Yield each view of images, uint8 `[n, height, width, 3]`, behind its share in the mean; first the images as they are.
+    """Yield each view of images, uint8 `[n, height, width, 3]`, behind its weight in the mean; first the images as they are.
 
     The pixel that a shift (up and left, or down and right) leaves open is the reflection of the image; both shifts together
     count as much as the image that stays, as in airbench (arXiv:2404.00498).
@@ -132,9 +125,9 @@ def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, N
     if views is Views.FLIP_AND_SHIFTS:
         padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         shifts = [(0.5, images), (0.25, padded[:, :-2, :-2]), (0.25, padded[:, 2:, 2:])]
-    for share, shifted in shifts:
-        yield share / 2, shifted
-        yield share / 2, np.ascontiguousarray(shifted[:, :, ::-1])
+    for weight, shifted in shifts:
+        yield weight / 2, shifted
+        yield weight / 2, np.ascontiguousarray(shifted[:, :, ::-1])
 
 
 def with_corruptions(
@@ -183,7 +176,7 @@ def on_other_set(
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Measure another test set, and return its row and of which images the model is right, bool `[n]`.
 
-    Where people's soft labels are known: `human_cross_entropy`, the mean of `-sum over classes of share * ln(probability)` in nats
+    Where people's soft labels are known: `human_cross_entropy`, the mean of `-sum over classes of fraction * ln(probability)` in nats
     (Peterson et al., arXiv:1908.07086), and `human_entropy`, the least that it can be.
     """
     logits = predict(other.split.images, other.name)
@@ -206,11 +199,11 @@ def row(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return what is kept of a measurement: `kind`, `name`, `n`, `FIGURES` and their `intervals`."""
+    """Return a row: `kind`, `name`, `n`, `METRICS` and their `intervals`."""
     metrics = classification_metrics(logits, labels, class_names, seed=seed)
-    intervals = {figure: metrics["intervals"][figure] for figure in FIGURES}
+    intervals = {metric: metrics["intervals"][metric] for metric in METRICS}
     return {"kind": kind, "name": str(name), "n": metrics["n"]} | {
-        **{figure: metrics[figure] for figure in FIGURES},
+        **{metric: metrics[metric] for metric in METRICS},
         "intervals": intervals,
     }
 

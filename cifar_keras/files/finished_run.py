@@ -38,7 +38,7 @@ class FinishedRun(NamedTuple):
         data = dataclasses.replace(self.config.data, data_dir=data_dir or str(self._data_dir()), archive="")
         if not is_prepared(data):
             raise UserError(
-                "--data_dir has to name the TFDS folder with the run's images, cifar10/3.0.2; `prepare` fetches them. "
+                "--data_dir has to name the TFDS folder with the run's images; `prepare` fetches them. "
                 f"Received: {data.data_dir}"
             )
         if data.data_source is not DataSource.SYNTHETIC:
@@ -101,7 +101,7 @@ def check_found(path: Path) -> None:
         UserError: a file is damaged, or of another version.
     """
     for name, check in (
-        (paths.FURTHER, _check_further),
+        (paths.ROBUSTNESS, _check_robustness),
         (paths.EXPORTS, _check_exports),
         (paths.EXPLANATION, _check_explanation),
     ):
@@ -118,7 +118,7 @@ def check_found(path: Path) -> None:
             ) from error
 
 
-def _check_further(content: dict[str, Any]) -> None:
+def _check_robustness(content: dict[str, Any]) -> None:
     for row in content["rows"]:
         wanted = ["accuracy", "loss", "calibration_error"] + ["human_cross_entropy"] * ("human_entropy" in row)
         for figure in wanted:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import filelock
 
-from cifar_keras.config import Resume
+from cifar_keras.config import FREE_WHEN_RESUMED, Resume, RunConfig, to_values
 from cifar_keras.errors import InterruptedRunError, UserError, unwritable
+from cifar_keras.files import writing
 from cifar_keras.files.paths import CONFIG, LOCK, expand_model, kept_if_filled
 
 SOFT_LOCK_SECONDS = 3  # a lock of a process that is gone is taken over when it is two seconds old
@@ -18,7 +19,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system t
 
 
 def holds_run(path: Path) -> bool:
-    """Say whether a run has begun in a folder."""
+    """Return whether a run has begun in a folder."""
     return (path / CONFIG).is_file()
 
 
@@ -50,6 +51,25 @@ def check_workdir(workdir: str, resume: Resume) -> Path:
             f"--workdir has to be new or empty, so that no earlier run is lost{way_out}. Received: {workdir}"
         )
     return path
+
+
+def check_same_settings(config: RunConfig, path: Path) -> None:
+    """Check that a run goes on with the settings that it began with, but for those that do not change what it gives.
+
+    Raises:
+        UserError: others differ; the message names them.
+    """
+    # What was not a setting yet when the run began was as its default is.
+    began, now = to_values(RunConfig()) | writing.read_json(path / CONFIG), to_values(config)
+    differ = [
+        f"--{flag}={now.get(flag)} (was {began.get(flag)})"
+        for flag in sorted(began.keys() | now.keys())
+        if flag not in FREE_WHEN_RESUMED and began.get(flag) != now.get(flag)
+    ]
+    if differ:
+        raise UserError(
+            f"--resume goes on with the settings that the run began with; others are: {', '.join(differ)}. Received: {path}"
+        )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from cifar_keras.files import paths, writing
 from cifar_keras.files.finished_run import FinishedRun
 from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import Content, model_card, report_html
+from cifar_keras.reporting.tables import robustness_table
 
 
 def pictures_of_test(
@@ -70,8 +71,11 @@ def errors_picture(
 
 
 def keep_robustness(measured: Robustness, path: Path) -> None:
-    """Put rows beside those that a workdir has, or in their place, and draw the corruptions."""
-    file = path / paths.FURTHER
+    """Print rows, put them beside those that a workdir has, or in their place, and draw the corruptions."""
+    if not measured.rows:
+        return
+    print(robustness_table(measured.rows))
+    file = path / paths.ROBUSTNESS
     kept = writing.read_json(file) if file.is_file() else {"rows": [], "means": {}}
     rows = merged(kept["rows"], measured.rows)
     of_corruptions = [row for row in rows if row["kind"] == "corruption"]
@@ -118,7 +122,7 @@ def write_report(
         **{
             part: writing.read_json(path / file)
             for part, file in (
-                ("further", paths.FURTHER),
+                ("robustness", paths.ROBUSTNESS),
                 ("exports", paths.EXPORTS),
                 ("explanation", paths.EXPLANATION),
             )

@@ -38,7 +38,7 @@ class Content(NamedTuple):
     logits: NDArray[np.float32]  # [n, classes], of the SavedModel
     class_names: Sequence[str]
     pictures: Mapping[str, bytes]  # PNG files by their names in the workdir, without ".png"
-    further: Mapping[str, Any] | None = None  # what further_evaluation.json says, where there is one
+    robustness: Mapping[str, Any] | None = None  # what further_evaluation.json says, where there is one
     exports: Mapping[str, Any] | None = None  # exports.json
     explanation: Mapping[str, Any] | None = None  # explanation.json
 
@@ -67,7 +67,7 @@ def report_html(content: Content) -> str:
         epochs=[record for record in content.records if "validation_accuracy" in record],
         bins=_bins(content),
         galleries=_galleries(content, probabilities),
-        further=content.further,
+        robustness=content.robustness,
         exports=content.exports,
         formats=FORMATS,
         image_sides=content.images.shape[1:3],
@@ -85,7 +85,7 @@ def model_card(content: Content) -> str:
         name=content.name,
         result=content.result,
         class_names=content.class_names,
-        further=content.further,
+        robustness=content.robustness,
         exports=content.exports,
         image_sides=content.images.shape[1:3],
         dataset=row_of(content.result["config"]),

@@ -80,9 +80,9 @@ def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
     return _aligned(rows, names=2)
 
 
-def further_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def robustness_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out rows of `robustness.row`, in lines without a newline at the end."""
-    cells = [("beside the test split", "images", "accuracy, 95 % interval", "loss", "calibration error")]
+    cells = [("robustness", "images", "accuracy, 95 % interval", "loss", "calibration error")]
     cells += [
         (
             f"{row['kind']}: {row['name']}",

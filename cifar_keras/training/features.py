@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras.data.pipeline import Examples
+from cifar_keras.data.pipeline import Batch, Examples, of_views
 from cifar_keras.models.inference import image_parts, predict_part
 
 
@@ -27,7 +27,7 @@ def compute_features(
         title: what the progress bar is called.
 
     Returns:
-        The features `[n, views, ...]` in place of the images, with the same labels. While they are made they take their
+        The features `[n, views, ...]` in place of the images, with the same targets. While they are made they take their
         memory twice.
     """
     made = []
@@ -46,13 +46,13 @@ def only_view(examples: Examples) -> Examples:
         return examples._replace(inputs=examples.inputs[:, 0])
 
 
-def choose_view(features: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Choose one view of each image, `[n, views, ...]` to `[n, ...]`: what `flip` does to images.
+def choose_view(batch: Batch, key: tf.Tensor) -> Batch:
+    """Choose one view of each image, `[n, views, ...]` to `[n, ...]`: the augmentation that `flip` is to images.
 
     Args:
-        features: of a batch.
+        batch: of features.
         key: int64 `[2]`, on which the choice depends.
     """
-    count, views = features.shape[:2]
+    count, views = batch.inputs.shape[:2]
     chosen = tf.random.stateless_uniform([count], key, maxval=views, dtype=tf.int32)
-    return tf.gather(features, chosen, batch_dims=1)
+    return Batch(tf.gather(batch.inputs, chosen, batch_dims=1), of_views(batch.targets, chosen))

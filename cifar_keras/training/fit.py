@@ -3,17 +3,17 @@
 Keras ignores a change of `trainable` after compile, so each stage builds and compiles a model of its own.
 """
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from cifar_keras.config import DistillationConfig
+from cifar_keras.data.pipeline import Batch, Targets
 from cifar_keras.training.optimizers import make_optimizer
 from cifar_keras.training.phases import Phase
-from cifar_keras.training.teacher import DistillationLoss
+from cifar_keras.training.teacher import Distillation
 
 
 def set_trainable(
@@ -41,37 +41,62 @@ def set_trainable(
             layer.synchronized = synchronize and layer.trainable
 
 
+class Learner(keras.Model):
+    """A network whose `fit` takes `Targets`, where Keras's own takes labels alone.
+
+    Args:
+        network: whose layers it shares.
+        distillation: how to learn from a teacher; None where there is none.
+    """
+
+    def __init__(self, network: keras.Model, distillation: Distillation | None = None) -> None:
+        super().__init__(network.inputs, network.outputs, name=network.name)
+        self._distillation = distillation
+
+    def compute_loss(
+        self,
+        x: tf.Tensor,
+        y: Targets,
+        y_pred: tf.Tensor,
+        sample_weight: tf.Tensor | None = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Return the mean loss of a batch."""
+        from_labels = super().compute_loss(x, y["labels"], y_pred, sample_weight, training)
+        return self._distillation.add(from_labels, Batch(x, y), y_pred) if self._distillation else from_labels
+
+    def compute_metrics(
+        self, x: tf.Tensor, y: Targets, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> dict[str, Any]:
+        """Measure against the labels."""
+        metrics: dict[str, Any] = super().compute_metrics(x, y["labels"], y_pred, sample_weight)
+        return metrics
+
+
 def compile_phase(
-    model: keras.Model,
-    phase: Phase,
-    strategy: tf.distribute.Strategy,
-    *,
-    compute_dtype: str = "float32",
-    distillation: DistillationConfig | None = None,
+    model: Learner, phase: Phase, strategy: tf.distribute.Strategy, *, compute_dtype: str = "float32"
 ) -> None:
     """Compile a model for a phase inside the strategy's scope.
 
     Args:
-        model: the classifier, or what shares its variables, built since `set_trainable`.
+        model: of the classifier, or of what shares its variables; built since `set_trainable`.
         phase: the phase that comes next.
         strategy: the strategy of the run.
         compute_dtype: of the activations; in float16 small gradients would vanish if the loss were not scaled.
-        distillation: how to learn from a teacher, whose logits are behind the labels; None where there is none.
     """
-    smoothing = phase.config.label_smoothing
     with strategy.scope():
         optimizer = make_optimizer(phase.config, phase.steps)
         if compute_dtype == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model.compile(
             optimizer=optimizer,
-            loss=DistillationLoss(distillation, smoothing)
-            if distillation
-            else keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, name="loss"),
+            loss=keras.losses.CategoricalCrossentropy(
+                from_logits=True, label_smoothing=phase.config.label_smoothing, name="loss"
+            ),
             metrics=[
-                _of_labels(keras.metrics.categorical_accuracy, "accuracy"),
-                # The loss without label smoothing, which is the same measure in both phases and at the evaluation.
-                _of_labels(functools.partial(keras.losses.categorical_crossentropy, from_logits=True), "cross_entropy"),
+                keras.metrics.CategoricalAccuracy(name="accuracy"),
+                # The loss without label smoothing and teacher: the same metric in all phases and at the evaluation.
+                keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True),
             ],
             jit_compile=False,  # XLA makes a ResNet50's training step on a CPU half as fast
         )
@@ -92,7 +117,7 @@ def fit_phase(
     Args:
         model: what `compile_phase` compiled.
         phase: the same phase.
-        batches: inputs of the model and one-hot labels, for all steps that are to be done.
+        batches: a `Batch` for each step that is to be done.
         validation_batches: the validation split, gone through at the end of each epoch.
         callbacks: called by Keras.
         epochs: which epochs, counted on through the phases; None is all of the phase.
@@ -120,12 +145,3 @@ def fit_phase(
         batches, first = batches.skip(left), first + 1
     if first < last:
         fit(batches, range(first, last), phase.steps_per_epoch)
-
-
-def _of_labels(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], name: str) -> keras.metrics.Metric:
-    """Make a metric of a function of labels and logits; a teacher's logits, which may be behind the labels, are left out."""
-
-    def of_labels(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        return function(y_true[:, : y_pred.shape[-1]], y_pred)
-
-    return keras.metrics.MeanMetricWrapper(of_labels, name=name)

@@ -42,6 +42,7 @@ class Phase(NamedTuple):
     stages: tuple[Stage, ...]
     train_batch_norm: bool = False
     sparsity: float = 0.0  # fraction of the weights of each learning convolution that is pruned
+    sparsity_ramp: float = 1.0  # fraction of the phase's steps over which it grows
 
     @property
     def epochs(self) -> range:
@@ -112,6 +113,7 @@ def finetune_phase(settings: FinetuneConfig, steps_per_epoch: int, *, image_size
         stages,
         train_batch_norm=settings.train_batch_norm,
         sparsity=settings.sparsity,
+        sparsity_ramp=settings.sparsity_ramp,
     )
 
 

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from cifar_keras.errors import UserError
 
-FORMAT = 2  # of the states; 1 had optimizers' variables by their places
+# Of the checkpoints. 1 had optimizers' variables by their places; 2 had a teacher's logits of the plain image.
+FORMAT = 3
 
 
 class PhaseSummary(NamedTuple):
@@ -27,7 +28,7 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has behind it."""
+    """How far a run has come."""
 
     position: Position = dataclasses.field(default_factory=Position)
     rate_fraction: float = 1.0  # of the learning rates that are asked for, after rolling back
@@ -58,12 +59,12 @@ class Progress:
         self.summaries = {name: PhaseSummary(**summary) for name, summary in values["summaries"].items()}
 
     def add_state(self, minutes: float) -> None:
-        """Count a state that was saved."""
+        """Count a checkpoint that was saved."""
         self.states = {"saved": self.states["saved"] + 1, "minutes": self.states["minutes"] + minutes}
 
 
 def check_format(values: dict[str, Any]) -> None:
-    """Check that a state is one of this version.
+    """Check that a checkpoint is one of this version.
 
     Raises:
         UserError: it is of another one.
@@ -71,5 +72,6 @@ def check_format(values: dict[str, Any]) -> None:
     found = values.get("progress", {}).get("format", 1)
     if found != FORMAT:
         raise UserError(
-            f"--resume: another version of the program saved the run's state, and only that one can go on with it. Received: format {found}"
+            "--resume: another version of the program saved the run's checkpoint, and only that one can go on with it. "
+            f"Received: format {found}"
         )

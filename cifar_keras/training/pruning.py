@@ -9,18 +9,18 @@ import tensorflow as tf
 
 from cifar_keras.training.phases import Phase
 
-RAMP_SHARE = 0.5  # of the phase's steps, after which nothing more is pruned and what is left recovers
-STEPS_BETWEEN = 10  # two choices of what is zero; choosing sorts all kernels
+# Steps between two choices of which weights are zero. A choice sorts all kernels, which takes as long as ten training steps: 5 s for
+# the 23 million weights of a ResNet50, where a step of 32 images at 96 px takes 0.5 s (2 cores, AMD EPYC with bfloat16).
+STEPS_BETWEEN = 10
 
 
-def sparsity_at(step: int, steps: int, final: float) -> float:
-    """Return the share of zeros after `step` of `steps` steps: `final * (1 - (1 - step / ramp)^3)` (arXiv:1710.01878, equation 1)."""
-    ramp = max(1.0, RAMP_SHARE * steps)
-    return final * (1.0 - (1.0 - min(1.0, step / ramp)) ** 3)
+def sparsity_at(step: int, phase: Phase) -> float:
+    """Return the fraction of zeros after a step of a phase: `final * (1 - (1 - step / ramp)^3)` (arXiv:1710.01878, equation 1)."""
+    return phase.sparsity * (1.0 - (1.0 - min(1.0, step / _ramp(phase))) ** 3)
 
 
 def sparsity_of(model: keras.Model) -> float:
-    """Return the share of zeros among the weights of all convolution kernels of a model, those inside of its layers too."""
+    """Return the fraction of zeros among the weights of all convolution kernels of a model, those inside of its layers too."""
     kernels = [np.asarray(kernel) for kernel in _kernels_of(model.weights)]
     total = sum(kernel.size for kernel in kernels)
     return sum(int((kernel == 0).sum()) for kernel in kernels) / total if total else 0.0
@@ -28,25 +28,28 @@ def sparsity_of(model: keras.Model) -> float:
 
 def first_sparse_epoch(phase: Phase) -> int:
     """Return the first epoch of a phase, counted on through the phases, at whose end nothing more is pruned."""
-    ramp = max(1.0, RAMP_SHARE * phase.steps)
-    return phase.first_epoch + int(np.ceil(ramp / phase.steps_per_epoch)) - 1
+    return phase.first_epoch + int(np.ceil(_ramp(phase) / phase.steps_per_epoch)) - 1
+
+
+def _ramp(phase: Phase) -> float:
+    """Return the steps over which the fraction of zeros grows."""
+    return max(1.0, phase.sparsity_ramp * phase.steps)
 
 
 class Prune(keras.callbacks.Callback):
     """Sets the smallest weights of every kernel that learns to zero after each step.
 
-    What is zero is chosen for each kernel on its own, by magnitude, every `STEPS_BETWEEN` steps while the share grows. It can be
-    read off the kernels themselves, so that a run that goes on needs no other state.
+    Which are zero is chosen for each kernel on its own, by magnitude, every `STEPS_BETWEEN` steps while their fraction grows. The
+    kernels themselves tell it, so that a run that goes on needs no other state.
 
     Args:
         phase: the phase, whose model this is used with.
-        final: share of zeros, 0 < final < 1.
         first_step: steps of its first epoch that are done.
     """
 
-    def __init__(self, phase: Phase, final: float, *, first_step: int = 0) -> None:
+    def __init__(self, phase: Phase, *, first_step: int = 0) -> None:
         super().__init__()
-        self._phase, self._final, self._first_step = phase, final, first_step
+        self._phase, self._first_step = phase, first_step
         self._step = 0
         self._masks: list[tuple[Any, tf.Tensor]] = []
 
@@ -63,10 +66,11 @@ class Prune(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Choose what is zero if it is time to, and set it to zero again, which the optimizer has moved."""
         self._step += 1
-        before, now = (sparsity_at(step, self._phase.steps, self._final) for step in (self._step - 1, self._step))
-        last = now == self._final != before
+        before, now = (sparsity_at(step, self._phase) for step in (self._step - 1, self._step))
+        last = now == self._phase.sparsity != before
         if last or (now > before and self._step % STEPS_BETWEEN == 0):
-            # Of what is zero already the optimizer has moved some above the threshold; the share is of all zeros.
+            # The masks come first: the optimizer has just moved some of the weights that are zero already above the threshold, and
+            # `now` is the fraction of all zeros, theirs included.
             self._masks = [(kernel, mask * _mask(kernel.value * mask, now)) for kernel, mask in self._masks]
         for kernel, mask in self._masks:
             kernel.assign(kernel.value * mask)

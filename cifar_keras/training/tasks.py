@@ -6,24 +6,25 @@ import keras
 
 from cifar_keras.config import KernelGradientChoice, RunConfig
 from cifar_keras.data.augmentation import make_augmentation
-from cifar_keras.data.pipeline import Change, Examples
+from cifar_keras.data.pipeline import Augmentation, Examples
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.partition import Partition, partition
 from cifar_keras.training.compute import choose_kernel_gradients
 from cifar_keras.training.features import choose_view, compute_features, features_gib, only_view
-from cifar_keras.training.fit import set_trainable
+from cifar_keras.training.fit import Learner, set_trainable
 from cifar_keras.training.phases import Phase, Stage
 from cifar_keras.training.setup import RunSetup
+from cifar_keras.training.teacher import Distillation
 
 
 class Task(NamedTuple):
     """What a stage fits: the whole classifier and images, or its trainable part and features that were computed once."""
 
-    model: keras.Model
+    model: Learner
     train: Examples
     validation: Examples
-    change: Change
+    augment: Augmentation
     cached: bool
 
 
@@ -41,13 +42,14 @@ def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) ->
         if parts and caching_pays(config, setup, phase, stage, parts):
             return _from_features(config, setup, phase, parts)
         twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(size, size, 3))
-        model = assemble(classifier, twin)
-        _choose_kernel_gradients(config, setup, model)
+        model = _learner(config, setup, assemble(classifier, twin))
     return Task(model, setup.train, setup.validation, make_augmentation(config.augmentation), False)
 
 
 def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Partition) -> Task:
-    _choose_kernel_gradients(config, setup, parts.trainable)
+    model, train = _learner(config, setup, parts.trainable), setup.train
+    if setup.teacher is not None:  # which cannot look at features
+        train = setup.teacher.beside(train, "train", setup.compute_dtype)
     train, validation = (
         compute_features(
             parts.frozen,
@@ -58,11 +60,21 @@ def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Part
             title=f"{phase.name} phase: features of {name}",
         )
         for name, split, mirrored in (
-            ("train", setup.train, config.augmentation.flip),
+            ("train", train, config.augmentation.flip),
             ("validation", setup.validation, False),
         )
     )
-    return Task(parts.trainable, train, only_view(validation), choose_view, True)
+    return Task(model, train, only_view(validation), choose_view, True)
+
+
+def _learner(config: RunConfig, setup: RunSetup, network: keras.Model) -> Learner:
+    """Let a network learn from labels, and from the teacher if there is one."""
+    _choose_kernel_gradients(config, setup, network)
+    teacher = setup.teacher
+    if teacher is None:
+        return Learner(network)
+    ask = teacher.ask(setup.compute_dtype) if teacher.is_asked_in_steps else None
+    return Learner(network, Distillation(config.distillation, ask))
 
 
 def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Model) -> None:

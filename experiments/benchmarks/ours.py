@@ -12,7 +12,7 @@ import tensorflow as tf
 from cifar_keras.config import AugmentationConfig, ComputeDtype, FinetuneConfig, HeadConfig, KernelGradientChoice
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
-from cifar_keras.data.pipeline import Examples, hold, training_batches
+from cifar_keras.data.pipeline import Examples, to_examples, training_batches
 from cifar_keras.data.types import LabelledImages
 from cifar_keras.exporting import saved_model
 from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
@@ -20,7 +20,7 @@ from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.partition import partition
 from cifar_keras.training.compute import choose_compute_dtype, choose_kernel_gradients
 from cifar_keras.training.features import choose_view, compute_features
-from cifar_keras.training.fit import compile_phase, set_trainable
+from cifar_keras.training.fit import Learner, compile_phase, set_trainable
 from cifar_keras.training.phases import finetune_phase, head_phase
 from experiments.benchmarks.cases import CLASSES, HEAD_EPOCHS, Case, Runnable
 from experiments.benchmarks.plain_keras import forward_of, pipeline_of, seconds_of_fit, some_examples
@@ -50,7 +50,7 @@ class System:
         if case.work == "frozen_forward":
             twin = fused_twin(backbone, compute_dtype=self._dtype, folded=True)
             return forward_of(assemble(classifier, twin, last="backbone"), images)
-        model = assemble(classifier, fused_twin(backbone, compute_dtype=self._dtype))
+        model = Learner(assemble(classifier, fused_twin(backbone, compute_dtype=self._dtype)))
         choose_kernel_gradients(model, KernelGradientChoice.AUTO, self._dtype, case.batch_size)
         compile_phase(
             model,
@@ -74,8 +74,9 @@ class System:
             train = _examples(batches_seen * case.batch_size)
             settings: dict[str, Any] = {"dtype": self._dtype, "batch_size": case.batch_size, "title": "features"}
             features = compute_features(parts.frozen, train, mirrored=True, **settings)
+            learner = Learner(parts.trainable)
             compile_phase(
-                parts.trainable,
+                learner,
                 head_phase(HeadConfig(), batches_seen, image_size=case.image_size),
                 tf.distribute.get_strategy(),
             )
@@ -85,9 +86,9 @@ class System:
                 steps_per_epoch=batches_seen,
                 seed=0,
                 steps=range(HEAD_EPOCHS * batches_seen),
-                change=choose_view,
+                augment=choose_view,
             )
-            parts.trainable.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=batches_seen, verbose=0)
+            learner.fit(batches, epochs=HEAD_EPOCHS, steps_per_epoch=batches_seen, verbose=0)
             return (time.perf_counter() - started) * count / batches_seen
 
         return Runnable(run, HEAD_EPOCHS * case.batch_size)
@@ -95,7 +96,7 @@ class System:
 
 def _examples(count: int) -> Examples:
     images, _ = some_examples(count)
-    return hold(LabelledImages(images, np.arange(count) % CLASSES), CLASSES)[0]
+    return to_examples(LabelledImages(images, np.arange(count) % CLASSES), CLASSES)[0]
 
 
 def _augmented(batch_size: int) -> tf.data.Dataset:
@@ -107,7 +108,7 @@ def _augmented(batch_size: int) -> tf.data.Dataset:
         steps_per_epoch=examples.total // batch_size,
         seed=0,
         steps=range(10_000 * (examples.total // batch_size)),
-        change=make_augmentation(JITTER),
+        augment=make_augmentation(JITTER),
     )
 
 

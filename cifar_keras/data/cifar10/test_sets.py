@@ -1,4 +1,4 @@
-"""Other test sets of the same ten classes, by their TFDS names, where the user has prepared them."""
+"""Other test sets of CIFAR-10's classes, by their TFDS names, where the user has prepared them."""
 
 import contextlib
 import sys
@@ -20,9 +20,13 @@ class OtherSet(NamedTuple):
 
     name: str
     split: LabelledImages
-    soft_labels: NDArray[np.float64] | None = None  # [n, classes], shares of people who see each class; rows sum to 1
+    soft_labels: NDArray[np.float64] | None = None  # [n, classes], fraction of people who see each class; rows sum to 1
+    suite: str = (
+        ""  # name of the sets that have the same images in the same order, over which a mean is reported; "" is none
+    )
 
 
+CORRUPTED = "cifar10_corrupted"
 # What people called the images of the train set (arXiv:2110.12088).
 NOISY_LABELS = ("aggre_label", "random_label1", "random_label2", "random_label3", "worse_label")
 
@@ -44,7 +48,7 @@ def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
     for name in names:
         if name == "cifar10_1":
             found.append("cifar10_1/v6")
-        elif name == "cifar10_corrupted":
+        elif name == CORRUPTED:
             configs = sorted(path.name for path in (folder / name).glob("*_[1-5]"))
             if not configs:
                 raise _missing(name, folder, "there is nothing of it")
@@ -92,8 +96,10 @@ def read_other_set(name: str, data_dir: str, held_out: LabelledImages) -> list[O
         ]
     soft = ["soft_label"] if name == "cifar10_h" else []
     examples = _read(name, "test", folder, ["image", "label", *soft])
-    shares = examples["soft_label"].numpy().astype(np.float64) if soft else None
-    return [OtherSet(name, _labelled(examples, "label"), shares)]
+    fractions = examples["soft_label"].numpy().astype(np.float64) if soft else None
+    # The test split each, and TFDS orders all of them alike.
+    suite = CORRUPTED if name.startswith(f"{CORRUPTED}/") else ""
+    return [OtherSet(name, _labelled(examples, "label"), fractions, suite)]
 
 
 def _labelled(examples: dict[str, Any], label: str) -> LabelledImages:
