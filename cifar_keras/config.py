@@ -122,7 +122,7 @@ class DataConfig:
         "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty looks for either in DATA_DIR and DATA_DIR/downloads/manual",
     )
     validation_share: float = setting(
-        0.1, "share of the train set that is held out, stratified by class, to choose by", above=0, below=1
+        0.1, "fraction of the train set that is held out, stratified by class, to choose by", above=0, below=1
     )
     global_batch_size: int = setting(64, "images per step, over all devices together", minimum=1, maximum=65536)
 
@@ -138,7 +138,7 @@ class AugmentationConfig:
     rotation_degrees: float = setting(
         0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180
     )
-    zoom: float = setting(0.0, "largest zoom in or out, as a share of the side; 0 is off", minimum=0, below=1)
+    zoom: float = setting(0.0, "largest zoom in or out, as a fraction of the side; 0 is off", minimum=0, below=1)
     color_jitter: float = setting(
         0.0, "largest relative change of brightness, contrast and saturation; 0 is off", minimum=0, maximum=1
     )
@@ -147,7 +147,7 @@ class AugmentationConfig:
     )
     grid_mask: float = setting(
         0.0,
-        "side of the blanked squares, as a share of the grid cell's side (keras-cv GridMask); 0 is off",
+        "side of the blanked squares, as a fraction of the grid cell's side (keras-cv GridMask); 0 is off",
         minimum=0,
         below=1,
     )
@@ -166,7 +166,7 @@ class ModelConfig:
         "imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file"
     )
     image_size: int = setting(64, "side in pixels to which the model resizes its input", minimum=1, maximum=2048)
-    dropout: float = setting(0.0, "share of the pooled features that is dropped in training", minimum=0, below=1)
+    dropout: float = setting(0.0, "fraction of the pooled features that is dropped in training", minimum=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,10 @@ class DistillationConfig:
 
     teacher: str = setting("", "workdir of the run whose model teaches; empty is none")
     distillation_weight: float = setting(
-        0.9, "share of the loss that is the distance from the teacher; the rest is from the labels", above=0, maximum=1
+        0.9,
+        "fraction of the loss that is the distance from the teacher; the rest is from the labels",
+        above=0,
+        maximum=1,
     )
     distillation_temperature: float = setting(
         4.0, "what the logits of both are divided by for that distance", above=0, maximum=100
@@ -240,9 +243,9 @@ class PhaseConfig:
         0.0, "decoupled weight decay of the kernels, times the learning rate at each step", minimum=0, maximum=1
     )
     warmup_share: float = setting(
-        0.1, "share of the phase's steps over which the rate rises to its highest", minimum=0, maximum=1
+        0.1, "fraction of the phase's steps over which the rate rises to its highest", minimum=0, maximum=1
     )
-    label_smoothing: float = setting(0.0, "share of each label that is spread over all classes", minimum=0, below=1)
+    label_smoothing: float = setting(0.0, "fraction of each label that is spread over all classes", minimum=0, below=1)
     cached_features: bool = setting(False, _CACHED_FEATURES)
     early_stopping_patience: int = setting(
         0, "epochs without a better validation accuracy after which the phase stops; 0 never stops", minimum=0
@@ -265,7 +268,7 @@ class FinetuneConfig(PhaseConfig):
 
     epochs: int = setting(3, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
     learning_rate: float = setting(0.003, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
-    label_smoothing: float = setting(0.1, "share of each label that is spread over all classes", minimum=0, below=1)
+    label_smoothing: float = setting(0.1, "fraction of each label that is spread over all classes", minimum=0, below=1)
     unfreeze_from: str = setting(
         "",
         "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone. With commas between, "

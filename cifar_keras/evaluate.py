@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # it imports TensorFlow
 # The same SavedModel in another process or on another day may choose other kernels; float32 logits then move by about
 # 1e-6, and with them means over the images. One image may have another prediction.
 TOLERANCE = 1e-4
-COMPARED = ("loss", "brier")  # beside accuracy; what else is reported follows from the same logits
+# Compared in addition to accuracy. All other metrics follow from the same logits.
+COMPARED = ("loss", "brier")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
     from cifar_keras.reporting import pages
     from cifar_keras.reporting.tables import metrics_table
 
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
-    model = load_saved_model(arguments.model)  # before the data, which can take minutes
+    # As when the run was measured.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    # Before the data, which can take minutes.
+    model = load_saved_model(arguments.model)
     find_other_sets(other_sets_of(arguments.settings), data.data_dir)
     dataset = load_dataset(run.config)
     check_classes(model, dataset.class_names, arguments.model)

@@ -177,7 +177,7 @@ def compare(
         seed: of the resamples, the run's, so that an export with the same predictions has the run's interval.
 
     Returns:
-        `logit_difference`, the largest, as a share of the largest logit; `agreement`, the share of images with the same
+        `logit_difference`, the largest, as a fraction of the largest logit; `agreement`, the fraction of images with the same
         prediction; `accuracy` of the export, and `lost_accuracy` by it; all fractions. `intervals` has that of `accuracy`.
 
     Raises:
@@ -196,13 +196,13 @@ def compare(
         "agreement": float((predicted == expected).mean()),
         "accuracy": float(right.mean()),
         "intervals": {"accuracy": mean_interval(right.astype(np.float64), seed=seed, highest=1.0)},
-        # Of whole images, because the difference of two rounded shares can be above a bound that it is equal to.
+        # Of whole images, because the difference of two rounded fractions can be above a bound that it is equal to.
         "lost_accuracy": (int(expected_right.sum()) - int(right.sum())) / len(labels),
     }
 
 
 def is_within(compared: Mapping[str, Any], bound: Bound) -> bool:
-    """Say whether an export is as near to the model as its format promises."""
+    """Return whether an export is as near to the model as its format promises."""
     return bool(
         (bound.logit_difference is None or compared["logit_difference"] <= bound.logit_difference)
         and compared["agreement"] >= bound.agreement

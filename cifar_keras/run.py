@@ -1,7 +1,6 @@
 """The story of a run: train a classifier up to its validation; then export it, measure the test split once, and report."""
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.evaluation.robustness import measure_robustness
 from cifar_keras.exporting import saved_model
 from cifar_keras.files import environment, paths, workdir, writing
+from cifar_keras.files.finished_run import write_predictions
 from cifar_keras.models.inference import predict_all
 from cifar_keras.reporting import figures, markdown, pages
 from cifar_keras.reporting.tables import metrics_table, with_interval
@@ -37,8 +37,10 @@ from cifar_keras.training.stopwatch import Stopwatch
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
-SHOWN_IMAGES = 32  # augmented training images in the picture, 4 rows of 8
-EXPLAINED_IMAGES = 6  # most confident errors; each is computed fifty times, with a square hidden
+# Augmented training images in the picture: 4 rows of 8.
+SHOWN_IMAGES = 32
+# Most confident errors in the picture. The model computes each about fifty times, with another square hidden each time.
+EXPLAINED_IMAGES = 6
 # The weights that are read back are the trained ones bit by bit, so that what is left to check is the exported graph.
 CHECKED_IMAGES = 1000
 WAY_OUT = "; with room to write, --resume goes on from the state that was saved last"
@@ -116,25 +118,29 @@ def _occupied(config: RunConfig) -> Iterator[tuple[Path, Interruption]]:
 def _train(
     config: RunConfig, path: Path, interruption: Interruption, callbacks: Sequence[keras.callbacks.Callback]
 ) -> Trained:
-    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)  # rather now than after the training
+    # Now, because a test set that is missing should be known before the training.
+    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)
     watch = Stopwatch()
-    commit = environment.source_commit()  # now, since the files may be others when the run ends
+    # Now, because somebody may edit the source while the run trains.
+    commit = environment.source_commit()
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
-    state = checkpoints.newest()
-    if state is not None:
-        check_format(state.values)
+    checkpoint = checkpoints.newest()
+    if checkpoint is not None:
+        check_format(checkpoint.values)
     with watch.time("prepare"):
-        setup = set_up(config if state is None else still_needed(config), path)
-    if state is not None:  # a measurement can come out differently
-        setup = setup._replace(compute_dtype=state.values["compute_dtype"])
+        setup = set_up(config if checkpoint is None else still_needed(config), path)
+    if checkpoint is not None:
+        # `auto` measures, and a measurement can come out differently in another process.
+        setup = setup._replace(compute_dtype=checkpoint.values["compute_dtype"])
     log = RunLog(path)
+    # Before the teacher is asked, which takes minutes: from here on the workdir holds a run that --resume goes on with.
     describe_run(config, setup, path, log)
     with watch.time("prepare"):
         setup = ask_teacher(setup)
     trainer = Trainer(
         config, setup, log=log, watch=watch, checkpoints=checkpoints, interruption=interruption, callbacks=callbacks
     )
-    trainer.train(state)
+    trainer.train(checkpoint)
     with watch.time("evaluate"):
         logits, metrics, temperature = _validate(config, setup)
     history = trainer.history() | {"commit": commit}
@@ -168,7 +174,13 @@ def _finish(trained: Trained) -> dict[str, Any]:
         calibrated = calibrated_metrics(
             test.logits, dataset.test.labels, dataset.class_names, temperature=trained.temperature, seed=config.seed
         )
-        _keep_predictions(trained, test)
+        write_predictions(
+            path,
+            test_logits=test.logits,
+            test_labels=dataset.test.labels,
+            validation_logits=trained.validation_logits,
+            validation_labels=dataset.validation.labels,
+        )
         _draw(trained, test, model)
         robustness = measure_robustness(model, test.logits, trained.temperature, dataset, config)
         pages.keep_robustness(robustness, path)
@@ -181,7 +193,9 @@ def _finish(trained: Trained) -> dict[str, Any]:
     pages.write_report(
         path, result, trained.log.records, logits=test.logits, test=dataset.test, class_names=dataset.class_names
     )
-    writing.write_json(path / paths.RESULT, result)  # last: where it is, the run is whole
+    # Last, because a run with this file is whole.
+    writing.write_json(path / paths.RESULT, result)
+    # Later still, because until then the checkpoints are all that the run could go on from.
     Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints).remove()
     return result
 
@@ -228,18 +242,6 @@ def measure_test(trained: Trained, model: tf.Module) -> Evaluation:
             f"Received: {trained.path / paths.SAVED_MODEL}"
         )
     return test
-
-
-def _keep_predictions(trained: Trained, test: Evaluation) -> None:
-    predictions = io.BytesIO()
-    np.savez(
-        predictions,
-        test_logits=test.logits,
-        test_labels=trained.dataset.test.labels,
-        validation_logits=trained.validation_logits,
-        validation_labels=trained.dataset.validation.labels,
-    )
-    writing.write_whole(trained.path / paths.PREDICTIONS, predictions.getvalue())
 
 
 def _draw(trained: Trained, test: Evaluation, model: tf.Module) -> None:

@@ -1,4 +1,4 @@
-"""`python -m cifar_keras.train --flagfile=experiments/NAME.flags`: one whole run, from pixels to a measured artifact."""
+"""`python -m cifar_keras.train --flagfile=experiments/NAME.flags`: one whole run, from pixels to a measured model."""
 
 from collections.abc import Sequence
 

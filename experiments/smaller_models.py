@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: it names none, or one that is not whole.
     """
     if not argv[1:]:
-        raise UserError("name workdirs of runs, whose figures replace the published ones. Received: none")
+        raise UserError("name workdirs of runs, whose metrics replace the published ones. Received: none")
     environment.load_keras()
     runs = [read_finished_run(Path(name)) for name in argv[1:]]
     models = [model for run in runs for model in models_of(run)]
@@ -87,7 +87,7 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
     """Return what is kept of a model."""
     run, exports = model.run, model.run.path / paths.EXPORTS
     served = model.format_name == "saved_model"
-    figures = run.result["test"] if served else writing.read_json(exports)[model.format_name]
+    metrics = run.result["test"] if served else writing.read_json(exports)[model.format_name]
     files = sorted(file for file in model.file.rglob("*") if file.is_file()) if model.file.is_dir() else [model.file]
     contents = [file.read_bytes() for file in files]
     return {
@@ -97,8 +97,8 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
         "image_size": run.config.model.image_size,
         "sparsity": run.result.get("sparsity", 0.0),  # of a run from before there was pruning
         "teacher": bool(run.config.distillation.teacher),
-        "accuracy": figures["accuracy"],
-        "intervals": {"accuracy": figures["intervals"]["accuracy"]},
+        "accuracy": metrics["accuracy"],
+        "intervals": {"accuracy": metrics["intervals"]["accuracy"]},
         "bytes": sum(map(len, contents)),
         "deflated_bytes": sum(len(zlib.compress(content)) for content in contents),
         "images_per_second": statistics.median(speeds),

@@ -134,13 +134,13 @@ def ratios_table(benchmarks: Result) -> str:
 
 def profile_table(profile: Result) -> str:
     """Return the table of what oneDNN's time in a training step goes into, in percent, largest first."""
-    shares = {f"{row['image_size']} px, batch {row['batch_size']}": row["shares"] for row in profile["rows"]}
+    fractions = {f"{row['image_size']} px, batch {row['batch_size']}": row["shares"] for row in profile["rows"]}
     names = sorted(
-        {name for share in shares.values() for name in share},
-        key=lambda name: -sum(share.get(name, 0) for share in shares.values()),
+        {name for fraction in fractions.values() for name in fraction},
+        key=lambda name: -sum(fraction.get(name, 0) for fraction in fractions.values()),
     )
-    lines = [["part", *shares], ["---"] * (1 + len(shares))]
-    lines += [[name, *(f"{100 * share.get(name, 0):.1f} %" for share in shares.values())] for name in names]
+    lines = [["part", *fractions], ["---"] * (1 + len(fractions))]
+    lines += [[name, *(f"{100 * fraction.get(name, 0):.1f} %" for fraction in fractions.values())] for name in names]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -287,12 +287,12 @@ def _commit(result: Result) -> str:
     return f"`{short_commit(result['commit'])}`"
 
 
-def _percent(metrics: list[Result], figure: str) -> str:
+def _percent(metrics: list[Result], metric: str) -> str:
     """Return a mean with the sample standard deviation of several runs, or with the 95 % interval of one run's test images."""
-    values = [100 * each[figure] for each in metrics]
+    values = [100 * each[metric] for each in metrics]
     if len(values) > 1:
         return f"{statistics.mean(values):.2f} % ± {statistics.stdev(values):.2f}"
-    low, high = metrics[0]["intervals"][figure]
+    low, high = metrics[0]["intervals"][metric]
     return f"{values[0]:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
 
 

@@ -58,7 +58,7 @@ def run(
     )
 
 
-def figures(run_folder: Path) -> dict[str, Any]:
+def results(run_folder: Path) -> dict[str, Any]:
     result = json.loads((run_folder / "result.json").read_text())
     return {name: result[name] for name in ("test", "validation", "calibration")}
 

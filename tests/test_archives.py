@@ -167,13 +167,13 @@ def test_pickle_that_asks_for_a_table_of_gigabytes_is_refused(
         archives.read_official_archive(path, small_contents)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
 def test_truncated_archive_is_named(
-    share: float, tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents
+    fraction: float, tmp_path: Path, small_batches: dict[str, bytes], small_contents: Contents
 ) -> None:
     path = pack(tmp_path / "a.tar.gz", binary_files(small_batches))
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
+    path.write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(SourceError, match=r"a\.tar\.gz"):
         archives.read_official_archive(path, small_contents)
 

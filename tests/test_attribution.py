@@ -52,11 +52,11 @@ def corner_classifier(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("side", [1, 3, 32, 39, 50])
 def test_every_pixel_is_hidden_by_some_square(side: int) -> None:
-    """A classifier that says what share of the image is white loses a part wherever a square lies."""
+    """A classifier that says what fraction of the image is white loses a part wherever a square lies."""
 
     def white(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        share = (images == 255).mean(axis=(1, 2, 3))
-        return np.stack([1 - share, share], axis=1)
+        fraction = (images == 255).mean(axis=(1, 2, 3))
+        return np.stack([1 - fraction, fraction], axis=1)
 
     falls = occlusion_maps(white, np.full((1, side, side + 5, 3), 255, np.uint8), np.array([1]))
     assert falls.min() > 0

@@ -50,7 +50,7 @@ def outputs_and_gradients(function: Any, inputs: tf.Tensor, kernel: tf.Tensor) -
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = 1e-4) -> None:
-    """Compare within a share of the largest value, since single sums can cancel to nothing."""
+    """Compare within a fraction of the largest value, since single sums can cancel to nothing."""
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 

@@ -98,8 +98,8 @@ def test_what_leaves_a_device_without_images_is_refused(replicas: int) -> None:
     """Against the dealing itself: ceil(last / replicas) each, until there are none left."""
     for image_count in range(1, 200):
         last = image_count % 48
-        share = math.ceil(last / replicas)
-        dealt = [max(0, min(share, last - share * replica)) for replica in range(replicas)]
+        per_device = math.ceil(last / replicas)
+        dealt = [max(0, min(per_device, last - per_device * replica)) for replica in range(replicas)]
         if last and 0 in dealt:
             with pytest.raises(UserError, match=r"--global_batch_size .* Received: 48$"):
                 check_no_empty_share(image_count, 48, replicas)

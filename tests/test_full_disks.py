@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from processes import SYNTHETIC, figures, plain_run, run
+from processes import SYNTHETIC, plain_run, results, run
 
 from cifar_keras.data.cifar10 import sources, tfds_folder
 from cifar_keras.data.cifar10.layout import Contents
@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_lost(plain: Path, disk: Path
     mount(disk, 100_000, "remount")
     done = run("train", *arguments, "--resume=auto", cwd=disk)
     assert done.returncode == 0, done.stderr
-    assert figures(disk / "run") == figures(plain / "run")
+    assert results(disk / "run") == results(plain / "run")
     assert [path for path in (disk / "run").iterdir() if path.name.startswith(".")] == []
 
 
@@ -85,7 +85,7 @@ def test_other_commands_say_that_a_disk_is_full(plain: Path, disk: Path, command
     assert error.startswith("error: ")
     assert "No space left on device" in error
     assert "Traceback" not in done.stderr
-    assert figures(disk / "run") == figures(plain / "run")
+    assert results(disk / "run") == results(plain / "run")
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def noise(model: keras.Model, count: int = 2) -> NDArray[np.float32]:
 
 
 def difference(found: Any, wanted: Any) -> float:
-    """Give the largest difference as a share of the largest value."""
+    """Give the largest difference as a fraction of the largest value."""
     assert found.shape == wanted.shape
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())

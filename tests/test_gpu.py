@@ -55,7 +55,7 @@ def test_a_run_learns_on_a_gpu_and_the_processor_measures_the_same(
     assert result["test"]["accuracy"] > 0.9
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     command = [sys.executable, "-m", "cifar_keras.evaluate", f"--model={tmp_path / 'run'}"]
-    subprocess.run(command, check=True, cwd=ROOT)  # ends with another status where the figures are others
+    subprocess.run(command, check=True, cwd=ROOT)  # ends with another status where the metrics are others
 
 
 def test_a_gpu_trains_the_model_that_the_processor_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from processes import HOSTILE_FILES, HOSTILE_VARIABLES, SECONDS, SYNTHETIC, digests, figures, plain_run, run, variables
+from processes import HOSTILE_FILES, HOSTILE_VARIABLES, SECONDS, SYNTHETIC, digests, plain_run, results, run, variables
 
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
@@ -28,7 +28,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_what_others_have_set_for_other_programs_has_no_effect(plain: Path, tmp_path: Path) -> None:
-    """The same figures, weights and pictures, bit by bit; and every command works."""
+    """The same metrics, weights and pictures, bit by bit; and every command works."""
     for name, content in HOSTILE_FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -36,7 +36,7 @@ def test_what_others_have_set_for_other_programs_has_no_effect(plain: Path, tmp_
     hostile = variables(HOME=str(tmp_path), **HOSTILE_VARIABLES)
     done = run("train", *SYNTHETIC, "--workdir=run", cwd=tmp_path, environment=hostile)
     assert done.returncode == 0, done.stderr
-    assert figures(tmp_path / "run") == figures(plain / "run")
+    assert results(tmp_path / "run") == results(plain / "run")
     pictures = digests(tmp_path / "run", "*.png")
     assert len(pictures) >= 6
     assert pictures == digests(plain / "run", "*.png")
@@ -81,7 +81,7 @@ def test_a_run_is_whole_whoever_listens(plain: Path, tmp_path: Path, streams: st
     )
     assert done.returncode == 0
     assert done.stderr == b""
-    assert figures(tmp_path / "run") == figures(plain / "run")
+    assert results(tmp_path / "run") == results(plain / "run")
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_needs_nothing_of_its_beginning(plain: Path, tmp_path
     (tmp_path / "weights.keras").unlink()
     done = run("train", *SYNTHETIC, *more, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert figures(tmp_path / "run")["test"]["n"] == 100
+    assert results(tmp_path / "run")["test"]["n"] == 100
 
 
 @pytest.mark.filterwarnings("error")

@@ -26,11 +26,11 @@ def test_the_nearest_have_the_largest_cosines() -> None:
 
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
     scaled = FEATURES * np.array([9, 5, 2, 1, 1, 1, 1, 1], np.float32)
-    components, shares = principal_components(scaled, 2, seed=0)
+    components, fractions = principal_components(scaled, 2, seed=0)
     centred = scaled - scaled.mean(axis=0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(components), np.abs(left[:, :2] * values[:2]), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(shares, (values**2 / (values**2).sum())[:2], rtol=1e-4)
+    np.testing.assert_allclose(fractions, (values**2 / (values**2).sum())[:2], rtol=1e-4)
     assert principal_components(FEATURES[:3], 50, seed=0)[0].shape == (3, 3)
 
 

@@ -34,7 +34,7 @@ def some_images(count: int = 2) -> NDArray[np.uint8]:
 
 
 def difference(found: Any, wanted: Any) -> float:
-    """Give the largest difference as a share of the largest value."""
+    """Give the largest difference as a fraction of the largest value."""
     assert found.shape == wanted.shape
     return float(np.abs(np.asarray(found) - np.asarray(wanted)).max() / np.abs(wanted).max())
 

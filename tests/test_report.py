@@ -62,7 +62,7 @@ def with_everything(content: Content) -> Content:
 
     def row(kind: str, name: str, accuracy: float) -> dict[str, Any]:
         figures = {"accuracy": accuracy, "loss": 2 - accuracy, "calibration_error": accuracy / 10}
-        intervals = {figure: [value - 0.01, value + 0.01] for figure, value in figures.items()}
+        intervals = {metric: [value - 0.01, value + 0.01] for metric, value in figures.items()}
         return {"kind": kind, "name": name, "n": 300, **figures, "intervals": intervals}
 
     corrupted = [row("corruption", f"{name} {level}", level / 7) for name in ("fog", "jpeg") for level in SEVERITIES]
@@ -168,12 +168,12 @@ def test_the_page_says_the_figures_of_the_result(content: Content, page: Page) -
 
 def test_the_page_says_what_was_found_after_the_run(content: Content, html: str, page: Page) -> None:
     text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
-    for figure in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 sets of cifar10_corrupted"):
-        assert figure in text, figure
+    for metric in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 sets of cifar10_corrupted"):
+        assert metric in text, metric
     for interval in ("42.11 % to 44.11 %", "53.11 % to 55.11 %", "0.7023 to 0.7223"):
         assert interval in text, interval
-    for figure in ("0.988", "1,234 of 50,000", "88.99 %", "45,000 training images"):
-        assert figure in text, figure
+    for metric in ("0.988", "1,234 of 50,000", "88.99 %", "45,000 training images"):
+        assert metric in text, metric
     plain = report_html(content)
     for heading in ('id="robustness"', 'id="exports"', 'id="features"'):
         assert heading in html
@@ -195,8 +195,8 @@ def test_the_tables_behind_the_charts_have_their_figures(content: Content, html:
     for name, temperature in (("as served", TEMPERATURE), ("without temperature", 1.0)):
         confidence = softmax(content.logits, temperature).max(axis=1)
         inside = (confidence > 12 / 15) & (confidence <= 13 / 15)
-        shares = [f"{100 * values[inside].mean():.2f} %" for values in (confidence, right)]
-        assert ["0.80 to 0.87", name, f"{inside.sum()}", *shares] in rows_of(html, "Bins of the reliability diagram")
+        fractions = [f"{100 * values[inside].mean():.2f} %" for values in (confidence, right)]
+        assert ["0.80 to 0.87", name, f"{inside.sum()}", *fractions] in rows_of(html, "Bins of the reliability diagram")
     assert rows_of(html, "Epochs") == [
         ["epoch", "loss", "accuracy", "validation loss", "validation accuracy", "learning rate", "steps so far"],
         ["1, head phase", "0.9000", "60.00 %", "0.8000", "70.00 %", "0.1", "20"],
@@ -204,9 +204,9 @@ def test_the_tables_behind_the_charts_have_their_figures(content: Content, html:
 
 
 def test_every_column_has_what_its_heading_says(content: Content, html: str) -> None:
-    def percent(values: Mapping[str, Any], figure: str) -> list[str]:
-        low, high = values["intervals"][figure]
-        return [f"{100 * values[figure]:.2f} %", f"{100 * low:.2f} % to {100 * high:.2f} %"]
+    def percent(values: Mapping[str, Any], metric: str) -> list[str]:
+        low, high = values["intervals"][metric]
+        return [f"{100 * values[metric]:.2f} %", f"{100 * low:.2f} % to {100 * high:.2f} %"]
 
     test, served = content.result["test"], content.result["calibration"]["test"]
     cat = test["per_class"]["cat"]
@@ -248,7 +248,7 @@ def test_every_column_has_what_its_heading_says(content: Content, html: str) -> 
 
 
 def test_a_screen_reader_can_tell_what_a_cell_is(html: str) -> None:
-    """Every interval says of what it is, and every row of a table with figures begins with what it is about."""
+    """Every interval says of what it is, and every row of a table with metrics begins with what it is about."""
     headings = re.findall(r"<th[^>]*>95 %</th>", html)
     assert len(headings) == 3 + 3 + 3 + 3 + 2 + 1
     assert all(re.search(r'aria-label="95 % interval of [A-Za-z0-9 ,]+"', heading) for heading in headings)
@@ -305,7 +305,7 @@ def test_page_and_card_say_what_a_run_was(content: Content) -> None:
         assert "0.4321" in text
     assert f"{6.54:.2f}\N{NO-BREAK SPACE}%\non so many images, by chance alone" in page
     assert "trained on a synthetic set" in card
-    assert "the figures above say nothing about photographs" in card
+    assert "the metrics above say nothing about photographs" in card
     assert "Krizhevsky" not in card
     unknown = content._replace(result=result | {"commit": ""})
     assert "commit unknown" in report_html(unknown)

@@ -45,8 +45,8 @@ def test_views_are_the_image_its_mirror_image_and_their_shifts() -> None:
             [(0.5, TEST.images), (0.25, moved(TEST.images, -1)), (0.25, moved(TEST.images, 1))],
         ),
     ):
-        mean = sum(share * images.astype(float) for share, images in robustness.views_of(TEST.images, views))
-        wanted = sum(share * (images + images[:, :, ::-1].astype(float)) / 2 for share, images in shifted)
+        mean = sum(fraction * images.astype(float) for fraction, images in robustness.views_of(TEST.images, views))
+        wanted = sum(fraction * (images + images[:, :, ::-1].astype(float)) / 2 for fraction, images in shifted)
         np.testing.assert_allclose(mean, wanted if shifted else TEST.images)
 
 

@@ -120,7 +120,7 @@ def test_the_config_in_the_result_is_the_config_that_ran(workdir: Path, result: 
     assert json.loads((workdir / "config.json").read_text()) == result["config"]
 
 
-def test_the_figures_are_those_of_the_artifact(workdir: Path, result: dict[str, Any]) -> None:
+def test_the_metrics_are_those_of_the_exported_model(workdir: Path, result: dict[str, Any]) -> None:
     """NumPy and plain Keras on `model.keras`, without any of our evaluation."""
     splits = make_splits(synthetic.make_dataset(0), 0.1, seed=0)
     model = keras.models.load_model(workdir / "model.keras")
@@ -152,7 +152,7 @@ def test_the_predictions_that_are_kept_are_those_of_the_figures(workdir: Path, r
 
 
 def test_the_probabilities_that_are_served_are_calibrated_on_validation(workdir: Path, result: dict[str, Any]) -> None:
-    """The figures after temperature scaling, from what the SavedModel gives and scikit-learn."""
+    """The metrics after temperature scaling, from what the SavedModel gives and scikit-learn."""
     kept, calibration = np.load(workdir / "predictions.npz"), result["calibration"]
     model = saved_model.load_saved_model(workdir)
     served = model.serve(tf.constant(make_splits(synthetic.make_dataset(0), 0.1, seed=0).test.images))
@@ -176,7 +176,7 @@ def test_the_probabilities_that_are_served_are_calibrated_on_validation(workdir:
     assert all(best <= validation_loss(factor * calibration["temperature"]) + 1e-9 for factor in inner)
 
 
-def test_the_best_epoch_by_validation_is_the_one_that_ships(workdir: Path, result: dict[str, Any]) -> None:
+def test_the_best_epoch_by_validation_is_the_one_that_is_exported(workdir: Path, result: dict[str, Any]) -> None:
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     epochs = [record for record in records if "validation_accuracy" in record]
     assert [record["epoch"] for record in epochs] == [0, 1, 2]
@@ -201,7 +201,7 @@ def test_evaluate_repeats_the_numbers(workdir: Path, capsys: pytest.CaptureFixtu
 
 
 def test_one_image_may_have_another_prediction() -> None:
-    """Of however many: shares of whole images whose difference is more than 1e-4, or rounded to more."""
+    """Of however many: fractions of whole images whose difference is more than 1e-4, or rounded to more."""
     reported: dict[str, dict[str, float]] = {
         name: {"accuracy": right / n, "n": n, "loss": 0.3, "brier": 0.2} for name, right, n in SPLITS_OF_A_RUN
     }
@@ -210,9 +210,9 @@ def test_one_image_may_have_another_prediction() -> None:
         assert [text.split()[:2] for text in evaluate.differences(measured, reported)] == [
             [name, "accuracy"] for name in found
         ]
-    for figure in ("loss", "brier"):
+    for metric in ("loss", "brier"):
         for off, count in ((0.9e-4, 0), (1.1e-4, 1)):
-            other = reported | {"test": reported["test"] | {figure: reported["test"][figure] + off}}
+            other = reported | {"test": reported["test"] | {metric: reported["test"][metric] + off}}
             assert len(evaluate.differences(other, reported)) == count
 
 
@@ -231,16 +231,16 @@ def test_evaluate_tells_a_temperature_that_is_not_the_reported_one(workdir: Path
         evaluate.main(["evaluate", f"--model={tmp_path}"])
 
 
-@pytest.mark.parametrize(("figure", "more"), [("loss", 0.001), ("accuracy", 0.02)])
+@pytest.mark.parametrize(("metric", "more"), [("loss", 0.001), ("accuracy", 0.02)])
 def test_evaluate_tells_a_model_that_is_not_the_reported_one(
-    figure: str, more: float, workdir: Path, tmp_path: Path, result: dict[str, Any]
+    metric: str, more: float, workdir: Path, tmp_path: Path, result: dict[str, Any]
 ) -> None:
     changed = json.loads(json.dumps(result))
-    changed["test"][figure] += more
+    changed["test"][metric] += more
     for name in ("saved_model", "predictions.npz", "metrics.jsonl"):
         (tmp_path / name).symlink_to(workdir / name)
     (tmp_path / "result.json").write_text(json.dumps(changed))
-    with pytest.raises(SystemExit, match=rf"^error: .*result\.json reports others\. Received: test {figure} [^;]*$"):
+    with pytest.raises(SystemExit, match=rf"^error: .*result\.json reports others\. Received: test {metric} [^;]*$"):
         evaluate.main(["evaluate", f"--model={tmp_path}"])
 
 

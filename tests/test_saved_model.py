@@ -46,7 +46,7 @@ def test_what_trained_on_several_devices_loads_on_every_backend(tmp_path: Path) 
     assert '"synchronized": true' not in written
 
 
-def test_nothing_but_the_artifacts_is_written(workdir: Path) -> None:
+def test_nothing_but_the_exported_models_is_written(workdir: Path) -> None:
     assert {path.name for path in workdir.iterdir()} == {"model.keras", "saved_model"}
 
 
@@ -90,7 +90,7 @@ def test_serving_is_deterministic_and_without_dropout(workdir: Path) -> None:
     np.testing.assert_array_equal(loaded.serve(images)["logits"], loaded.serve(images)["logits"])
 
 
-def test_both_artifacts_load_where_the_package_is_not_installed(classifier: keras.Model, workdir: Path) -> None:
+def test_both_exported_models_load_where_the_package_is_not_installed(classifier: keras.Model, workdir: Path) -> None:
     """`-I` keeps the checkout out; where the package is installed, the hook refuses it."""
     program = """
         import sys
@@ -118,7 +118,7 @@ def test_every_image_is_served_once_at_any_batch_size(classifier: keras.Model, w
     np.testing.assert_allclose(logits, classifier.predict(images, verbose=0), rtol=1e-5, atol=1e-4)
 
 
-def test_a_failed_write_leaves_the_earlier_artifact(classifier: keras.Model, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_earlier_model(classifier: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
     path.write_bytes(b"an earlier model")
     nowhere = tmp_path / "missing" / "model.keras"

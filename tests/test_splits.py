@@ -21,16 +21,16 @@ def test_a_tenth_of_50000_is_500_of_each_class() -> None:
     assert np.bincount(labels[validation]).tolist() == [500] * 10
 
 
-@pytest.mark.parametrize("share", [0.01, 0.07, 0.123, 0.5, 0.93])
-def test_the_two_splits_hold_every_image_once_in_rising_order(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.01, 0.07, 0.123, 0.5, 0.93])
+def test_the_two_splits_hold_every_image_once_in_rising_order(fraction: float) -> None:
     labels = np.random.default_rng(1).integers(0, 10, 5000)
-    train, validation = split_train(labels, share, seed=3)
+    train, validation = split_train(labels, fraction, seed=3)
     assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(5000))
     assert (np.diff(train) > 0).all()
     assert (np.diff(validation) > 0).all()
-    assert len(validation) == round(5000 * share)
-    # Stratified: within one image of the share in every class.
-    assert (np.abs(np.bincount(labels[validation]) - share * np.bincount(labels)) <= 1).all()
+    assert len(validation) == round(5000 * fraction)
+    # Stratified: within one image of the fraction in every class.
+    assert (np.abs(np.bincount(labels[validation]) - fraction * np.bincount(labels)) <= 1).all()
 
 
 def test_a_share_that_binary_fractions_cannot_hold_is_not_rounded_up() -> None:
@@ -46,7 +46,7 @@ def test_the_seed_decides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "share"),
+    ("labels", "fraction"),
     [
         (balanced(100), 0.001),  # one image for ten classes
         (balanced(100), 0.0001),  # none at all
@@ -55,33 +55,33 @@ def test_the_seed_decides() -> None:
         (
             np.repeat(np.arange(2), [9990, 10]),
             0.01,
-        ),  # its share rounds to none, although there is room for both classes
+        ),  # its fraction rounds to none, although there is room for both classes
     ],
 )
-def test_a_split_without_a_class_is_refused(labels: NDArray[np.int64], share: float) -> None:
-    with pytest.raises(UserError, match=rf"--validation_share .* Received: {share}$"):
-        split_train(labels, share, seed=0)
+def test_a_split_without_a_class_is_refused(labels: NDArray[np.int64], fraction: float) -> None:
+    with pytest.raises(UserError, match=rf"--validation_share .* Received: {fraction}$"):
+        split_train(labels, fraction, seed=0)
 
 
 @given(
     counts=st.lists(st.integers(1, 40), min_size=2, max_size=12),
-    share=st.floats(0.01, 0.99),
+    fraction=st.floats(0.01, 0.99),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_any_split_is_whole_stratified_and_the_seeds_or_refused(counts: list[int], share: float, seed: int) -> None:
+def test_any_split_is_whole_stratified_and_the_seeds_or_refused(counts: list[int], fraction: float, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     try:
-        train, validation = split_train(labels, share, seed)
+        train, validation = split_train(labels, fraction, seed)
     except UserError:
         # Only where a class has too few images for both splits, or a split too few for all classes.
-        held_out = round(sum(counts) * share)
+        held_out = round(sum(counts) * fraction)
         too_few = min(held_out, sum(counts) - held_out) < len(counts)
-        assert too_few or min(counts) < 2 or min(min(counts) * share, min(counts) * (1 - share)) < 1
+        assert too_few or min(counts) < 2 or min(min(counts) * fraction, min(counts) * (1 - fraction)) < 1
         return
     assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(sum(counts)))
     assert set(labels[train]) == set(labels[validation]) == set(range(len(counts)))
     exact = len(validation) / sum(counts) * np.array(counts)
     assert (np.abs(np.bincount(labels[validation]) - exact) <= 1).all()
-    again = split_train(labels, share, seed)
+    again = split_train(labels, fraction, seed)
     assert np.array_equal(train, again[0])
     assert np.array_equal(validation, again[1])

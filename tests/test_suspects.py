@@ -16,10 +16,10 @@ def clouds() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return (centres[labels] + generator.normal(size=(COUNT, 20))).astype(np.float32), labels
 
 
-def with_wrong_labels(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def with_wrong_labels(labels: NDArray[np.int64], fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give some images another label, and say which."""
     generator = np.random.default_rng(1)
-    wrong = generator.choice(len(labels), int(share * len(labels)), replace=False)
+    wrong = generator.choice(len(labels), int(fraction * len(labels)), replace=False)
     given = labels.copy()
     given[wrong] = (labels[wrong] + generator.integers(1, CLASSES, len(wrong))) % CLASSES
     return given, wrong
@@ -47,11 +47,11 @@ def test_no_image_is_judged_by_a_model_that_saw_its_label() -> None:
     assert (probabilities.argmax(axis=1) == labels).mean() == pytest.approx(1 / CLASSES, abs=0.06)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.2])
-def test_the_rule_is_that_of_its_authors(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.2])
+def test_the_rule_is_that_of_its_authors(fraction: float) -> None:
     """cleanlab is the library of the paper's authors."""
     features, labels = clouds()
-    given, _ = with_wrong_labels(labels, share)
+    given, _ = with_wrong_labels(labels, fraction)
     probabilities = out_of_sample_probabilities(features, given, seed=0)
     wanted = find_label_issues(
         given,

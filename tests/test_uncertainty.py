@@ -23,12 +23,12 @@ def predictions(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (1, 5), (0, 7), (31, 40), (6820, 6868)])
 def test_the_interval_of_a_share_is_wilsons(right: int, count: int) -> None:
-    share, z = right / count, stats.norm.ppf(0.975)
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    fraction, z = right / count, stats.norm.ppf(0.975)
+    middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
     found = share_interval(right, count)
     np.testing.assert_allclose(found, (middle - half, middle + half), atol=1e-12)
-    assert -1e-12 <= found.low <= share <= found.high <= 1 + 1e-12
+    assert -1e-12 <= found.low <= fraction <= found.high <= 1 + 1e-12
 
 
 def test_a_sample_in_which_images_repeat_has_the_figures_of_scikit_learn() -> None:

@@ -75,7 +75,7 @@ DATASETS = {
     ),
     DatasetName.SYNTHETIC: DatasetRow(
         "a synthetic set",
-        "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the figures above say nothing "
+        "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the metrics above say nothing "
         "about photographs.",
         _load_synthetic,
         lambda _data_dir: True,

@@ -20,11 +20,11 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
 def split_train(
     labels: NDArray[np.int64], validation_share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hold out a share of the train set by which to choose, with the same mix of classes as the rest.
+    """Hold out a fraction of the train set by which to choose, with the same mix of classes as the rest.
 
     Args:
         labels: int64 `[n]`, the class of each image of the train set.
-        validation_share: share of the images that is held out, between 0 and 1; the number of images is rounded.
+        validation_share: fraction of the images that is held out, between 0 and 1; the number of images is rounded.
         seed: decides which images; the same seed always gives the same split.
 
     Returns:
@@ -33,7 +33,7 @@ def split_train(
     Raises:
         UserError: a class would have no image in one of the two splits.
     """
-    # A whole number, because scikit-learn rounds a share up: 0.07 of 50,000 is 3,500.0000000000005 and would become 3,501.
+    # A whole number, because scikit-learn rounds a fraction up: 0.07 of 50,000 is 3,500.0000000000005 and would become 3,501.
     validation_count = round(len(labels) * validation_share)
     try:
         train, validation = train_test_split(

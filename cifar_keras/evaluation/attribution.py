@@ -82,8 +82,8 @@ def activation_maps(features: NDArray[np.float32], weights: NDArray[np.float32])
     """
     maps = np.maximum(np.einsum("nhwk,nk->nhw", features, weights), 0)
     largest = maps.max(axis=(1, 2), keepdims=True)
-    shares: NDArray[np.float32] = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
-    return shares
+    fractions: NDArray[np.float32] = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
+    return fractions
 
 
 def occlusion_maps(

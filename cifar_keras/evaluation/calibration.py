@@ -22,7 +22,7 @@ class Reliability(NamedTuple):
 
     images: NDArray[np.int64]  # [BINS], predictions whose confidence lies in the bin
     confidence: NDArray[np.float64]  # [BINS], their mean confidence; NaN in an empty bin
-    accuracy: NDArray[np.float64]  # [BINS], the share of them that is right; NaN in an empty bin
+    accuracy: NDArray[np.float64]  # [BINS], the fraction of them that is right; NaN in an empty bin
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -70,7 +70,7 @@ def calibration_error_by_chance(
 ) -> tuple[float, float]:
     """Return the calibration error that these probabilities show by chance where they are all right.
 
-    It is not 0, because of few images in a bin the share that is right is never just the confidence. Each draw makes every
+    It is not 0, because of few images in a bin the fraction that is right is never just the confidence. Each draw makes every
     prediction right with the probability that it has (Bröcker and Smith, Weather and Forecasting 22, 2007, section 3).
 
     Args:

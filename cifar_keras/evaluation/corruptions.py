@@ -55,7 +55,7 @@ def _shot_noise(images: NDArray[np.float64], strength: float, generator: np.rand
 
 
 def _impulse_noise(images: NDArray[np.float64], strength: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Set a share of the values, of each channel on its own, to black or white."""
+    """Set a fraction of the values, of each channel on its own, to black or white."""
     hit, white = generator.random((2, *images.shape)) < np.array([strength, 0.5]).reshape(2, 1, 1, 1, 1)
     return np.where(hit, white, images)
 
@@ -84,7 +84,7 @@ def _contrast(images: NDArray[np.float64], strength: float, _generator: np.rando
 
 
 def _pixelate(images: NDArray[np.float64], strength: float, _generator: np.random.Generator) -> NDArray[np.float64]:
-    """Shrink to a share of the side and enlarge again, both with a box for a filter."""
+    """Shrink to a fraction of the side and enlarge again, both with a box for a filter."""
     changed = images
     for shape in ([int(side * strength) for side in images.shape[1:3]], images.shape[1:3]):
         rows, columns = (_box_weights(old, new) for old, new in zip(changed.shape[1:3], shape, strict=True))

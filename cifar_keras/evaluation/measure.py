@@ -53,7 +53,7 @@ def evaluate(
 
 
 def serves_at(found: Evaluation, temperature: float) -> bool:
-    """Say whether the probabilities that a model gave are `softmax(logits / temperature)`."""
+    """Return whether the probabilities that a model gave are `softmax(logits / temperature)`."""
     return bool(np.abs(found.probabilities - softmax(found.logits, temperature)).max() <= SAME_PROBABILITY)
 
 
@@ -71,5 +71,5 @@ def calibrated_metrics(
     """
     metrics = classification_metrics(logits / np.float32(temperature), labels, class_names, seed=seed)
     intervals = {name: metrics["intervals"][name] for name in CALIBRATED}
-    figures = {name: metrics[name] for name in (*CALIBRATED, "calibration_error_by_chance")}
-    return figures | {"intervals": intervals}
+    kept = {name: metrics[name] for name in (*CALIBRATED, "calibration_error_by_chance")}
+    return kept | {"intervals": intervals}

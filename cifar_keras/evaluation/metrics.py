@@ -29,13 +29,13 @@ def classification_metrics(
     Returns:
         Plain values, ready for JSON. Rates are fractions, 0..1:
         `n` images; `loss`, the mean cross-entropy in nats, where a probability under 2.2e-16 counts as 2.2e-16; `accuracy`;
-        `top5`, the share of labels among the five largest logits; `brier`, the mean over the images of the squared distance
+        `top5`, the fraction of labels among the five largest logits; `brier`, the mean over the images of the squared distance
         between probabilities and label, summed over the classes, 0..2 (Brier, 1950, equation 2); `calibration_error` of
         `calibration.expected_calibration_error`, and `calibration_error_by_chance`, the mean of what probabilities that are all
         right show on so many images; `macro_precision`, `macro_recall` and `macro_f1`, plain means over the
         classes, and `weighted_...`, means weighted by the images of each class; `per_class`, of each name its `precision`,
         `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`; `confusion_matrix`, counts as a
-        list of rows, a row for each true class and a column for each prediction; `intervals`, of each figure with a confidence of
+        list of rows, a row for each true class and a column for each prediction; `intervals`, of each metric with a confidence of
         95 %, as [low, high]; that of a calibration error begins at 0 where chance can show as much, and always holds the error.
 
     Raises:
@@ -102,7 +102,7 @@ def _per_class(
     class_names: Sequence[str],
     intervals: dict[str, list[float]],
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of each class, and take their intervals out of those of all."""
+    """Return the metrics of each class, and take their intervals out of those of all."""
     *rates, support = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(class_names)), average=None, zero_division=0
     )

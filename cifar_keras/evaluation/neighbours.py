@@ -30,7 +30,7 @@ def principal_components(
     """Project features, float32 `[n, features]`, on the directions in which they vary most.
 
     Returns:
-        float32 `[n, count]`, or fewer columns where there are not as many rows or features; and the share of the variance that
+        float32 `[n, count]`, or fewer columns where there are not as many rows or features; and the fraction of the variance that
         each column has.
     """
     analysis = PCA(min(count, *features.shape), svd_solver="randomized", random_state=seed)

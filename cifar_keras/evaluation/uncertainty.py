@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals for a model, and McNemar's test between two."""
+"""How sure a metric is: bootstrap intervals for a model, and McNemar's test between two."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,13 +14,13 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """Where a figure lies, with a confidence of 95 %."""
+    """Where a metric lies, with a confidence of 95 %."""
 
     low: float
     high: float
 
 
-# int64 `[samples, count]`, how often each image is in each sample -> figures, float64 `[samples]` each
+# int64 `[samples, count]`, how often each image is in each sample -> metrics, float64 `[samples]` each
 Statistics = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 
@@ -38,7 +38,7 @@ def bootstrap_intervals(
     calibration error of a good model.
 
     Args:
-        statistics: figures, none below 0, of samples in which each image is there as often as `[samples, count]` says.
+        statistics: metrics, none below 0, of samples in which each image is there as often as `[samples, count]` says.
         count: images.
         seed: of the resamples.
         resamples: how many; each draws `count` images with replacement.
@@ -74,7 +74,7 @@ def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np
 
 
 def share_interval(right: int, count: int) -> Interval:
-    """Return Wilson's score interval of a share (Wilson, 1927, JASA 22), which stays between 0 and 1 for few images too.
+    """Return Wilson's score interval of a fraction (Wilson, 1927, JASA 22), which stays between 0 and 1 for few images too.
 
     Args:
         right: how many of the images are right.
@@ -91,7 +91,7 @@ def counts_of_rows(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, top: int) -> Statistics:
-    """Prepare the figures of `metrics.classification_metrics` for samples in which images are there more or less often.
+    """Prepare the metrics of `metrics.classification_metrics` for samples in which images are there more or less often.
 
     By sums and counts alone, because there are thousands of samples.
 
@@ -101,14 +101,14 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
         top: how many of the largest probabilities count for `top5`.
 
     Returns:
-        From int `[samples, n]`, how often each image is there, to the figures by their names in `classification_metrics`;
+        From int `[samples, n]`, how often each image is there, to the metrics by their names in `classification_metrics`;
         those of the class with index i are named `precision/i`, `recall/i` and `f1/i`.
     """
     count, classes = probabilities.shape
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     of_label = probabilities[np.arange(count), labels]
     right = predicted == labels
-    # What each image adds to a mean; ties are broken as scikit-learn breaks them.
+    # What each image adds to a mean. Of equal probabilities the class with the higher index ranks first, as in scikit-learn.
     ranked = np.argsort(probabilities, axis=1, kind="stable")[:, ::-1]
     means = {
         "accuracy": right.astype(np.float64),
@@ -128,7 +128,7 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
     def statistics(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         weights, images = times.astype(np.float64), times.sum(axis=1)
         sums, gap_sums = np.split(weights @ summands, [len(means)], axis=1)
-        # In rows, because sums over classes depend on the layout by a rounding.
+        # In rows, because the order of a sum over classes, and so its rounding, depends on the memory layout.
         hits, support, predictions = (
             np.ascontiguousarray(weights @ of) for of in (of_hits, of_support, of_predictions)
         )

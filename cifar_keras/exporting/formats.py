@@ -6,9 +6,9 @@ from typing import NamedTuple
 class Bound(NamedTuple):
     """How far an export may be from the model that was measured; on the test images."""
 
-    logit_difference: float | None  # largest, as a share of the model's largest logit; None where it is not limited
-    agreement: float  # smallest share of images with the same prediction
-    lost_accuracy: float  # largest share of images that are right no more, less those that are right now
+    logit_difference: float | None  # largest, as a fraction of the model's largest logit; None where it is not limited
+    agreement: float  # smallest fraction of images with the same prediction
+    lost_accuracy: float  # largest fraction of images that are right no more, less those that are right now
 
 
 class Format(NamedTuple):

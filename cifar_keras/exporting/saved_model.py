@@ -1,4 +1,4 @@
-"""The artifacts of a run: written whole, reloaded, and checked to be the model that was trained."""
+"""The exported models of a run: written whole, reloaded, and checked to be the model that was trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from cifar_keras.files.progress_bar import progress
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 
-# Largest difference of two logits of the same model, as a share of the largest logit. Another graph of the same
+# Largest difference of two logits of the same model, as a fraction of the largest logit. Another graph of the same
 # float32 network differs by about 1e-6 of it; another network by about 1.
 LOGIT_TOLERANCE = 1e-4
 
@@ -152,17 +152,17 @@ def serve_all(model: tf.Module, images: NDArray[np.uint8], batch_size: int, titl
     return Served(*map(np.concatenate, zip(*batches, strict=True)))
 
 
-def check_same_logits(trained: NDArray[np.float32], reloaded: NDArray[np.float32], artifact: str) -> float:
-    """Return the largest difference of the logits, as a share of the largest trained logit.
+def check_same_logits(trained: NDArray[np.float32], reloaded: NDArray[np.float32], exported: str) -> float:
+    """Return the largest difference of the logits, as a fraction of the largest trained logit.
 
     Raises:
-        RuntimeError: it is more than `LOGIT_TOLERANCE`, or not a number: the artifact is not the model that was trained.
+        RuntimeError: it is more than `LOGIT_TOLERANCE`, or not a number: the exported model is not the model that was trained.
     """
     scale = max(1.0, float(np.abs(trained).max()))
     difference = float(np.abs(trained - reloaded).max()) / scale
     if not difference <= LOGIT_TOLERANCE:  # also when it is not a number
         raise RuntimeError(
-            f"{artifact} is not the model that was trained: their logits differ by up to {difference:.2g} of the largest. "
+            f"{exported} is not the model that was trained: their logits differ by up to {difference:.2g} of the largest. "
             f"Received: {trained.shape[0]} images"
         )
     return difference

@@ -1,6 +1,7 @@
 """What a finished run left in its workdir, read for the commands that go on from it."""
 
 import dataclasses
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,18 @@ class FinishedRun(NamedTuple):
         return named
 
 
+def write_predictions(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write logits and labels of the splits into a workdir, as `read_finished_run` reads them.
+
+    Args:
+        path: of the workdir.
+        arrays: `test_logits` and `validation_logits` float32 `[n, classes]`; `test_labels` and `validation_labels` int64 `[n]`.
+    """
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    writing.write_whole(path / paths.PREDICTIONS, content.getvalue())
+
+
 def read_finished_run(path: Path) -> FinishedRun:
     """Read what a run left in its workdir.
 
@@ -87,8 +100,8 @@ def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
         float(result["calibration"]["temperature"]), float(result["calibration"]["test"]["loss"])
         float(result["minutes"]["total"])
         for split in (result["test"], result["validation"]):
-            for figure in ("accuracy", "loss", "brier"):
-                float(split[figure]), float(split["intervals"][figure][1])
+            for metric in ("accuracy", "loss", "brier"):
+                float(split[metric]), float(split["intervals"][metric][1])
     except (UserError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"the result cannot be used: {type(error).__name__}, {error}. Received: {path}") from error
     return result, run_config
@@ -121,8 +134,8 @@ def check_found(path: Path) -> None:
 def _check_robustness(content: dict[str, Any]) -> None:
     for row in content["rows"]:
         wanted = ["accuracy", "loss", "calibration_error"] + ["human_cross_entropy"] * ("human_entropy" in row)
-        for figure in wanted:
-            float(row[figure]), float(row["intervals"][figure][1])
+        for metric in wanted:
+            float(row[metric]), float(row["intervals"][metric][1])
     for mean in content["means"].values():
         float(mean["accuracy"]), float(mean["interval"][1])
 

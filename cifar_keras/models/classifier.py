@@ -71,7 +71,7 @@ def build_classifier(
         backbone: what `build_backbone` made.
         convention: the input convention that the backbone was trained with.
         class_count: number of logits.
-        dropout: share of the features that is dropped in training, 0 <= dropout < 1.
+        dropout: fraction of the features that is dropped in training, 0 <= dropout < 1.
         seed: seed of the dropout.
 
     Returns:

@@ -38,7 +38,8 @@ class FusedConvolution(keras.layers.Layer):
         super().__init__(name=name, dtype="float32", autocast=False)
         self._activation_dtype = activation_dtype
         self.convolution, self.normalization, self.activation = fusion
-        self.kernel_gradient: KernelGradient = "convolution"  # may be set until the layer is traced
+        # May be set until the layer is traced; the traced graph keeps what it was then.
+        self.kernel_gradient: KernelGradient = "convolution"
         self._depthwise = isinstance(self.convolution, keras.layers.DepthwiseConv2D)
 
     @property
@@ -176,7 +177,7 @@ def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str,
 
 
 def fusions_in_words(backbone: keras.Model) -> str:
-    """Say how many normalizations of a backbone are part of a convolution while they are frozen; the others stay as they are."""
+    """Return a line about how many normalizations of a backbone are part of a convolution while they are frozen."""
     fused = sum(fusion.normalization is not None for fusion in find_fusions(backbone, inference=True).values())
     total = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in backbone.layers)
     left = f"; {total - fused} cannot be and stay as they are" if fused < total else ""
@@ -192,7 +193,8 @@ def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
     giver = {id(operation.output): operation.name for operation in model.operations}
     for operation in model.operations:
         for tensor in {id(tensor) for tensor in keras.tree.flatten(operation.input)} & giver.keys():
-            if giver[tensor] != operation.name:  # an input layer's input is its own output
+            # An input layer's input is its own output.
+            if giver[tensor] != operation.name:
                 readers[giver[tensor]].append(operation)
     return readers
 
@@ -234,7 +236,8 @@ def fused_twin(
         if not folded and _is_one_kernel(layer):
             return FusedNormalization(layer, compute_dtype if readers[layer.name] else "float32")
         if isinstance(layer, keras.layers.Dropout):
-            dropped = not folded and layer.trainable  # what is frozen drops nothing
+            # A frozen layer drops nothing, in training either.
+            dropped = not folded and layer.trainable
             return SharedDropout(layer, compute_dtype) if dropped else keras.layers.Identity(name=layer.name)
         if layer.weights:
             return _copied(layer) if folded else layer

@@ -16,19 +16,21 @@ class Partition(NamedTuple):
 
 
 def find_boundary(backbone: keras.Model) -> Any | None:
-    """Return the one tensor (of Keras's graph) that what learns reads from what does not: the features, if nothing learns.
+    """Return the one tensor, of Keras's graph, that lies between the frozen layers and those that learn.
 
-    None is returned where there are several, or where all layers learn.
+    If nothing learns, these are the features. None is returned where there are several such tensors, or where all layers learn.
     """
     readers = readers_of(backbone)
     learning: set[str] = set()
-    for operation in backbone.operations:  # in the order of the graph
+    # The operations come in the order of the graph, so that what an operation reads has been decided before.
+    for operation in backbone.operations:
         if getattr(operation, "trainable_weights", ()) or operation.name in learning:
             learning |= {operation.name} | {reader.name for reader in readers[operation.name]}
     if not learning:
         return backbone.output
+    # Where nothing but padding lies below, there is nothing to save.
     if not any(layer.weights for layer in backbone.layers if layer.name not in learning):
-        return None  # nothing but padding lies below
+        return None
     crossing = [
         operation.output
         for operation in backbone.operations

@@ -58,8 +58,8 @@ def write_map(
         path: the workdir.
         seed: of the projection, and of the choice of images.
     """
-    components, shares = principal_components(features, PROJECTED_DIMENSIONS, seed=seed)
-    picture = figures.feature_map_picture(components[:, :2], test.labels, class_names, shares[:2])
+    components, fractions = principal_components(features, PROJECTED_DIMENSIONS, seed=seed)
+    picture = figures.feature_map_picture(components[:, :2], test.labels, class_names, fractions[:2])
     writing.write_whole(path / "feature_map.png", picture)
     shown = choose(len(features), PROJECTED_IMAGES, seed)
     columns = [

@@ -92,10 +92,10 @@ _RUN_STYLES = [
 def confusion_matrix_picture(
     confusion_matrix: Sequence[Sequence[int]] | NDArray[np.int64], class_names: Sequence[str]
 ) -> Figure:
-    """Draw a confusion matrix: counts in the cells, coloured by their share of the row.
+    """Draw a confusion matrix: counts in the cells, coloured by their fraction of the row.
 
-    The colour scale grows with the square root of the share, so that a confusion of 1 % can be told from none. Of more than
-    `DRAWN_CLASSES` classes those are drawn that take part in the most errors; shares and accuracy are of all images.
+    The colour scale grows with the square root of the fraction, so that a confusion of 1 % can be told from none. Of more than
+    `DRAWN_CLASSES` classes those are drawn that take part in the most errors; fractions and accuracy are of all images.
 
     Args:
         confusion_matrix: counts `[classes, classes]`, rows are true classes and columns predictions.
@@ -108,16 +108,20 @@ def confusion_matrix_picture(
     classes = len(class_names)
     if counts.shape != (classes, classes):
         raise ValueError(f"the confusion matrix has to be [{classes}, {classes}]. Received: shape {counts.shape}")
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     total, right = int(counts.sum()), int(np.trace(counts))
     drawn = most_confused_classes(counts, DRAWN_CLASSES)
-    counts, shares, names = counts[np.ix_(drawn, drawn)], shares[np.ix_(drawn, drawn)], [class_names[i] for i in drawn]
+    counts, fractions, names = (
+        counts[np.ix_(drawn, drawn)],
+        fractions[np.ix_(drawn, drawn)],
+        [class_names[i] for i in drawn],
+    )
     side = 0.62 * len(drawn)
     figure = _new_figure(side + 2.5, side + 1.6)
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    image = axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     for (row, column), count in np.ndenumerate(counts):
-        color = "white" if shares[row, column] > 0.35 else "black"
+        color = "white" if fractions[row, column] > 0.35 else "black"
         axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=10)
     axes.set_xticks(range(len(drawn)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
     axes.set_yticks(range(len(drawn)), names, fontsize=10)
@@ -127,7 +131,7 @@ def confusion_matrix_picture(
     axes.set_title(f"accuracy {100 * right / max(total, 1):.2f} %, n = {total:,}{left_out}", fontsize=12)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, ticks=[0, 0.01, 0.05, 0.25, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    bar.set_label("share of the true class", fontsize=10)
+    bar.set_label("fraction of the true class", fontsize=10)
     return figure
 
 
@@ -141,13 +145,13 @@ def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     accuracy = {row["name"]: row["accuracy"] for row in rows}
     corrupted = [name.rpartition(" ")[::2] for name in accuracy if name != "none"]
     names, severities = (list(dict.fromkeys(column)) for column in zip(*corrupted, strict=True))
-    shares = np.array([[accuracy[f"{name} {severity}"] for severity in severities] for name in names])
+    fractions = np.array([[accuracy[f"{name} {severity}"] for severity in severities] for name in names])
     figure = _new_figure(0.85 * len(severities) + 2.6, 0.5 * len(names) + 1.5)
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        color = "black" if share > 0.55 else "white"
-        axes.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color=color, fontsize=10)
+    image = axes.imshow(fractions, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), fraction in np.ndenumerate(fractions):
+        color = "black" if fraction > 0.55 else "white"
+        axes.text(column, row, f"{100 * fraction:.1f}", ha="center", va="center", color=color, fontsize=10)
     axes.set_xticks(range(len(severities)), severities, fontsize=10)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=10)
     axes.set_xlabel("severity", fontsize=11)
@@ -212,7 +216,7 @@ def predictions_picture(
 def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> Figure:
     """Draw how often predictions are right against how sure they are, as served and without temperature.
 
-    Bars are 95 % intervals of the shares (Wilson's score, which stays between 0 and 1 for the few images of a bin); below is how many
+    Bars are 95 % intervals of the fractions (Wilson's score, which stays between 0 and 1 for the few images of a bin); below is how many
     predictions lie where.
 
     Args:
@@ -221,8 +225,8 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
         temperature: of `calibration.fit_temperature`.
     """
     figure = _new_figure(5.6, 6.4)
-    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    shares.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":", label="as sure as right")
+    fractions, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    fractions.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":", label="as sure as right")
     for name, divisor, style in (
         ("without temperature", 1.0, {"color": VERMILION, "marker": "s", "linestyle": "--"}),
         (f"as served, at temperature {temperature:.2f}", temperature, {"color": BLUE, "marker": "o", "linestyle": "-"}),
@@ -234,7 +238,7 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
         error = 100 * expected_calibration_error(probabilities, labels)
         right = np.rint(accuracy * count).astype(int)
         intervals = [share_interval(*pair) for pair in zip(right.tolist(), count.tolist(), strict=True)]
-        shares.errorbar(
+        fractions.errorbar(
             confidence,
             accuracy,
             yerr=np.abs(np.transpose(intervals) - accuracy),
@@ -245,12 +249,12 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
             **style,
         )
         counts.plot(confidence, count, linewidth=1.4, markersize=4.5, **style)
-    shares.set_ylabel("share that is right", fontsize=10)
+    fractions.set_ylabel("fraction that is right", fontsize=10)
     figure.legend(frameon=False, fontsize=9, loc="outside upper left")  # curves can lie anywhere
     counts.set_ylabel("images", fontsize=10)
     _log_scale(counts)
     counts.set_xlabel("confidence: the largest probability", fontsize=10)
-    for axes in (shares, counts):
+    for axes in (fractions, counts):
         _plain(axes)
     figure.align_ylabels()
     return figure
@@ -302,7 +306,7 @@ def feature_map_picture(
     points: NDArray[np.float32],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
-    shares: NDArray[np.float64],
+    fractions: NDArray[np.float64],
 ) -> Figure:
     """Draw images as points, in a panel for each class: its own dark before all others, which are grey.
 
@@ -313,7 +317,7 @@ def feature_map_picture(
         points: float32 `[n, 2]`, e.g. two principal components of their features.
         labels: int64 `[n]`.
         class_names: the name of each class.
-        shares: of the variance, that the two directions have.
+        fractions: of the variance, that the two directions have.
     """
     count = min(DRAWN_CLASSES, len(class_names))
     drawn = np.linspace(0, len(class_names) - 1, count).round().astype(int)
@@ -330,8 +334,8 @@ def feature_map_picture(
         axes.set_title(f"{class_names[index]}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
     if count < len(class_names):
         figure.suptitle(f"{count} of {len(class_names):,} classes", fontproperties=HEADING_FONT)
-    figure.supxlabel(f"first principal component, {100 * shares[0]:.1f} % of the variance", fontsize=10)
-    figure.supylabel(f"second, {100 * shares[1]:.1f} %", fontsize=10)
+    figure.supxlabel(f"first principal component, {100 * fractions[0]:.1f} % of the variance", fontsize=10)
+    figure.supylabel(f"second, {100 * fractions[1]:.1f} %", fontsize=10)
     return figure
 
 

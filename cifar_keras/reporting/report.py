@@ -110,7 +110,7 @@ def _template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     space = "\N{NO-BREAK SPACE}" if name.endswith(".html.j2") else " "
-    environment.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f}{space}%"
+    environment.filters["percent"] = lambda fraction, digits=2: f"{100 * fraction:.{digits}f}{space}%"
     environment.filters["short_commit"] = short_commit
     environment.filters["text"], environment.filters["code"] = markdown.text, markdown.code
     environment.filters["thousands"] = lambda count: f"{count:,}"

@@ -40,7 +40,7 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
 
 
 def lowest_f1(per_class: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, Mapping[str, Any]]:
-    """Return the figures of the classes with the lowest F1, in their own order: all of them, or at most `count`."""
+    """Return the metrics of the classes with the lowest F1, in their own order: all of them, or at most `count`."""
     lowest = sorted(per_class, key=lambda name: per_class[name]["f1"])[:count]
     return {name: values for name, values in per_class.items() if name in set(lowest)}
 

@@ -41,8 +41,8 @@ def check_no_empty_share(image_count: int, global_batch_size: int, replicas: int
         UserError: a device would be left without.
     """
     last = image_count % global_batch_size
-    share = -(-last // replicas)
-    if last and share * (replicas - 1) >= last:
+    per_device = -(-last // replicas)
+    if last and per_device * (replicas - 1) >= last:
         raise UserError(
             f"--global_batch_size leaves {last} of the {image_count} validation images for the last batch, which are too few "
             f"for {replicas} devices. Received: {global_batch_size}"

@@ -69,8 +69,7 @@ class Learner(keras.Model):
         self, x: tf.Tensor, y: Targets, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
     ) -> dict[str, Any]:
         """Measure against the labels."""
-        metrics: dict[str, Any] = super().compute_metrics(x, y["labels"], y_pred, sample_weight)
-        return metrics
+        return dict(super().compute_metrics(x, y["labels"], y_pred, sample_weight))
 
 
 def compile_phase(

@@ -53,8 +53,8 @@ class KeepBest(keras.callbacks.Callback):
         """Keep the weights of a better epoch; stop when patience is over."""
         if epoch < self._first_epoch:
             return
-        figures = logs or {}
-        value = (float(figures["val_accuracy"]), -float(figures["val_cross_entropy"]))
+        metrics = logs or {}
+        value = (float(metrics["val_accuracy"]), -float(metrics["val_cross_entropy"]))
         if self.best is None or value > self.best:
             self.best, self.waited = value, 0
             self.best_weights = self._classifier.get_weights()

@@ -9,7 +9,7 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float) -> keras.optimiz
     Args:
         peak: highest learning rate.
         steps: steps of the whole phase, at least 1.
-        warmup_share: share of them that the rise takes, 0..1.
+        warmup_share: fraction of them that the rise takes, 0..1.
     """
     warmup_steps = min(round(warmup_share * steps), steps - 1)
     if warmup_steps == 0:

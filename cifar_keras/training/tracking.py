@@ -26,7 +26,7 @@ class Sink(Protocol):
         """Begin anew."""
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write the figures of a step; `record["step"]` is its place on the axis."""
+        """Write the metrics of a step; `record["step"]` is its place on the axis."""
 
     def write_text(self, name: str, markdown: str, step: int) -> None:
         """Show a text."""
@@ -65,7 +65,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """`tensorboard/train` and `tensorboard/validation`: the same figures under the same names, so that a chart has both splits."""
+    """`tensorboard/train` and `tensorboard/validation`: the same metrics under the same names, so that a chart has both splits."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -78,7 +78,7 @@ class TensorBoard:
         }
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write a scalar for each figure."""
+        """Write a scalar for each metric."""
         for name, value in record.items():
             if isinstance(value, float):
                 split = "validation" if name.startswith("validation_") else "train"
@@ -261,17 +261,17 @@ class LogPhase(keras.callbacks.Callback):
             self._write(logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Log the epoch with its validation figures."""
+        """Log the epoch with its validation metrics."""
         self._write(logs or {})
 
     def _write(self, logs: dict[str, Any]) -> None:
-        figures = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}
-        if not all(map(math.isfinite, figures.values())):
+        metrics = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}
+        if not all(map(math.isfinite, metrics.values())):
             raise DivergedError(f"the loss is not finite at step {self._log.step}")
         speed = self.images_per_second
         self._log.write_record(
             {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}
-            | figures
+            | metrics
             | {"learning_rate": self._learning_rate}
             | ({"images_per_second": speed} if speed else {})
         )

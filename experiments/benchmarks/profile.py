@@ -29,16 +29,16 @@ def main() -> None:
     rows = []
     for image_size in arguments.image_sizes:
         case = Case("train_step", image_size, arguments.batch_size)
-        shares = profile(arguments.system, case, arguments.seconds)
-        rows.append({"work": case.work, "image_size": image_size, "batch_size": case.batch_size, "shares": shares})
-        for name, share in shares.items():
-            print(f"{image_size:4} px  {name:30}{share:7.1%}", flush=True)
+        fractions = profile(arguments.system, case, arguments.seconds)
+        rows.append({"work": case.work, "image_size": image_size, "batch_size": case.batch_size, "shares": fractions})
+        for name, fraction in fractions.items():
+            print(f"{image_size:4} px  {name:30}{fraction:7.1%}", flush=True)
     content = {"rows": rows, "environment": environment.describe_environment(), "commit": environment.source_commit()}
     writing.write_json(arguments.output, content)
 
 
 def profile(system: str, case: Case, seconds: float) -> dict[str, float]:
-    """Return the share of oneDNN's time that each kind of primitive takes, the largest first."""
+    """Return the fraction of oneDNN's time that each kind of primitive takes, the largest first."""
     with tempfile.TemporaryFile("w+") as told:
         worker = Worker(system, {"ONEDNN_VERBOSE": "profile_exec"}, told)
         worker.ask(case=case)
