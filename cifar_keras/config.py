@@ -64,7 +64,7 @@ class Resume(enum.StrEnum):
 
 
 class Divergence(enum.StrEnum):
-    """What a loss that is not finite leads to: the end of the run, or the last good state at half the rate."""
+    """What a loss that is not finite leads to: the end of the run, or the last checkpoint at half the rate."""
 
     STOP = "stop"
     ROLLBACK = "rollback"
@@ -323,7 +323,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How a run survives. It changes what a run gives only where it rolls back, to the state that was saved last."""
+    """How a run survives. It changes the result of a run only where it rolls back to the last checkpoint."""
 
     resume: Resume = setting(
         Resume.NO,
@@ -331,13 +331,13 @@ class CheckpointConfig:
     )
     checkpoint_every_steps: int = setting(
         200,
-        "steps of an epoch after which the state of the run is saved; 0 saves at the ends of epochs only",
+        "steps of an epoch from one checkpoint to the next; 0 saves checkpoints at the ends of epochs only",
         minimum=0,
     )
-    keep_checkpoints: int = setting(2, "newest states that are kept", minimum=1, maximum=1000)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", minimum=1, maximum=1000)
     divergence: Divergence = setting(
         Divergence.STOP,
-        "what a loss that is not finite leads to: stop, or rollback to the last state at half the learning rate, three times at most",
+        "what a loss that is not finite leads to: stop, or rollback to the last checkpoint at half the learning rate, three times at most",
     )
 
 

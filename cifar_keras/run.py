@@ -43,7 +43,7 @@ SHOWN_IMAGES = 32
 EXPLAINED_IMAGES = 6
 # The weights that are read back are the trained ones bit by bit, so that what is left to check is the exported graph.
 CHECKED_IMAGES = 1000
-WAY_OUT = "; with room to write, --resume goes on from the state that was saved last"
+WAY_OUT = "; with room to write, --resume goes on from the last checkpoint"
 
 
 class Trained(NamedTuple):
@@ -87,7 +87,7 @@ def train(config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = ())
 
     Raises:
         UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
-        InterruptedRunError: the run was asked to end. Its state is saved.
+        InterruptedRunError: the run was asked to end. There is a checkpoint to go on from.
     """
     with _occupied(config) as (path, interruption):
         return _train(config, path, interruption, callbacks)

@@ -79,7 +79,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_used(
     for path in tmp_path.iterdir():
         for file in path.iterdir():
             empty(file)
-    with pytest.raises(UserError, match=r"every saved state of the run is damaged\. Received: "):
+    with pytest.raises(UserError, match=r"every checkpoint of the run is damaged\. Received: "):
         checkpoints.newest()
 
 

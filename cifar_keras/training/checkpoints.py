@@ -1,4 +1,4 @@
-"""States of a run on disk: a folder each, there whole or not at all, and told from a damaged one by its hashes."""
+"""Checkpoints: the states of a run on disk. Each is a folder, there whole or not at all; hashes tell a damaged one."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 class Checkpoints:
-    """The newest states of a run, numbered in the order in which they were saved.
+    """The newest checkpoints of a run, numbered in the order in which they were saved.
 
     Args:
         folder: where they lie; made with the first of them.
@@ -39,10 +39,10 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, state: State) -> None:
-        """Write a state, and only then remove the oldest.
+        """Write a checkpoint, and only then remove the oldest.
 
         Raises:
-            OSError: the folder cannot be written, or the disk is full. The states before are as they were.
+            OSError: the folder cannot be written, or the disk is full. The checkpoints before are as they were.
         """
         self._folder.mkdir(exist_ok=True)  # not its parents: a workdir that was removed is not made again
         earlier = self._paths()
@@ -66,10 +66,10 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> State | None:
-        """Read the newest whole state; None where there is none at all. A damaged one is named on stderr and passed over.
+        """Read the newest whole checkpoint; None where there is none at all. A damaged one is named on stderr and passed over.
 
         Raises:
-            UserError: there are states and every one of them is damaged.
+            UserError: there are checkpoints and every one of them is damaged.
         """
         paths = self._paths()
         for path in reversed(paths):
@@ -78,7 +78,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, UserError) as error:
                 print(f"warning: {path} is damaged and not used: {reason_of(error)}", file=sys.stderr)
         if paths:
-            raise UserError(f"--resume: every saved state of the run is damaged. Received: {self._folder}")
+            raise UserError(f"--resume: every checkpoint of the run is damaged. Received: {self._folder}")
         return None
 
     def remove(self) -> None:
@@ -130,7 +130,7 @@ def write_variables(
         group: of the arrays.
         variables: by their names.
         strategy: of the run.
-        arrays: of the state.
+        arrays: of the checkpoint.
         all_of_them: whether each has to have one, and each array a variable.
 
     Raises:
@@ -138,7 +138,7 @@ def write_variables(
     """
     kept = {name.removeprefix(f"{group}/").rpartition("/")[0] for name in arrays if name.startswith(f"{group}/")}
     if all_of_them and kept != variables.keys():
-        raise ValueError(f"the saved state has other variables. Received: {group}, {len(variables)} variables")
+        raise ValueError(f"the checkpoint has other variables. Received: {group}, {len(variables)} variables")
     for name in variables.keys() & kept:
         copies = _copies(variables[name], strategy)
         if len(copies) == 1:

@@ -86,7 +86,7 @@ def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
 
 
 def still_needed(config: RunConfig) -> RunConfig:
-    """Return the config of what a run that goes on still has to read: its state has the weights."""
+    """Return the config of what a run that goes on still has to read: its checkpoint has the weights."""
     data = config.data
     if data.archive and is_prepared(data):
         data = dataclasses.replace(data, archive="")
