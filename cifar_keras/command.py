@@ -94,7 +94,7 @@ def _end(message: str, status: int) -> None:
 
 
 def open_streams() -> None:
-    """Give the process streams that can be written whatever became of those that it was started with.
+    """Replace streams of the process that cannot be written by some that can.
 
     Characters that a stream's encoding does not have, and bytes of a file's name that are no text, are written escaped.
     """

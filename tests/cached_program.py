@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from small_runs import BATCH, SHORT, prepare_small, small_config, train_small
+from small_runs import BATCH, SHORT, set_up_small, small_config, train_small
 
 from cifar_keras.training.devices import make_strategy, set_up_devices
 from cifar_keras.training.features import compute_features
@@ -30,7 +30,7 @@ def device_of_features() -> str:
 
     model.predict = noted
     with tf.device(tf.config.list_logical_devices("CPU")[-1].name):
-        train = prepare_small(small_config()).train
+        train = set_up_small(small_config()).train
         compute_features(model, train, mirrored=False, dtype="float32", batch_size=train.total, title="title")
     return str(devices[0])
 
@@ -40,7 +40,7 @@ def main() -> None:
     set_up_devices(virtual_devices, deterministic=False)
     strategy = make_strategy(BATCH)
     config = small_config(**SHORT)
-    setup = prepare_small(config, strategy)
+    setup = set_up_small(config, strategy)
     summaries = train_small(config, setup, RunLog(folder), folder).progress.summaries
     classifier = setup.classifier
     copies = [

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_runs import BATCH, prepare_small, small_config, train_small
+from small_runs import BATCH, set_up_small, small_config, train_small
 
 from cifar_keras.files import writing
 from cifar_keras.training import checkpoints, fit, trainer
@@ -106,7 +106,7 @@ def main() -> None:
     strategy = make_strategy(BATCH)
     config = small_config(**FLAGS, teacher=sys.argv[4])
     teacher = Teacher(config, folder, strategy)
-    setup = ask_teacher(prepare_small(config, strategy, dropout=DROPOUT)._replace(teacher=teacher))
+    setup = ask_teacher(set_up_small(config, strategy, dropout=DROPOUT)._replace(teacher=teacher))
     log = RunLog(folder)
     note_everything(folder, Moments(folder, moment, number))
     if seconds:

@@ -54,7 +54,7 @@ def small_config(**flags: Any) -> RunConfig:
     return from_values(SMALL | flags)
 
 
-def prepare_small(
+def set_up_small(
     config: RunConfig,
     strategy: tf.distribute.Strategy | None = None,
     compute_dtype: str = "float32",

@@ -4,7 +4,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from small_runs import SHORT, prepare_small, small_config, train_small
+from small_runs import SHORT, set_up_small, small_config, train_small
 
 from cifar_keras.config import FinetuneConfig
 from cifar_keras.training.phases import Phase, finetune_phase
@@ -52,7 +52,7 @@ def test_epochs_count_from_where_nothing_more_is_pruned(epochs: int, steps_per_e
 @pytest.mark.parametrize("cached", [True, False])
 def test_what_learns_is_as_sparse_as_asked(cached: bool, tmp_path: Path) -> None:
     config = small_config(**SHORT, finetune_sparsity=0.75, finetune_cached_features=cached)
-    prepared = prepare_small(config)
+    prepared = set_up_small(config)
     backbone = prepared.classifier.get_layer("backbone")
     frozen, learning = (backbone.get_layer(f"conv{stage}_conv").kernel for stage in (1, 2))
     train_small(config, prepared, RunLog(tmp_path), tmp_path)
@@ -69,7 +69,7 @@ def test_a_dense_epoch_is_never_the_best_epoch(tmp_path: Path) -> None:
     config = small_config(
         flip=False, head_epochs=4, finetune_epochs=4, finetune_sparsity=0.95, finetune_learning_rate=1e-6
     )
-    prepared = prepare_small(config)
+    prepared = set_up_small(config)
     log = RunLog(tmp_path)
     train_small(config, prepared, log, tmp_path)
     accuracies = [record["validation_accuracy"] for record in log.records if "validation_accuracy" in record]

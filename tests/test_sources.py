@@ -17,8 +17,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cifar_keras.config import DataConfig, DataSource, RunConfig
-from cifar_keras.data import synthetic
+from cifar_keras.config import DataConfig, DatasetName, DataSource, RunConfig
+from cifar_keras.data import datasets, synthetic
 from cifar_keras.data.cifar10 import archives, sources
 from cifar_keras.data.cifar10.layout import Contents, folder_of
 from cifar_keras.data.datasets import load_published
@@ -71,6 +71,17 @@ def test_synthetic_touches_no_disk(tmp_path: Path) -> None:
     dataset = load_published(RunConfig(data=data, seed=5))
     assert_same(dataset, synthetic.make_dataset(5))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_of_the_same_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_settings: object) -> PublishedDataset:
+        return synthetic.make_dataset(0, 4)._replace(class_names=("cat", "dog", "cat", "bird"))
+
+    row = datasets.DATASETS[DatasetName.SYNTHETIC]
+    monkeypatch.setitem(datasets.DATASETS, DatasetName.SYNTHETIC, row._replace(load=load))
+    config = RunConfig(data=DataConfig(dataset=DatasetName.SYNTHETIC))
+    with pytest.raises(UserError, match=r"^--dataset=synthetic has classes of the same name\. Received: cat$"):
+        datasets.load_dataset(config)
 
 
 @pytest.mark.usefixtures("offline")

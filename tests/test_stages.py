@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from small_runs import SHORT, prepare_small, small_config, train_small
+from small_runs import SHORT, set_up_small, small_config, train_small
 from test_trainer import Signal, join_in
 
 from cifar_keras.config import FinetuneConfig, finetune_stages, from_values, validate
@@ -145,7 +145,7 @@ class Look(keras.callbacks.Callback):
 def train(folder: Path, **flags: Any) -> tuple[Any, list[NDArray[Any]], RunLog]:
     folder.mkdir(exist_ok=True)
     config = small_config(**STAGES | flags)
-    setup, log = prepare_small(config), RunLog(folder)
+    setup, log = set_up_small(config), RunLog(folder)
     trainer = train_small(config, setup, log, folder)
     return trainer, setup.classifier.get_weights(), log
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 from small_networks import small_backbone
-from small_runs import BATCH, SHORT, TRAIN, VALIDATION, prepare_small, small_config, train_small
+from small_runs import BATCH, SHORT, TRAIN, VALIDATION, set_up_small, small_config, train_small
 
 from cifar_keras.config import RunConfig
 from cifar_keras.data.pipeline import Batch, Targets, evaluation_batches, training_batches
@@ -37,7 +37,7 @@ HEAD, FINETUNE = 0, 1  # places in the list of phases
 
 def task_of(number: int, compute_dtype: str = "float32", **flags: Any) -> tuple[RunConfig, RunSetup, Phase, Task]:
     config = small_config(**flags)
-    setup = prepare_small(config, compute_dtype=compute_dtype)
+    setup = set_up_small(config, compute_dtype=compute_dtype)
     phase = setup.phases[number]
     return config, setup, phase, make_task(config, setup, phase, phase.stages[0])
 
@@ -71,7 +71,7 @@ def logits_of(classifier: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.
 def plainly_fitted(number: int) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """The classifier's weights before and after Keras itself has fitted it, whole, on images as they are."""
     config = small_config(**PLAIN)
-    setup = prepare_small(config)
+    setup = set_up_small(config)
     phase, classifier = setup.phases[number], setup.classifier
     before = classifier.get_weights()
     set_trainable(classifier, phase.stages[0].learns_from)
@@ -151,7 +151,7 @@ def test_an_image_size_of_the_phase_is_what_its_network_sees(number: int, cached
 
 def parts_of(number: int, **flags: Any) -> tuple[RunConfig, RunSetup, Phase, Stage, Partition]:
     config = small_config(**flags)
-    setup = prepare_small(config)
+    setup = set_up_small(config)
     phase = setup.phases[number]
     set_trainable(setup.classifier, phase.stages[0].learns_from)
     parts = partition(setup.classifier, compute_dtype="float32", image_size=16)
@@ -192,8 +192,8 @@ def test_caching_stops_at_the_memory_limit(capsys: pytest.CaptureFixture[str]) -
     assert said == f"finetune phase: no cached features: they take 0.0 GiB, and --cache_gib={gib:g}\n"
     _, _, phase, stage, parts = parts_of(FINETUNE)
     config = small_config(cache_gib=gib / 2)
-    assert not caching_pays(config, prepare_small(config), phase, stage, parts)
-    assert caching_pays(config, prepare_small(config, compute_dtype="bfloat16"), phase, stage, parts)
+    assert not caching_pays(config, set_up_small(config), phase, stage, parts)
+    assert caching_pays(config, set_up_small(config, compute_dtype="bfloat16"), phase, stage, parts)
 
 
 def test_what_does_not_pay_is_taught_on_images(capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +299,7 @@ class Training(NamedTuple):
 def train(folder: Path, **flags: Any) -> Training:
     """Train with a pipeline that gives an image a second."""
     config = small_config(**SHORT | flags)
-    setup, log, stderr = prepare_small(config), RunLog(folder), io.StringIO()
+    setup, log, stderr = set_up_small(config), RunLog(folder), io.StringIO()
     with contextlib.redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "measure_speed", lambda batches: 1.0)
         summaries = train_small(config, setup, log, folder).progress.summaries

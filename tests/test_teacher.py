@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from small_runs import BATCH, SHORT, finish_small_run, prepare_small, small_config, train_small
+from small_runs import BATCH, SHORT, finish_small_run, set_up_small, small_config, train_small
 
 from cifar_keras.config import DistillationConfig, RunConfig
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
@@ -88,7 +88,7 @@ def teach(workdir: Path, kept: Path, **flags: Any) -> tuple[RunConfig, RunSetup]
     teacher = Teacher(config, kept, tf.distribute.get_strategy())
     teacher.check_is_there()
     teacher.check_classes(CLASS_NAMES)
-    return config, ask_teacher(prepare_small(config)._replace(teacher=teacher))
+    return config, ask_teacher(set_up_small(config)._replace(teacher=teacher))
 
 
 def says(workdir: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from small_runs import SHORT, prepare_small, small_config, train_small
+from small_runs import SHORT, set_up_small, small_config, train_small
 
 from cifar_keras.errors import InterruptedRunError, UserError
 from cifar_keras.training import trainer as trainer_lib
@@ -29,7 +29,7 @@ FLAGS: dict[str, Any] = {**SHORT, "head_cached_features": False, "finetune_cache
 
 def train(folder: Path, **flags: Any) -> tuple[Trainer, RunSetup, RunLog]:
     config = small_config(**FLAGS | flags)
-    setup, log = prepare_small(config), RunLog(folder)
+    setup, log = set_up_small(config), RunLog(folder)
     return train_small(config, setup, log, folder), setup, log
 
 

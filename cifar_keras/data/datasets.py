@@ -1,11 +1,13 @@
 """The data sets that a run can name: what each is called, and how it is loaded."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cifar_keras.config import DataConfig, DatasetName, DataSource, RunConfig, dataset_of
 from cifar_keras.data.cifar10 import layout
 from cifar_keras.data.types import Dataset, PublishedDataset
+from cifar_keras.errors import UserError
 
 
 class DatasetRow(NamedTuple):
@@ -24,9 +26,14 @@ def load_published(config: RunConfig) -> PublishedDataset:
         config: of the run. Its seed draws a synthetic set; a published one does not depend on it.
 
     Raises:
-        UserError: the images cannot be had.
+        UserError: the images cannot be had, or two classes have the same name.
     """
-    return DATASETS[dataset_of(config.data)].load(config.data, config.seed, config.source_timeout_seconds)
+    name = dataset_of(config.data)
+    published = DATASETS[name].load(config.data, config.seed, config.source_timeout_seconds)
+    names = Counter(published.class_names)
+    if repeated := [class_name for class_name, count in names.items() if count > 1]:
+        raise UserError(f"--dataset={name} has classes of the same name. Received: {', '.join(repeated)}")
+    return published
 
 
 def load_dataset(config: RunConfig) -> Dataset:

@@ -120,7 +120,7 @@ def training_batches(
 
 
 def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data.Dataset:
-    """Give every image once, unchanged and in order; the last batch holds what is left.
+    """Return every image once, unchanged and in order; the last batch has those that are left.
 
     Args:
         examples: the split.
@@ -135,7 +135,7 @@ def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data
 
 
 def input_batches(inputs: NDArray[Any], batch_size: int) -> tf.data.Dataset:
-    """Give arrays `[n, ...]` batch by batch, without labels; the last batch holds what is left."""
+    """Return arrays `[n, ...]` batch by batch, without labels; the last batch has those that are left."""
     return tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size).with_options(_options())
 
 

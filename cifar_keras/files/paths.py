@@ -92,7 +92,7 @@ def check_has_model(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Give a hidden folder inside `parent`, so that what is made in it is moved to its place by a rename on one file system.
+    """Yield a hidden folder inside `parent`, so that what is made in it is moved to its place by a rename on one file system.
 
     It goes in any case, and with it what was made to hold it and is still empty.
 

@@ -54,7 +54,7 @@ def check_workdir(workdir: str, resume: Resume) -> Path:
 
 
 def check_same_settings(config: RunConfig, path: Path) -> None:
-    """Check that a run goes on with the settings that it began with, but for those that do not change what it gives.
+    """Check that a run goes on with the settings that it began with, except those that do not change its result.
 
     Raises:
         UserError: others differ; the message names them.

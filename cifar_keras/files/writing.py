@@ -52,7 +52,7 @@ def write_picture(flag: str, path: Path, picture: bytes) -> None:
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give the block a hidden place beside a file or folder to write to, and put that in place; where the block fails, nothing stays.
+    """Yield a hidden place beside a file or folder, and put it in place after the block; where the block fails, nothing stays.
 
     For libraries that write by themselves. The hidden place has the ending of the right one, because some insist on it.
     """
@@ -75,7 +75,7 @@ def _remove(path: Path) -> None:
 
 
 def put_in_place(beside: Path, path: Path) -> None:
-    """Give a file, or a folder with all that is in it, its name, once its bytes are on the disk. What has the name goes."""
+    """Rename a file, or a folder with all that is in it, once its bytes are on the disk. It replaces what has the name."""
     for part in [beside, *beside.rglob("*")]:
         sync(part)
     if path.is_dir():  # a folder does not take the place of another in one step

@@ -185,7 +185,7 @@ def fusions_in_words(backbone: keras.Model) -> str:
 
 
 def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
-    """Return for each layer, by its name, what in the model reads what it gives; nothing for the last one.
+    """Return for each layer, by its name, the layers of the model that read its output; none for the last one.
 
     Operators between tensors count as layers: `x + y` reads both.
     """

@@ -59,7 +59,7 @@ def check_weights(weights: str) -> None:
 
 
 def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds: float, *, fetch: bool = True) -> None:
-    """Give a backbone its starting weights.
+    """Load the starting weights of a backbone.
 
     Args:
         backbone: a headless keras.applications model, as `classifier.build_backbone(name, ...)` makes it.

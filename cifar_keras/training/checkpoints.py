@@ -124,7 +124,7 @@ def write_variables(
     *,
     all_of_them: bool = True,
 ) -> list[str]:
-    """Give variables the values that `read_variables` returned, and return the names of those that had none.
+    """Set variables to the values that `read_variables` returned, and return the names of those that had none.
 
     Args:
         group: of the arrays.

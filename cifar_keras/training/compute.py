@@ -81,7 +81,7 @@ def kernel_gradients(model: keras.Model) -> dict[str, KernelGradient]:
 
 
 def set_kernel_gradients(model: keras.Model, ways: Mapping[str, KernelGradient]) -> None:
-    """Let each fused convolution that learns compute it as `kernel_gradients` said, before the model is traced."""
+    """Set how each fused convolution computes the gradient, as `kernel_gradients` returned it. The model must not be traced yet."""
     for layer in _learning_convolutions(model):
         layer.kernel_gradient = ways[layer.name]
 

@@ -37,7 +37,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let the block find out by `asked` that it should end; a second signal ends it at once."""
+        """Wait for the block to end by itself, when it sees `asked`. A second signal ends it at once."""
         self._waits = True
         try:
             yield

@@ -46,7 +46,7 @@ class KeepBest(keras.callbacks.Callback):
         self._patience, self._first_epoch, self.waited = patience, first_epoch, waited
 
     def forget(self) -> None:
-        """Let no epoch so far be the best."""
+        """Forget the best epoch so far."""
         self.best, self.best_weights = None, []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -64,6 +64,6 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def go_back(self) -> None:
-        """Give the classifier the weights of the best epoch; it stays as it is where a phase ended before any could be the best."""
+        """Set the classifier to the weights of the best epoch. It stays as it is where a phase ended before any could be the best."""
         if self.best is not None:
             self._classifier.set_weights(self.best_weights)

@@ -43,7 +43,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self._mid_phase, self._strategy = mid_phase, strategy
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Give the metrics, which Keras has just reset, the values that they had at the checkpoint."""
+        """Restore the metrics, which Keras has just reset, from the checkpoint."""
         self._epoch, self._step, self._first_step = epoch, self._first_step, 0
         if self._mid_phase is not None and self._step:
             write_variables("metrics", numbered(self.model.metrics_variables), self._strategy, self._mid_phase.arrays)

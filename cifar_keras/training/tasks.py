@@ -68,7 +68,7 @@ def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Part
 
 
 def _learner(config: RunConfig, setup: RunSetup, network: keras.Model) -> Learner:
-    """Let a network learn from labels, and from the teacher if there is one."""
+    """Return what learns from labels, and from the teacher if there is one."""
     _choose_kernel_gradients(config, setup, network)
     teacher = setup.teacher
     if teacher is None:

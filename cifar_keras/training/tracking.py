@@ -127,7 +127,7 @@ class RunLog:
         return {"step": self.step, "records": self.records}
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Be the log of a run at an earlier moment: what was written since then is no part of the run."""
+        """Go back to an earlier moment. What was written since then is no part of the run."""
         self.close()
         self.step, self.records = values["step"], []
         for sink in self._sinks:
