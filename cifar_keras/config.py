@@ -307,7 +307,7 @@ OF_SEVERAL = ("cifar10_1", "cifar10_corrupted")  # of these a "/" and a TFDS con
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured beside the splits of the run, and reported beside them."""
+    """Robustness: what is measured and reported in addition to the splits of the run."""
 
     test_time_augmentation: Views = setting(
         Views.NONE,
@@ -378,7 +378,7 @@ class RunConfig:
 
 MOST_IN_A_LIST = 100_000
 
-# A run that goes on may have others of these: where things lie, what is measured beside it, and how it survives.
+# A run that goes on may have others of these: where things lie, robustness, and how the run survives.
 FREE_WHEN_RESUMED = (
     *("workdir", "data_dir", "archive", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
     *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),

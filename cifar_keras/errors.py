@@ -1,4 +1,4 @@
-"""The ways in which a run can fail that are not mistakes of the program."""
+"""Errors that users can fix."""
 
 import errno
 import os

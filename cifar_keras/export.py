@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
             pages.write_report_again(run, dataset)
     if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
         sys.exit(
-            "error: further from the model that was measured than the bound of the format, so that it is not listed, and no file "
-            "that was converted is kept. "
+            "error: exports differ from the measured model by more than their formats allow. They are not listed, and converted "
+            "files are not kept. "
             f"Received: {', '.join(outside)}"
         )
 

@@ -1,4 +1,4 @@
-"""The story of a run: train a classifier up to its validation; then export it, measure the test split once, and report."""
+"""Train a classifier up to its validation; then export it, measure the test split once, and report."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

@@ -166,7 +166,7 @@ def smaller_models_table(smaller: Result) -> str:
 
 
 def measured_on(content: Result) -> str:
-    """Say in a sentence what commit measured speeds, and on what machine."""
+    """Return the sentence that names the commit and the machine of measured speeds."""
     return f"Measured at {_commit(content)}: {_hardware([content])}."
 
 
@@ -234,7 +234,7 @@ def main() -> None:
         ("smaller_models", "smaller_models", smaller_models_table),
         ("photographs", "photographs", photographs_table),
         ("exports", "exports/quickstart", exports_text),
-        ("further", "further/quickstart", robustness_text),
+        ("robustness", "further/quickstart", robustness_text),
         ("corruptions", "further/quickstart", corruptions_table),
     ):
         path = RESULTS / f"{source}.json"

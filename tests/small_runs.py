@@ -87,7 +87,7 @@ def set_up_small(
 
 
 def train_small(config: RunConfig, setup: RunSetup, log: RunLog, folder: Path) -> Trainer:
-    """Train from the newest state in the folder, or from the beginning."""
+    """Train from the newest checkpoint in the folder, or from the beginning."""
     checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep_checkpoints)
     interruption = Interruption()
     trainer = Trainer(config, setup, log=log, watch=Stopwatch(), checkpoints=checkpoints, interruption=interruption)

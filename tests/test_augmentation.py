@@ -183,7 +183,7 @@ def test_rotation_stays_within_its_angle_and_turns_both_ways() -> None:
     assert 25 < angles.max() < 31
 
 
-def test_zoom_stays_within_its_share_and_goes_both_ways() -> None:
+def test_zoom_stays_within_its_fraction_and_goes_both_ways() -> None:
     # Two lines 16 columns apart: their distance divided by 16 is the enlargement.
     lines = np.zeros((200, 32, 32, 3), np.uint8)
     lines[:, :, [8, 24]] = 255
@@ -199,7 +199,7 @@ def test_zoom_stays_within_its_share_and_goes_both_ways() -> None:
 
 def jitter_draws(count: int, strength: float, key: tuple[int, int]) -> tuple[NDArray[np.float32], ...]:
     """Draw what the three parts of the jitter draw, in their order, from TensorFlow alone."""
-    number = 3  # its place among the changes
+    number = 3  # its place among the operations
     seeds = KeyedSeeds(
         tf.random.experimental.stateless_fold_in(tf.constant(key, tf.int64), tf.constant(number, tf.int64))
     )
@@ -228,7 +228,7 @@ def test_the_parts_of_color_jitter_are_equally_strong_in_both_directions(strengt
         assert 1 + 0.97 * strength < relative.max() <= 1 + strength * (1 + 1e-5)
 
 
-def test_brightness_of_mid_grey_moves_by_up_to_its_share() -> None:
+def test_brightness_of_mid_grey_moves_by_up_to_its_fraction() -> None:
     # Contrast and saturation leave an image of one grey as it is.
     grey = np.full((500, 8, 8, 3), 128, np.uint8)
     result = augmented(grey, color_jitter=0.25)
@@ -251,7 +251,7 @@ def test_cutout_blanks_a_square_around_any_pixel() -> None:
         assert (sides == 6).mean() == pytest.approx(27 / 32, abs=5 * np.sqrt(27 / 32 * 5 / 32 / 3000))
 
 
-def test_grid_mask_blanks_its_share_of_the_cells() -> None:
+def test_grid_mask_blanks_its_fraction_of_the_cells() -> None:
     images = np.full((200, 32, 32, 3), 7, np.uint8)
     blank = (augmented(images, grid_mask=0.5) == 128).all(axis=-1)
     # A square of half the cell's side covers a quarter of it; turning the mask with interpolation widens each square by up to

@@ -308,7 +308,7 @@ def begun_run(folder: Path) -> None:
     writes("run/config.json", json.dumps(values).encode())(folder)
 
 
-def run_of_damaged_states(folder: Path) -> None:
+def run_of_damaged_checkpoints(folder: Path) -> None:
     values = to_values(parse_config([*shlex.split(SYNTHETIC), "--weights=none"]))
     writes("run/config.json", json.dumps(values).encode())(folder)
     for number in ("000001", "000002"):
@@ -392,7 +392,9 @@ TENSORFLOW_CASES = {
     "a run whose config is cut off": Case(
         f"{SYNTHETIC} --resume", "config.json", writes("run/config.json", b'{"seed": ')
     ),
-    "a run of which no state is whole": Case(f"{SYNTHETIC} --weights=none --resume", "--resume", run_of_damaged_states),
+    "a run of which no checkpoint is whole": Case(
+        f"{SYNTHETIC} --weights=none --resume", "--resume", run_of_damaged_checkpoints
+    ),
     "empty image": Case("predict --model=. good.png bad.png", "bad.png", model_and_images(b"")),
     "no model in the folder": Case("predict --model=. good.png", "--model", writes("good.png", png())),
     "a broken model": Case("predict --model=. good.png", "--model", image_and_broken_model),

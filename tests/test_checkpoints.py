@@ -13,22 +13,22 @@ import tensorflow as tf
 
 from cifar_keras.errors import UserError
 from cifar_keras.training import checkpoints as checkpoints_lib
-from cifar_keras.training.checkpoints import Checkpoints, State, numbered, read_variables, write_variables
+from cifar_keras.training.checkpoints import Checkpoint, Checkpoints, numbered, read_variables, write_variables
 
 FILES = ("arrays.npz", "values.json", "manifest.json")
 
 
-def state(number: int) -> State:
+def checkpoint(number: int) -> Checkpoint:
     generator = np.random.default_rng(number)
     arrays: dict[str, Any] = {
         "classifier/0/0": generator.normal(size=(3, 4)).astype(np.float32),
         "optimizer/0/0": np.asarray(number, np.int64),
         "empty": np.zeros((0, 2), np.float32),
     }
-    return State({"step": number, "best": None, "name": "Ähre"}, arrays)
+    return Checkpoint({"step": number, "best": None, "name": "Ähre"}, arrays)
 
 
-def assert_same(found: State | None, wanted: State) -> None:
+def assert_same(found: Checkpoint | None, wanted: Checkpoint) -> None:
     assert found is not None
     assert found.values == wanted.values
     assert found.arrays.keys() == wanted.arrays.keys()
@@ -37,12 +37,12 @@ def assert_same(found: State | None, wanted: State) -> None:
         assert array.dtype == wanted.arrays[name].dtype
 
 
-def test_the_newest_state_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert checkpoints.newest() is None
     for number in range(12):
-        checkpoints.save(state(number))
-        assert_same(Checkpoints(tmp_path / "checkpoints", keep=2).newest(), state(number))
+        checkpoints.save(checkpoint(number))
+        assert_same(Checkpoints(tmp_path / "checkpoints", keep=2).newest(), checkpoint(number))
         assert len(list((tmp_path / "checkpoints").iterdir())) == min(number + 1, 2)
     checkpoints.remove()
     assert list(tmp_path.iterdir()) == []
@@ -64,18 +64,18 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
-def test_a_damaged_state_is_named_and_the_one_before_it_is_used(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     name: str, damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for number in range(2):
-        checkpoints.save(state(number))
+        checkpoints.save(checkpoint(number))
     newest = max(tmp_path.iterdir())
     damage(newest / name)
-    assert_same(checkpoints.newest(), state(0))
+    assert_same(checkpoints.newest(), checkpoint(0))
     assert capsys.readouterr().err.startswith(f"warning: {newest} is damaged and not used: ")
-    checkpoints.save(state(2))  # the run goes on
-    assert_same(checkpoints.newest(), state(2))
+    checkpoints.save(checkpoint(2))  # the run goes on
+    assert_same(checkpoints.newest(), checkpoint(2))
     for path in tmp_path.iterdir():
         for file in path.iterdir():
             empty(file)
@@ -86,7 +86,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_used(
 def test_every_byte_of_the_small_files_is_under_watch(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for number in range(2):
-        checkpoints.save(state(number))
+        checkpoints.save(checkpoint(number))
     newest = max(tmp_path.iterdir())
     for name in ("values.json", "manifest.json"):
         content = (newest / name).read_bytes()
@@ -97,14 +97,14 @@ def test_every_byte_of_the_small_files_is_under_watch(tmp_path: Path) -> None:
             found = checkpoints.newest()
             assert found is not None
             # White space and the braces of the manifest may change without harm; what is read then is the newest, whole.
-            assert_same(found, state(1 if found.values["step"] == 1 else 0))
+            assert_same(found, checkpoint(1 if found.values["step"] == 1 else 0))
         (newest / name).write_bytes(content)
-    assert_same(checkpoints.newest(), state(1))
+    assert_same(checkpoints.newest(), checkpoint(1))
 
 
 def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
-    checkpoints.save(state(0))
+    checkpoints.save(checkpoint(0))
     path = next(tmp_path.iterdir())
     np.savez(path / "arrays.npz", evil=np.asarray([{"a": 1}], dtype=object))
     manifest = {name: checkpoints_lib._digest(path / name) for name in ("arrays.npz", "values.json")}
@@ -113,10 +113,10 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
         checkpoints.newest()
 
 
-def test_a_full_disk_leaves_the_states_before_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_checkpoints_before_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for number in range(2):
-        checkpoints.save(state(number))
+        checkpoints.save(checkpoint(number))
 
     def full(file: Any, **arrays: Any) -> None:
         file.write(b"half")
@@ -126,11 +126,11 @@ def test_a_full_disk_leaves_the_states_before_and_no_rest(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.save(state(2))
+            checkpoints.save(checkpoint(2))
     assert sorted(tmp_path.iterdir()) == before
-    assert_same(checkpoints.newest(), state(1))
-    checkpoints.save(state(3))
-    assert_same(checkpoints.newest(), state(3))
+    assert_same(checkpoints.newest(), checkpoint(1))
+    checkpoints.save(checkpoint(3))
+    assert_same(checkpoints.newest(), checkpoint(3))
 
 
 def test_a_real_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
@@ -140,13 +140,13 @@ import resource, signal, sys
 import numpy as np
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from pathlib import Path
-from cifar_keras.training.checkpoints import Checkpoints, State
+from cifar_keras.training.checkpoints import Checkpoints, Checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints(Path({str(tmp_path)!r}), 2)
-checkpoints.save(State({{"step": 1}}, {{"small": np.zeros(8)}}))
+checkpoints.save(Checkpoint({{"step": 1}}, {{"small": np.zeros(8)}}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    checkpoints.save(State({{"step": 2}}, {{"large": np.zeros(8192)}}))
+    checkpoints.save(Checkpoint({{"step": 2}}, {{"large": np.zeros(8192)}}))
 except OSError as error:
     print("refused:", error.strerror)
 print("newest:", checkpoints.newest().values["step"])
@@ -158,9 +158,9 @@ print("newest:", checkpoints.newest().values["step"])
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
 
 
-def test_a_state_is_not_written_where_the_workdir_is_gone(tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_written_where_the_workdir_is_gone(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Checkpoints(tmp_path / "gone" / "checkpoints", keep=2).save(state(0))
+        Checkpoints(tmp_path / "gone" / "checkpoints", keep=2).save(checkpoint(0))
     assert list(tmp_path.iterdir()) == []
 
 

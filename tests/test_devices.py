@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.errors import UserError
-from cifar_keras.training.devices import check_no_empty_share, make_strategy, set_up_devices
+from cifar_keras.training.devices import check_no_idle_device, make_strategy, set_up_devices
 
 Values = dict[str, NDArray[np.float32]]
 
@@ -102,9 +102,9 @@ def test_what_leaves_a_device_without_images_is_refused(replicas: int) -> None:
         dealt = [max(0, min(per_device, last - per_device * replica)) for replica in range(replicas)]
         if last and 0 in dealt:
             with pytest.raises(UserError, match=r"--global_batch_size .* Received: 48$"):
-                check_no_empty_share(image_count, 48, replicas)
+                check_no_idle_device(image_count, 48, replicas)
         else:
-            check_no_empty_share(image_count, 48, replicas)
+            check_no_idle_device(image_count, 48, replicas)
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ def test_an_export_that_is_another_model_is_not_kept(
     with np.load(path / "predictions.npz") as kept:
         other = np.roll(kept["test_logits"], 1, axis=0)
         np.savez(path / "predictions.npz", test_logits=other, test_labels=kept["test_labels"])
-    with pytest.raises(SystemExit, match=r"no file that was converted is kept\. Received: onnx, saved_model$"):
+    with pytest.raises(SystemExit, match=r"converted files are not kept\. Received: onnx, saved_model$"):
         export.main(["export", f"--model={path}", "--format=onnx,saved_model"])
     assert "NO" in capsys.readouterr().out
     known = json.loads((path / "exports" / "exports.json").read_text())

@@ -274,7 +274,7 @@ def test_evaluate_takes_no_files() -> None:
     [
         ("evaluate", {"model", "data_dir", "test_sets", "test_time_augmentation"}),
         ("predict", {"model", "top", "attribution"}),
-        ("export", {"model", "data_dir", "format"}),
+        ("export", {"model", "data_dir", "format", "calibration_images"}),
         ("explain", {"model", "data_dir", "train_images"}),
         ("compare", {"picture"}),
     ],

@@ -70,7 +70,7 @@ def never_killed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 KINDS = (
     *(("head phase", 1), ("step", 3), ("arrays written", 3), ("phase ends", 1)),
-    # In the finetune phase, whose weights are all pruned that shall be after 6 of its 12 steps, with the state of the sixth.
+    # In the finetune phase, which reaches full sparsity after 6 of its 12 steps, with the checkpoint of the sixth.
     *(("step", 8), ("validation", 1), ("synced", 2)),
 )
 MID_EPOCH = (("step", 4), ("step", 3))

@@ -184,7 +184,7 @@ def test_images_may_be_resized_to_another_size(config: PhaseConfig, compute_dtyp
     ],
     ids=["head", "conv2", "conv2-with-normalization"],
 )
-def test_training_the_upper_half_moves_the_classifiers_own_variables(
+def test_training_the_trainable_part_moves_the_classifiers_own_variables(
     config: PhaseConfig, learning: set[str], compute_dtype: str
 ) -> None:
     classifier = small_classifier()
@@ -214,7 +214,7 @@ def test_training_the_upper_half_moves_the_classifiers_own_variables(
     assert difference(trainable(features, training=False), classifier(images, training=False)) < tolerance
 
 
-def test_the_upper_half_drops_features_in_training_only() -> None:
+def test_the_trainable_part_drops_features_in_training_only() -> None:
     _, trainable = parts_of(small_classifier(), HeadConfig())
     features = np.random.default_rng(0).normal(size=(2, *trainable.input_shape[1:])).astype(np.float32)
     np.testing.assert_array_equal(trainable(features, training=False), trainable(features, training=False))

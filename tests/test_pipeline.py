@@ -27,11 +27,11 @@ from cifar_keras.data.pipeline import (
 from cifar_keras.data.types import LabelledImages
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
-# One change of each kind: our own, Keras's layers, the two of keras-cv.
+# One operation of each kind: our own, Keras's layers, the two of keras-cv.
 MANY = AugmentationConfig(flip=True, crop_padding=4, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
 
 
-def held(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:
+def examples_of(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:
     return to_examples(LabelledImages(images, labels), class_count=10)[0]
 
 
@@ -61,7 +61,7 @@ def batches_of(
 ) -> list[Batch]:
     images, labels = numbered(count)
     dataset = training_batches(
-        held(images, labels),
+        examples_of(images, labels),
         global_batch_size=batch,
         steps_per_epoch=steps,
         seed=seed,
@@ -159,7 +159,7 @@ def test_the_orders_of_a_whole_train_split_show_no_pattern() -> None:
     numbers = np.arange(45_000)
     images = np.stack([numbers // 65536, numbers // 256 % 256, numbers % 256], axis=-1).astype(np.uint8)
     batches = training_batches(
-        held(images[:, None, None], numbers % 10),
+        examples_of(images[:, None, None], numbers % 10),
         global_batch_size=4500,
         steps_per_epoch=10,
         seed=5,
@@ -182,11 +182,11 @@ def test_the_orders_of_a_whole_train_split_show_no_pattern() -> None:
 
 def test_seed_epoch_and_batch_decide_the_changes() -> None:
     assert not same(batches_of(seed=1), batches_of(seed=2))
-    # Equal images show the changes alone.
+    # Equal images show the augmentation alone.
     images, labels = np.repeat(numbered(1)[0], 32, axis=0), np.zeros(32, np.int64)
     made = [
         training_batches(
-            held(images, labels),
+            examples_of(images, labels),
             global_batch_size=16,
             steps_per_epoch=2,
             seed=seed,
@@ -203,7 +203,7 @@ def test_seed_epoch_and_batch_decide_the_changes() -> None:
 def test_a_training_batch_has_its_whole_shape() -> None:
     images, labels = numbered(20)
     dataset = training_batches(
-        held(images, labels),
+        examples_of(images, labels),
         global_batch_size=8,
         steps_per_epoch=2,
         seed=0,
@@ -217,7 +217,7 @@ def test_a_training_batch_has_its_whole_shape() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 100, 1000])
 def test_evaluation_gives_every_image_once_in_order(batch_size: int) -> None:
     images, labels = numbered(100)
-    dataset = evaluation_batches(held(images, labels), global_batch_size=batch_size)
+    dataset = evaluation_batches(examples_of(images, labels), global_batch_size=batch_size)
     wanted = (tf.TensorSpec([None, 32, 32, 3], tf.uint8), {"labels": tf.TensorSpec([None, 10], tf.float32)})
     assert dataset.element_spec == wanted
     batches = list(dataset.as_numpy_iterator())
@@ -265,21 +265,21 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_speed_is_what_comes_after_the_first_batch_in_the_time_since_it(monkeypatch: pytest.MonkeyPatch) -> None:
     set_clock(monkeypatch)
-    examples = held(*numbered(100))
+    examples = examples_of(*numbered(100))
     # 16, 16.. and 4 images in seven batches, the last of them 21 seconds after the first.
     assert measure_speed(evaluation_batches(examples, global_batch_size=16)) == 84 / 21
 
 
 def test_speed_is_measured_over_the_first_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
     set_clock(monkeypatch)
-    batches = evaluation_batches(held(*numbered(100)), global_batch_size=2)  # 50 of them
+    batches = evaluation_batches(examples_of(*numbered(100)), global_batch_size=2)  # 50 of them
     assert measure_speed(batches) == 2 * TIMED_BATCHES / (TIMED_BATCHES * (TIMED_BATCHES + 1) / 2)
     assert len(list(batches)) == 50  # none is lost for what comes after
 
 
 @pytest.mark.parametrize("count", [1, 16])
 def test_a_single_batch_has_no_speed(count: int) -> None:
-    assert measure_speed(evaluation_batches(held(*numbered(count)), global_batch_size=16)) is None
+    assert measure_speed(evaluation_batches(examples_of(*numbered(count)), global_batch_size=16)) is None
 
 
 TWO_DEVICES = """
@@ -289,12 +289,12 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import evaluation_batches, training_batches
-from tests.test_pipeline import held, numbered, numbers_of
+from tests.test_pipeline import examples_of, numbered, numbers_of
 
 images, labels = numbered(101)
-train = training_batches(held(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, steps=range(12),
+train = training_batches(examples_of(images, labels), global_batch_size=16, steps_per_epoch=6, seed=0, steps=range(12),
                          augment=make_augmentation(AugmentationConfig(color_jitter=0.2)))
-test = evaluation_batches(held(images, labels), global_batch_size=16)
+test = evaluation_batches(examples_of(images, labels), global_batch_size=16)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 

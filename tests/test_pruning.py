@@ -52,16 +52,16 @@ def test_epochs_count_from_where_nothing_more_is_pruned(epochs: int, steps_per_e
 @pytest.mark.parametrize("cached", [True, False])
 def test_what_learns_is_as_sparse_as_asked(cached: bool, tmp_path: Path) -> None:
     config = small_config(**SHORT, finetune_sparsity=0.75, finetune_cached_features=cached)
-    prepared = set_up_small(config)
-    backbone = prepared.classifier.get_layer("backbone")
+    setup = set_up_small(config)
+    backbone = setup.classifier.get_layer("backbone")
     frozen, learning = (backbone.get_layer(f"conv{stage}_conv").kernel for stage in (1, 2))
-    train_small(config, prepared, RunLog(tmp_path), tmp_path)
+    train_small(config, setup, RunLog(tmp_path), tmp_path)
     assert (np.asarray(frozen) != 0).all()
     zero = np.asarray(learning) == 0
     assert zero.sum() == round(0.75 * zero.size)
     fraction = zero.sum() / (zero.size + np.asarray(frozen).size)
     assert sparsity_of(backbone) == pytest.approx(fraction)
-    assert (np.asarray(prepared.classifier.get_layer("head").kernel) != 0).all()
+    assert (np.asarray(setup.classifier.get_layer("head").kernel) != 0).all()
 
 
 def test_a_dense_epoch_is_never_the_best_epoch(tmp_path: Path) -> None:
@@ -69,12 +69,12 @@ def test_a_dense_epoch_is_never_the_best_epoch(tmp_path: Path) -> None:
     config = small_config(
         flip=False, head_epochs=4, finetune_epochs=4, finetune_sparsity=0.95, finetune_learning_rate=1e-6
     )
-    prepared = set_up_small(config)
+    setup = set_up_small(config)
     log = RunLog(tmp_path)
-    train_small(config, prepared, log, tmp_path)
+    train_small(config, setup, log, tmp_path)
     accuracies = [record["validation_accuracy"] for record in log.records if "validation_accuracy" in record]
     assert max(accuracies[:4]) > max(accuracies[5:])
-    kernel = np.asarray(prepared.classifier.get_layer("backbone").get_layer("conv2_conv").kernel)
+    kernel = np.asarray(setup.classifier.get_layer("backbone").get_layer("conv2_conv").kernel)
     assert (kernel == 0).mean() == pytest.approx(0.95, abs=0.001)
 
 

@@ -33,7 +33,7 @@ def test_the_two_splits_hold_every_image_once_in_rising_order(fraction: float) -
     assert (np.abs(np.bincount(labels[validation]) - fraction * np.bincount(labels)) <= 1).all()
 
 
-def test_a_share_that_binary_fractions_cannot_hold_is_not_rounded_up() -> None:
+def test_a_fraction_that_binary_fractions_cannot_hold_is_not_rounded_up() -> None:
     assert 50_000 * 0.07 > 3500
     assert len(split_train(balanced(5000), 0.07, seed=0)[1]) == 3500
 

@@ -228,7 +228,7 @@ def test_a_run_that_is_interrupted_in_a_stage_goes_on_with_the_same_bits(
     assert state.values["progress"]["position"]["epoch"] == epoch
     _, again, log_again = train(tmp_path / "asked", **flags)
     assert all(np.array_equal(left, right) for left, right in zip(again, wanted, strict=True))
-    assert figures_of(log_again) == figures_of(log)
+    assert metrics_of(log_again) == metrics_of(log)
 
 
 def test_only_an_epoch_of_the_last_stage_can_be_the_best(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_only_an_epoch_of_the_last_stage_can_be_the_best(tmp_path: Path) -> None
     assert trainer._keep_best.best == pytest.approx(max(figures[epoch] for epoch in (0, 1, 4)))
 
 
-def figures_of(log: RunLog) -> list[dict[str, Any]]:
+def metrics_of(log: RunLog) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "images_per_second"} for record in log.records]
 
 
@@ -257,4 +257,4 @@ def figures_of(log: RunLog) -> list[dict[str, Any]]:
 def test_stages_that_are_alike_are_one(one: dict[str, Any], other: dict[str, Any], tmp_path: Path) -> None:
     conv2 = {"finetune_unfreeze_from": "conv2", "finetune_optimizer": "adamw"}
     found, wanted = (train(tmp_path / name, **conv2 | flags)[2] for name, flags in (("one", one), ("other", other)))
-    assert figures_of(found) == figures_of(wanted)
+    assert metrics_of(found) == metrics_of(wanted)

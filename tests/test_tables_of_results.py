@@ -30,22 +30,22 @@ def test_a_result_is_a_run_of_its_recipe(path: Path) -> None:
     assert flags.parse_config(["train", f"--flagfile={recipe}", *own]) == ran
 
 
-def figures_with_intervals(content: Any) -> Iterator[tuple[str, float, float, float]]:
-    """Give each figure that has an interval: its name, itself, and the interval's ends."""
+def metrics_with_intervals(content: Any) -> Iterator[tuple[str, float, float, float]]:
+    """Give each metric that has an interval: its name, itself, and the interval's ends."""
     if isinstance(content, list):
         content = dict(enumerate(content))
     if isinstance(content, dict):
         for name, (low, high) in content.get("intervals", {}).items():
             yield name, content[name], low, high
         for part in content.values():
-            yield from figures_with_intervals(part)
+            yield from metrics_with_intervals(part)
 
 
-def test_published_intervals_hold_their_figures() -> None:
+def test_published_intervals_hold_their_metrics() -> None:
     count = 0
     for path in tables.RESULTS.rglob("*.json"):
-        for name, figure, low, high in figures_with_intervals(json.loads(path.read_text())):
-            assert low <= figure <= high, f"{path}: {name} {figure} is not in {low} to {high}"
+        for name, metric, low, high in metrics_with_intervals(json.loads(path.read_text())):
+            assert low <= metric <= high, f"{path}: {name} {metric} is not in {low} to {high}"
             count += 1
     assert count > 500
 

@@ -126,7 +126,7 @@ def test_features_are_kept_in_the_compute_dtype_and_learned_from() -> None:
     logits = logits_of(setup.classifier, images)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
     assert float(loss) < 0.6 * np.log(10)  # what the zero head begins with
-    # The upper half on features says what the classifier says of the images, in eight bits.
+    # The trainable part says of features what the classifier says of the images, in eight bits.
     upper = logits_of(task.model, task.validation.inputs)
     assert upper.dtype == np.float32
     np.testing.assert_allclose(upper, logits_of(setup.classifier, setup.dataset.validation.images), rtol=0.01, atol=0.1)

@@ -147,7 +147,7 @@ def test_evaluate_measures_them(data_dir: Path, tmp_path: Path) -> None:
     again = json.loads((path / "further_evaluation.json").read_text())
     assert again == found  # and the mean is still that of all of it
     html = (path / "report.html").read_text()
-    assert f"Mean over 2 corrupted sets: {100 * accuracy:.2f}" in html
+    assert f"Mean over the 2 sets of cifar10_corrupted: {100 * accuracy:.2f}" in html
     assert "cifar10_h is the test images with what people see in them" in html
 
 

@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rate(
         train(tmp_path)
 
 
-def test_a_roll_back_goes_to_the_last_state_at_half_the_rate(
+def test_a_roll_back_goes_to_the_last_checkpoint_at_half_the_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rates = poison(monkeypatch, "finetune", 0.01)
@@ -185,7 +185,7 @@ class Signal(keras.callbacks.Callback):
     [
         (Signal(signal.SIGTERM, step=1), {"phase": 0, "epoch": 0, "step": 2}),
         (Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}),
-        # At the last step of an epoch and in its validation nothing is saved: the state before is gone on from.
+        # At the last step of an epoch and in its validation nothing is saved: the run goes on from the checkpoint before.
         (Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}),
         (Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}),
         # When nothing of the last phase is left to end, its end is saved.

@@ -8,7 +8,7 @@ from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
 from cifar_keras.evaluation.metrics import TOP, classification_metrics
-from cifar_keras.evaluation.uncertainty import bootstrap_intervals, mcnemar, resampled_metrics, share_interval
+from cifar_keras.evaluation.uncertainty import bootstrap_intervals, fraction_interval, mcnemar, resampled_metrics
 
 CLASSES = 10
 
@@ -22,11 +22,11 @@ def predictions(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (1, 5), (0, 7), (31, 40), (6820, 6868)])
-def test_the_interval_of_a_share_is_wilsons(right: int, count: int) -> None:
+def test_the_interval_of_a_fraction_is_wilsons(right: int, count: int) -> None:
     fraction, z = right / count, stats.norm.ppf(0.975)
     middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
-    found = share_interval(right, count)
+    found = fraction_interval(right, count)
     np.testing.assert_allclose(found, (middle - half, middle + half), atol=1e-12)
     assert -1e-12 <= found.low <= fraction <= found.high <= 1 + 1e-12
 

@@ -52,7 +52,7 @@ Operation = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
 
 
 def is_flip_alone(config: AugmentationConfig) -> bool:
-    """Return whether the views of an image are at most two: it, and its mirror image if `flip` is on."""
+    """Return whether augmentation flips at most, so that an image has one or two views."""
     return dataclasses.replace(config, flip=False) == AugmentationConfig(flip=False, crop_padding=0)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cifar_keras.data.types import LabelledImages
 
-# What a random draw is for, so that the order of an epoch and the changes to its images share no key.
+# What a random draw is for, so that the order of an epoch and its augmentation share no key.
 ORDER, AUGMENTATION = 0, 1
 
 TIMED_BATCHES = 30
@@ -176,6 +176,6 @@ def _options() -> tf.data.Options:
     options.autotune.enabled = False
     # With oneDNN its rewriting of the graph makes another copy of all images (measured: 2.3 times their size held, not 1.2).
     options.experimental_optimization.apply_default_optimizations = False
-    # One process feeds all devices: each gets its share of every batch, which is all there is to share out.
+    # One process feeds all devices: each gets its part of every batch, and nothing else is split.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options

@@ -1,4 +1,4 @@
-"""What a data set is, for every room of the house."""
+"""Types of labelled images, of data sets and of their splits."""
 
 from typing import NamedTuple
 

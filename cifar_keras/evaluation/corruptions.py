@@ -50,7 +50,7 @@ def _gaussian_noise(
 
 
 def _shot_noise(images: NDArray[np.float64], strength: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Count photons; the strength is how many a white value has."""
+    """Add the noise of counted photons; the strength is how many a white value has."""
     return generator.poisson(images * strength) / strength
 
 
@@ -63,7 +63,7 @@ def _impulse_noise(images: NDArray[np.float64], strength: float, generator: np.r
 def _gaussian_blur(
     images: NDArray[np.float64], strength: float, _generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The strength is the standard deviation in pixels."""
+    """Blur by a Gaussian; the strength is its standard deviation in pixels."""
     blurred: NDArray[np.float64] = ndimage.gaussian_filter(images, (0, strength, strength, 0), mode="nearest")
     return blurred
 
@@ -105,7 +105,7 @@ def _box_weights(old: int, new: int) -> NDArray[np.float64]:
 
 
 def _jpeg(images: NDArray[np.float64], strength: float, _generator: np.random.Generator) -> NDArray[np.float64]:
-    """The strength is the quality of the file."""
+    """Compress to JPEG and decompress; the strength is the quality of the file."""
     bytes_of = np.round(255 * images).astype(np.uint8)
     files = [tf.io.encode_jpeg(image, quality=int(strength)) for image in bytes_of]
     return np.stack([tf.io.decode_jpeg(file).numpy() for file in files]) / 255.0

@@ -26,7 +26,7 @@ class Suspects(NamedTuple):
 
 
 def features_of(classifier: keras.Model, batch_size: int) -> Features:
-    """Return what computes the pooled features of a classifier's backbone, float32 `[n, features]`."""
+    """Return the function that computes the pooled features of a classifier's backbone, float32 `[n, features]`."""
     twin = fused_twin(classifier.get_layer("backbone"), compute_dtype="float32", folded=True)
     model = assemble(classifier, twin, last="backbone")
     return lambda images, title: predict_all(model, images, batch_size, title)

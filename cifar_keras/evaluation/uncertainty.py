@@ -73,7 +73,7 @@ def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np
     return Interval(low, min(highest, high))
 
 
-def share_interval(right: int, count: int) -> Interval:
+def fraction_interval(right: int, count: int) -> Interval:
     """Return Wilson's score interval of a fraction (Wilson, 1927, JASA 22), which stays between 0 and 1 for few images too.
 
     Args:

@@ -15,11 +15,11 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
-        """Return what writes a state of the bar."""
+        """Return the function that prints a line of the bar."""
         return lambda state: print(state, file=file, flush=True)
 
     def close(self) -> None:
-        """End without the last state, which tqdm would write once more."""
+        """End without the last line, which tqdm would write once more."""
         self.disable = True
 
 

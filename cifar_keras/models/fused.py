@@ -120,7 +120,7 @@ class FusedNormalization(keras.layers.Layer):
 
 
 class SharedDropout(keras.layers.Layer):
-    """A Dropout in another dtype, which draws from the seeds of the layer that it is made of: their state is saved with the run's."""
+    """A Dropout in another dtype, which draws from the seeds of the layer that it is made of: checkpoints have their state."""
 
     def __init__(self, dropout: keras.layers.Dropout, activation_dtype: str) -> None:
         super().__init__(name=dropout.name, dtype="float32", autocast=False)
@@ -287,7 +287,7 @@ def _is_normalization(layer: keras.Operation | None, *, inference: bool) -> bool
 
 
 def _is_one_kernel(layer: keras.layers.Layer) -> bool:
-    """Whether it is a BatchNormalization that learns, of pictures, whose statistics are those of one device's images."""
+    """Return whether a layer is a BatchNormalization that learns, of pictures, whose statistics are those of one device's images."""
     return (
         isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable

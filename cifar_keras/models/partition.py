@@ -9,7 +9,7 @@ from cifar_keras.models.fused import fused_twin, readers_of
 
 
 class Partition(NamedTuple):
-    """Together they are the classifier, whose variables they share."""
+    """The two parts of a classifier, which share its variables."""
 
     frozen: keras.Model  # uint8 images [n, height, width, 3] to float32 features [n, ...]; its kernels are its own
     trainable: keras.Model  # features to float32 logits [n, classes]

@@ -72,7 +72,7 @@ def _activated(features: Any, width: int, stride: int, name: str) -> Any:
 
 
 def _normalized(features: Any, width: int, kernel: int, stride: int, name: str) -> Any:
-    """A convolution without bias and the BatchNormalization after it."""
+    """Apply a convolution without bias and the BatchNormalization after it."""
     features = keras.layers.Conv2D(
         width,
         kernel,

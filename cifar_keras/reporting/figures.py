@@ -24,7 +24,7 @@ from PIL import Image
 
 from cifar_keras.evaluation.calibration import expected_calibration_error, reliability, softmax
 from cifar_keras.evaluation.galleries import most_confused_classes, spread_over_confidence
-from cifar_keras.evaluation.uncertainty import share_interval
+from cifar_keras.evaluation.uncertainty import fraction_interval
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
@@ -237,7 +237,7 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
         count, confidence, accuracy = (values[filled] for values in diagram)
         error = 100 * expected_calibration_error(probabilities, labels)
         right = np.rint(accuracy * count).astype(int)
-        intervals = [share_interval(*pair) for pair in zip(right.tolist(), count.tolist(), strict=True)]
+        intervals = [fraction_interval(*pair) for pair in zip(right.tolist(), count.tolist(), strict=True)]
         fractions.errorbar(
             confidence,
             accuracy,

@@ -71,7 +71,7 @@ def errors_picture(
 
 
 def keep_robustness(measured: Robustness, path: Path) -> None:
-    """Print rows, put them beside those that a workdir has, or in their place, and draw the corruptions."""
+    """Print rows of robustness, merge them into those of a workdir, and draw the corruptions."""
     if not measured.rows:
         return
     print(robustness_table(measured.rows))

@@ -1,4 +1,4 @@
-"""Checkpoints: the states of a run on disk. Each is a folder, there whole or not at all; hashes tell a damaged one."""
+"""Checkpoints of a run on disk. Each is a folder, there whole or not at all; hashes tell a damaged one."""
 
 import contextlib
 import hashlib
@@ -19,8 +19,8 @@ from cifar_keras.files import writing
 ARRAYS, VALUES, MANIFEST = "arrays.npz", "values.json", "manifest.json"
 
 
-class State(NamedTuple):
-    """What a run is at one moment."""
+class Checkpoint(NamedTuple):
+    """A run, or a part of it, at one moment: plain values and arrays."""
 
     values: dict[str, Any]  # plain values of JSON
     arrays: dict[str, NDArray[Any]]
@@ -38,24 +38,26 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
 
-    def save(self, state: State) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and only then remove the oldest.
 
         Raises:
             OSError: the folder cannot be written, or the disk is full. The checkpoints before are as they were.
         """
-        self._folder.mkdir(exist_ok=True)  # not its parents: a workdir that was removed is not made again
+        # Not its parents: a workdir that was removed is not made again.
+        self._folder.mkdir(exist_ok=True)
         earlier = self._paths()
         number = 1 + (int(earlier[-1].name) if earlier else 0)
         beside = self._folder / f".{number:06d}.part"
-        shutil.rmtree(beside, ignore_errors=True)  # a process was killed while it saved
+        # Left by a process that was killed while it saved.
+        shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir()
             with (beside / ARRAYS).open("xb") as file:
-                np.savez(file, allow_pickle=False, **state.arrays)
+                np.savez(file, allow_pickle=False, **checkpoint.arrays)
                 file.flush()
                 writing.flush(file.fileno())
-            writing.write_json(beside / VALUES, state.values)
+            writing.write_json(beside / VALUES, checkpoint.values)
             writing.write_json(beside / MANIFEST, {name: _digest(beside / name) for name in (ARRAYS, VALUES)})
             beside.rename(self._folder / f"{number:06d}")
         except BaseException:
@@ -65,7 +67,7 @@ class Checkpoints:
         for path in earlier[: max(0, len(earlier) + 1 - self._keep)]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         """Read the newest whole checkpoint; None where there is none at all. A damaged one is named on stderr and passed over.
 
         Raises:
@@ -91,13 +93,13 @@ class Checkpoints:
         return []
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> Checkpoint:
     manifest = writing.read_json(path / MANIFEST)
     for name in (ARRAYS, VALUES):
         if _digest(path / name) != manifest[name]:
             raise ValueError(f"{name} is not what was written")
     with np.load(path / ARRAYS, allow_pickle=False) as arrays:
-        return State(writing.read_json(path / VALUES), dict(arrays))
+        return Checkpoint(writing.read_json(path / VALUES), dict(arrays))
 
 
 def _digest(path: Path) -> str:
@@ -142,7 +144,8 @@ def write_variables(
     for name in variables.keys() & kept:
         copies = _copies(variables[name], strategy)
         if len(copies) == 1:
-            variables[name].assign(arrays[f"{group}/{name}/0"])  # all devices' copies
+            # This sets the copies of all devices.
+            variables[name].assign(arrays[f"{group}/{name}/0"])
         else:
             for copy, value in enumerate(copies):
                 value.assign(arrays[f"{group}/{name}/{copy}"])

@@ -32,7 +32,7 @@ def device_names() -> list[str]:
     return models or [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("CPU")]
 
 
-def check_no_empty_share(image_count: int, global_batch_size: int, replicas: int) -> None:
+def check_no_idle_device(image_count: int, global_batch_size: int, replicas: int) -> None:
     """Check that the last validation batch has an image for each device; oneDNN's convolutions fail on none.
 
     The strategy gives each device ceil(batch / replicas) images until there are none left.

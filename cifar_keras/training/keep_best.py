@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
-from cifar_keras.training.checkpoints import State
+from cifar_keras.training.checkpoints import Checkpoint
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -23,12 +23,12 @@ class KeepBest(keras.callbacks.Callback):
         self.waited = 0  # epochs of this phase since the best, or since it began
         self._patience, self._first_epoch = 0, 0
 
-    def state(self) -> State:
+    def state(self) -> Checkpoint:
         """Return what a later process needs to go on."""
         values = {"best": self.best, "waited": self.waited}
-        return State(values, {f"best/{number}": array for number, array in enumerate(self.best_weights)})
+        return Checkpoint(values, {f"best/{number}": array for number, array in enumerate(self.best_weights)})
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """Go on from what `state` returned; a phase goes on by `begin_phase` with what was waited."""
         self.best = None if state.values["best"] is None else tuple(state.values["best"])
         self.waited = state.values["waited"]

@@ -33,7 +33,7 @@ class Progress:
     position: Position = dataclasses.field(default_factory=Position)
     rate_fraction: float = 1.0  # of the learning rates that are asked for, after rolling back
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    states: dict[str, float] = dataclasses.field(default_factory=lambda: {"saved": 0, "minutes": 0.0})
+    checkpoints: dict[str, float] = dataclasses.field(default_factory=lambda: {"saved": 0, "minutes": 0.0})
     summaries: dict[str, PhaseSummary] = dataclasses.field(default_factory=dict)  # of the phases that are done
     # Of weights, by their places, that began to learn later in the phase.
     first_steps: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -46,7 +46,7 @@ class Progress:
             "position": self.position._asdict(),
             "rate_fraction": self.rate_fraction,
             "rollbacks": self.rollbacks,
-            "states": self.states,
+            "states": self.checkpoints,
             "summaries": summaries,
             "first_steps": self.first_steps,
         }
@@ -55,12 +55,12 @@ class Progress:
         """Go on from what `state` returned."""
         self.position = Position(**values["position"])
         self.rate_fraction, self.rollbacks = values["rate_fraction"], values["rollbacks"]
-        self.states, self.first_steps = values["states"], values["first_steps"]
+        self.checkpoints, self.first_steps = values["states"], values["first_steps"]
         self.summaries = {name: PhaseSummary(**summary) for name, summary in values["summaries"].items()}
 
-    def add_state(self, minutes: float) -> None:
+    def count_checkpoint(self, minutes: float) -> None:
         """Count a checkpoint that was saved."""
-        self.states = {"saved": self.states["saved"] + 1, "minutes": self.states["minutes"] + minutes}
+        self.checkpoints = {"saved": self.checkpoints["saved"] + 1, "minutes": self.checkpoints["minutes"] + minutes}
 
 
 def check_format(values: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ class Prune(keras.callbacks.Callback):
         self._masks: list[tuple[Any, tf.Tensor]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Take what is zero already from the kernels."""
+        """Read from the kernels which weights are zero already."""
         kernels = _kernels_of(self.model.trainable_weights)
         self._masks = [(kernel, tf.cast(tf.not_equal(kernel.value, 0), kernel.dtype)) for kernel in kernels]
 
@@ -64,7 +64,7 @@ class Prune(keras.callbacks.Callback):
         self._first_step = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Choose what is zero if it is time to, and set it to zero again, which the optimizer has moved."""
+        """Set pruned weights, which the optimizer has moved, to zero again; if it is time to, choose more of them first."""
         self._step += 1
         before, now = (sparsity_at(step, self._phase) for step in (self._step - 1, self._step))
         last = now == self._phase.sparsity != before

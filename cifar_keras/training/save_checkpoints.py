@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_keras.training.checkpoints import State, numbered, write_variables
+from cifar_keras.training.checkpoints import Checkpoint, numbered, write_variables
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.phases import Phase
 
@@ -33,7 +33,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         *,
         every: int,
         first_step: int,
-        mid_phase: State | None,
+        mid_phase: Checkpoint | None,
         strategy: tf.distribute.Strategy,
         interruption: Interruption,
     ) -> None:

@@ -17,7 +17,7 @@ from cifar_keras.models.classifier import make_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights
 from cifar_keras.training.compute import choose_compute_dtype
-from cifar_keras.training.devices import check_no_empty_share, device_names, make_strategy, set_up_devices
+from cifar_keras.training.devices import check_no_idle_device, device_names, make_strategy, set_up_devices
 from cifar_keras.training.phases import Phase, plan_phases
 from cifar_keras.training.teacher import Teacher
 
@@ -60,7 +60,7 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     if teacher is not None:
         teacher.check_classes(dataset.class_names)
     phases = plan_phases(config, train.total)
-    check_no_empty_share(validation.total, config.data.global_batch_size, strategy.num_replicas_in_sync)
+    check_no_idle_device(validation.total, config.data.global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         classifier = make_classifier(
             config.model, len(dataset.class_names), seed=config.seed, timeout_seconds=config.source_timeout_seconds
@@ -86,7 +86,7 @@ def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
 
 
 def still_needed(config: RunConfig) -> RunConfig:
-    """Return the config of what a run that goes on still has to read: its checkpoint has the weights."""
+    """Return a resumed run's config without what it need not read: the starting weights, and an archive that the folder was made from."""
     data = config.data
     if data.archive and is_prepared(data):
         data = dataclasses.replace(data, archive="")
@@ -95,7 +95,7 @@ def still_needed(config: RunConfig) -> RunConfig:
 
 
 def ask_teacher(setup: RunSetup) -> RunSetup:
-    """Put the logits of a teacher, if there is one, beside the labels, but for those that it is asked for in each step."""
+    """Add a teacher's logits to the targets; not those of the train split where training asks in every step."""
     teacher, train = setup.teacher, setup.train
     if teacher is None:
         return setup

@@ -86,7 +86,7 @@ def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Mo
 
 
 def caching_pays(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage, parts: Partition) -> bool:
-    """Return whether the features of a stage are computed once, and say why not if they are not."""
+    """Return whether the features of a stage are computed once, and print why not if they are not."""
     views = setup.train.total * (2 if config.augmentation.flip else 1)
     seen = stage.epochs * phase.steps_per_epoch * config.data.global_batch_size
     gib = features_gib(parts.frozen, views + setup.validation.total, setup.compute_dtype)

@@ -15,7 +15,7 @@ from cifar_keras.config import Divergence, RunConfig, to_values
 from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, measure_speed, training_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.files import environment
-from cifar_keras.training.checkpoints import Checkpoints, State, named, numbered, read_variables, write_variables
+from cifar_keras.training.checkpoints import Checkpoint, Checkpoints, named, numbered, read_variables, write_variables
 from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
 from cifar_keras.training.fit import compile_phase, fit_phase
 from cifar_keras.training.interruption import Interruption
@@ -67,7 +67,7 @@ class Trainer:
         self._keep_best = KeepBest(setup.classifier)
         self.progress = Progress()
 
-    def train(self, checkpoint: State | None = None) -> None:
+    def train(self, checkpoint: Checkpoint | None = None) -> None:
         """Train the phases that are left, and leave the classifier at its best epoch.
 
         Args:
@@ -105,10 +105,10 @@ class Trainer:
             "compute_dtype": self._setup.compute_dtype,
             "phases": {name: summary._asdict() for name, summary in self.progress.summaries.items()},
             "rollbacks": self.progress.rollbacks,
-            "states": self.progress.states,
+            "states": self.progress.checkpoints,
         }
 
-    def _check_devices(self, checkpoint: State) -> None:
+    def _check_devices(self, checkpoint: Checkpoint) -> None:
         before, now = checkpoint.values["replicas"], self._setup.strategy.num_replicas_in_sync
         # On another number of devices each gets another part of a batch, and sums up another part of the metrics.
         if before != now:
@@ -116,7 +116,7 @@ class Trainer:
                 f"--resume: the run began on {before} devices and has to go on there. Received: {now} devices"
             )
 
-    def _train_phase(self, phase: Phase, checkpoint: State | None) -> None:
+    def _train_phase(self, phase: Phase, checkpoint: Checkpoint | None) -> None:
         """Train a phase from its beginning, or from a checkpoint in the middle of it."""
         started, steps_before = time.monotonic(), self._log.step
         # A checkpoint between two phases has nothing of the phase that follows.
@@ -138,7 +138,7 @@ class Trainer:
             if left.number + 1 == len(phase.stages) or task.model.stop_training:
                 break
             # The next stage has a model and an optimizer of its own; it takes over the optimizer's variables as from a checkpoint.
-            mid_phase = State(
+            mid_phase = Checkpoint(
                 {"mid_phase": self._mid_phase(task.model, left.number)}, self._optimizer_arrays(task.model)
             )
         # Before the checkpoint of the phase's end, which the next phase begins from.
@@ -160,7 +160,7 @@ class Trainer:
         self.progress.rate_fraction, self.progress.first_steps = 1.0, {}
         self._save(None)
 
-    def _begin_keeping(self, phase: Phase, mid_phase: State | None) -> None:
+    def _begin_keeping(self, phase: Phase, mid_phase: Checkpoint | None) -> None:
         """Begin to look for the best epoch.
 
         In a phase that prunes, only epochs that end at full sparsity may become it. In a phase of several stages, only epochs of
@@ -174,7 +174,7 @@ class Trainer:
         if phase.sparsity and self.progress.position.epoch <= first_epoch:
             self._keep_best.forget()
 
-    def _compile(self, phase: Phase, number: int, task: Task, mid_phase: State | None) -> None:
+    def _compile(self, phase: Phase, number: int, task: Task, mid_phase: Checkpoint | None) -> None:
         """Compile a stage's model, and restore its optimizer from a checkpoint of this stage, or from the end of the stage before."""
         model, strategy = task.model, self._setup.strategy
         compile_phase(model, phase, strategy, compute_dtype=self._setup.compute_dtype)
@@ -203,9 +203,9 @@ class Trainer:
             optimizer.first_steps = first_steps if any(first_steps) else ()
 
     def _fit(
-        self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, mid_phase: State | None
+        self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, mid_phase: Checkpoint | None
     ) -> float | None:
-        """Fit a stage, or what is left of it, and return what the input pipeline alone gives."""
+        """Fit a stage, or what is left of it, and return the images/s of the input pipeline alone."""
         batch_size = self._config.data.global_batch_size
         step = self.progress.position.step
         batches = training_batches(
@@ -229,7 +229,7 @@ class Trainer:
         return pipeline_speed
 
     def _callbacks_of(
-        self, phase: Phase, number: int, task: Task, logger: LogPhase, mid_phase: State | None
+        self, phase: Phase, number: int, task: Task, logger: LogPhase, mid_phase: Checkpoint | None
     ) -> list[keras.callbacks.Callback]:
         """Return the callbacks of `fit`, in the order in which Keras calls them."""
         step = self.progress.position.step
@@ -247,7 +247,7 @@ class Trainer:
             strategy=self._setup.strategy,
             interruption=self._interruption,
         )
-        # The saver comes behind those whose state it saves.
+        # The saver comes last, because it saves what the others have counted.
         callbacks: list[keras.callbacks.Callback] = [logger, self._keep_best, saver]
         if not sys.stdout.isatty():
             callbacks.append(TellProgress(logger, phase, task.validation.total))
@@ -257,18 +257,18 @@ class Trainer:
         return [*callbacks, *self._callbacks]
 
     def _save(self, model: keras.Model | None, stage: int = 0) -> None:
-        """Save a checkpoint, with the state of the stage that fits `model`; None is between two phases."""
+        """Save a checkpoint; `model` is what the running stage fits, None between two phases."""
         started = time.monotonic()
-        state = self._state(model, stage)
+        checkpoint = self._checkpoint(model, stage)
         try:
-            self._checkpoints.save(state)
-            self.progress.add_state((time.monotonic() - started) / 60)
+            self._checkpoints.save(checkpoint)
+            self.progress.count_checkpoint((time.monotonic() - started) / 60)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             print("warning: the checkpoint was not saved, the disk is full; the one before is kept", file=sys.stderr)
 
-    def _state(self, model: keras.Model | None, stage: int) -> State:
+    def _checkpoint(self, model: keras.Model | None, stage: int) -> Checkpoint:
         """Return all that another process needs to go on with the same bits.
 
         Raises:
@@ -293,7 +293,7 @@ class Trainer:
             "log": self._log.state(),
             "minutes": self._watch.minutes(),
         }
-        return State(values, arrays | best.arrays)
+        return Checkpoint(values, arrays | best.arrays)
 
     def _mid_phase(self, model: keras.Model, stage: int) -> dict[str, Any]:
         return {"stage": stage, "kernel_gradients": kernel_gradients(model)}
@@ -304,16 +304,16 @@ class Trainer:
     def _named(self, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
         return named(optimizer, self._setup.classifier.variables)
 
-    def _restore(self, checkpoint: State) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         """Restore everything except the running phase: `_compile` and `SaveCheckpoints` restore that when its parts are made."""
         values, arrays = checkpoint
         variables = numbered(self._setup.classifier.variables)
         write_variables("classifier", variables, self._setup.strategy, arrays)
         self.progress.restore(values["progress"])
-        self._keep_best.restore(State(values["keep_best"], arrays))
+        self._keep_best.restore(Checkpoint(values["keep_best"], arrays))
         self._log.restore(values["log"])
 
-    def _roll_back(self, phase: Phase, error: DivergedError) -> State:
+    def _roll_back(self, phase: Phase, error: DivergedError) -> Checkpoint:
         """Go back to the newest whole checkpoint, at a lower rate.
 
         Raises:

@@ -154,7 +154,7 @@ def set_up_best(worker: Worker, candidates: list[Case]) -> Case | None:
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """Say a row in a line."""
+    """Return a row as a line of text."""
     return (
         f"{row['work']:15}{row['image_size']:4} px  batch {row['batch_size']:3}  {row['system']:21}"
         f"{row['images_per_second']:10,.1f} images/s  ({row['low']:,.1f} to {row['high']:,.1f})  "

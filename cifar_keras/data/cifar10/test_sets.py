@@ -16,7 +16,7 @@ from cifar_keras.files import paths
 
 
 class OtherSet(NamedTuple):
-    """Images that a model is measured on beside its own test split."""
+    """Another test set, for robustness."""
 
     name: str
     split: LabelledImages
@@ -32,7 +32,7 @@ NOISY_LABELS = ("aggre_label", "random_label1", "random_label2", "random_label3"
 
 
 def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
-    """Return the TFDS names of what names stand for, all of it prepared.
+    """Return the TFDS names that the settings' names stand for; all of them are prepared.
 
     Args:
         names: `cifar10_1`, whose newest version is v6, or `cifar10_1/v4`; `cifar10_corrupted`, all of it that is there, or one as
