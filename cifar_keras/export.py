@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     environment.load_keras()
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")  # for the processes that run the exports; converting needs none
+    # Leave the GPUs to the processes that run the exports; converting needs none.
+    tf.config.set_visible_devices([], "GPU")
     from cifar_keras.data.datasets import load_dataset
     from cifar_keras.exporting.saved_model import check_classes, load_saved_model
     from cifar_keras.reporting import pages
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
                     name, run, model, dataset, scratch, calibration_images=arguments.calibration_images
                 )
                 keep_export(name, exports[name], run.path)
-        finally:  # what was kept before one failed
+        finally:
+            # Also if one failed: report what was kept before it.
             print(exports_table(exports))
             pages.write_report_again(run, dataset)
     if outside := [name for name, found in exports.items() if not found["within_bounds"]]:
@@ -148,7 +150,8 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "KERAS_HOME": str(scratch)},
         check=False,
     )
-    if done.returncode == command.BAD_INPUT_STATUS:  # it has said why
+    # The runtime has printed why.
+    if done.returncode == command.BAD_INPUT_STATUS:
         raise UserError(f"--format={name}: what its runtime gives cannot be written. Received: {scratch.parent}")
     if done.returncode:
         raise RuntimeError(f"the runtime of {name} cannot run it. Received: status {done.returncode}")

@@ -22,14 +22,15 @@ if TYPE_CHECKING:  # it takes seconds to import
     import tensorflow as tf
 
 BATCH_SIZE = 32
-BATCH_PIXELS = 4_000_000  # and bytes: a photograph is a batch of its own, so that its line comes when it is known
+# And bytes. A photograph is a batch of its own, so that its line comes when it is known.
+BATCH_PIXELS = 4_000_000
 FILE_BYTES_LIMIT = 64 * 2**20
 ORIENTATION = 0x0112  # EXIF's tag, and the quarter turns to the left and then whether to mirror that its values ask for
 TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 LONGEST_NAME = 40  # characters of a file's name that are drawn
 PIXELS_LIMIT = 100_000_000  # 300 MB when it is decoded, twice that while it is turned
 
-Batch = list[tuple[Path, bytes | UserError]]  # files with what is in them, or with why that is no image
+FileBatch = list[tuple[Path, bytes | UserError]]  # files with what is in them, or with why that is no image
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = flags.parse_predict(argv)
     if arguments.attribution:
         paths.check_has_model(arguments.model)
-    files = [path for path in arguments.files if not _say(problem_of(path))]  # known before TensorFlow is imported
+    # Before TensorFlow is imported, which takes seconds.
+    files = [path for path in arguments.files if not _say(problem_of(path))]
     if not files:
         sys.exit(command.BAD_INPUT_STATUS)
     environment.load_keras()
@@ -98,8 +100,8 @@ def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[
         yield from zip((path for path, _ in batch), _classify(model, batch), strict=True)
 
 
-def _batches(files: Sequence[Path]) -> Iterator[Batch]:
-    batch: Batch = []
+def _batches(files: Sequence[Path]) -> Iterator[FileBatch]:
+    batch: FileBatch = []
     filled = 0
     for path in files:
         content: bytes | UserError
@@ -117,7 +119,7 @@ def _batches(files: Sequence[Path]) -> Iterator[Batch]:
         yield batch
 
 
-def _classify(model: Any, batch: Batch) -> list[NDArray[np.float32] | UserError]:
+def _classify(model: Any, batch: FileBatch) -> list[NDArray[np.float32] | UserError]:
     """Return the probabilities of files, or what is wrong with them."""
     import tensorflow as tf
 
@@ -125,7 +127,8 @@ def _classify(model: Any, batch: Batch) -> list[NDArray[np.float32] | UserError]
     contents = {place: content for place, (_, content) in enumerate(batch) if not isinstance(content, UserError)}
     as_stored = {place: content for place, content in contents.items() if _orientation_of(content) not in TURNS}
     if as_stored:
-        with contextlib.suppress(tf.errors.InvalidArgumentError):  # one of them cannot be decoded: each alone
+        # If one of them cannot be decoded, each is tried alone below.
+        with contextlib.suppress(tf.errors.InvalidArgumentError):
             served = model.serve_bytes(tf.constant(list(as_stored.values())))["probabilities"].numpy()
             found = dict(zip(as_stored, served, strict=True))
     for place, (path, content) in enumerate(batch):

@@ -142,20 +142,9 @@ def _train(
     )
     trainer.train(checkpoint)
     with watch.time("evaluate"):
-        logits, metrics, temperature = _validate(config, setup)
+        validated = _validate(config, setup)
     history = trainer.history() | {"commit": commit}
-    return Trained(
-        config,
-        path,
-        setup.dataset,
-        setup.classifier,
-        logits,
-        metrics,
-        temperature,
-        history=history,
-        log=log,
-        watch=watch,
-    )
+    return Trained(config, path, setup.dataset, setup.classifier, *validated, history=history, log=log, watch=watch)
 
 
 def _validate(config: RunConfig, setup: RunSetup) -> tuple[NDArray[np.float32], dict[str, Any], float]:

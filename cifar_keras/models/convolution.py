@@ -74,7 +74,8 @@ def crop_kernel(
         return kernel, geometry
     paddings = _paddings((1, 1), (1, 1), kernel.shape[:2], geometry)
     places = [divmod(before, dilation) for (before, _), dilation in zip(paddings, geometry.dilations, strict=True)]
-    if any(rest for _, rest in places):  # a dilated kernel of even size meets nothing but padding
+    # A dilated kernel of even size meets nothing but padding.
+    if any(rest for _, rest in places):
         return kernel, geometry
     (row, _), (column, _) = places
     return kernel[row : row + 1, column : column + 1], geometry._replace(padding="valid")

@@ -89,7 +89,8 @@ def set_kernel_gradients(model: keras.Model, ways: Mapping[str, KernelGradient])
 def _learning_convolutions(model: keras.Model) -> list[FusedConvolution]:
     try:
         layers = model.get_layer("backbone").layers
-    except ValueError:  # a head alone
+    except ValueError:
+        # The model is a head alone.
         return []
     return [
         layer
@@ -144,6 +145,7 @@ def _fastest(function: Callable[[], Any]) -> float:
     for _ in range(1 + TIMED_CALLS):
         started = time.perf_counter()
         for tensor in keras.tree.flatten(function()):
-            tensor.numpy()  # waits for a GPU
+            # Reading the value waits for a GPU.
+            tensor.numpy()
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

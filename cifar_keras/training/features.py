@@ -34,7 +34,8 @@ def compute_features(
     for part in image_parts(np.asarray(examples.inputs), batch_size, title):
         views = [part, part[:, :, ::-1]] if mirrored else [part]
         features = np.stack([predict_part(frozen, view, batch_size) for view in views], axis=1)
-        with tf.device("CPU"):  # around them alone: a GPU's model that is called in here would be computed on the CPU
+        # Around the features alone: a GPU's model that is called in here would be computed on the CPU.
+        with tf.device("CPU"):
             made.append(tf.cast(features, dtype))
     with tf.device("CPU"):
         return examples._replace(inputs=tf.concat(made, axis=0))

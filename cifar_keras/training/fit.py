@@ -97,7 +97,8 @@ def compile_phase(
                 # The loss without label smoothing and teacher: the same metric in all phases and at the evaluation.
                 keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True),
             ],
-            jit_compile=False,  # XLA makes a ResNet50's training step on a CPU half as fast
+            # XLA makes a ResNet50's training step on a CPU half as fast.
+            jit_compile=False,
         )
 
 
@@ -132,11 +133,14 @@ def fit_phase(
             steps_per_epoch=steps,
             validation_data=validation_batches,
             callbacks=list(callbacks),
-            shuffle=False,  # the batches are
-            verbose=1 if sys.stdout.isatty() else 2,  # a line an epoch where a bar would fill a file
+            # The batches are shuffled already.
+            shuffle=False,
+            # A line an epoch where a bar would fill a file.
+            verbose=1 if sys.stdout.isatty() else 2,
         )
 
-    if first_step:  # Keras knows epochs of one length only
+    # Keras knows epochs of one length only, so the rest of a begun epoch is a `fit` of its own.
+    if first_step:
         left = phase.steps_per_epoch - first_step
         fit(batches.take(left), range(first, first + 1), left)
         if model.stop_training:

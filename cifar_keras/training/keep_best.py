@@ -17,7 +17,8 @@ class KeepBest(keras.callbacks.Callback):
 
     def __init__(self, classifier: keras.Model) -> None:
         super().__init__()
-        self._classifier = classifier  # whole, although a phase may fit a part that shares its variables
+        # The whole one, although a phase may fit a part that shares its variables.
+        self._classifier = classifier
         self.best: tuple[float, float] | None = None  # (accuracy, -cross-entropy)
         self.best_weights: list[NDArray[Any]] = []
         self.waited = 0  # epochs of this phase since the best, or since it began

@@ -24,7 +24,8 @@ class FusedSGD(keras.optimizers.SGD):
         """Set momentum to `self.momentum * momentum - learning_rate * gradient`, and add it to the variable."""
         # A kernel takes the process down where a dtype is not the variable's.
         rate, gradient = tf.cast(learning_rate, variable.dtype), tf.cast(gradient, variable.dtype)
-        if not self.momentum:  # then there are no variables for it
+        # Without momentum Keras makes no variables for it.
+        if not self.momentum:
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
             return
         tf.raw_ops.ResourceApplyKerasMomentum(
@@ -68,7 +69,8 @@ class FusedAdam(keras.optimizers.Adam):
 def make_optimizer(config: PhaseConfig, steps: int) -> keras.optimizers.Optimizer:
     """Build the optimizer of a phase of `steps` steps."""
     rate = warmup_cosine(config.learning_rate, steps, config.warmup_share)
-    decay = config.weight_decay or None  # 0 would still be a pass over all variables
+    # A decay of 0 would still be a pass over all variables.
+    decay = config.weight_decay or None
     if config.optimizer is OptimizerName.SGD:
         optimizer = FusedSGD(rate, momentum=config.momentum, weight_decay=decay)
     else:

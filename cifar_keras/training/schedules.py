@@ -15,7 +15,8 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float) -> keras.optimiz
     if warmup_steps == 0:
         return keras.optimizers.schedules.CosineDecay(peak, decay_steps=steps)
     return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=peak / (warmup_steps + 1),  # from 0 the first step would be lost
+        # From 0 the first step would be lost.
+        initial_learning_rate=peak / (warmup_steps + 1),
         warmup_target=peak,
         warmup_steps=warmup_steps,
         decay_steps=steps - warmup_steps,

@@ -51,7 +51,8 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     print(f"devices: {', '.join(device_names())}", flush=True)
     compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
-    check_weights(config.model.weights)  # before the data, which can take minutes
+    # Before the data, which can take minutes.
+    check_weights(config.model.weights)
     teacher = Teacher(config, path / paths.CHECKPOINTS, strategy) if config.distillation.teacher else None
     if teacher is not None:
         teacher.check_is_there()

@@ -48,7 +48,8 @@ def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) ->
 
 def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Partition) -> Task:
     model, train = _learner(config, setup, parts.trainable), setup.train
-    if setup.teacher is not None:  # which cannot look at features
+    # A teacher cannot look at features, so it is asked about each image ahead.
+    if setup.teacher is not None:
         train = setup.teacher.beside(train, "train", setup.compute_dtype)
     train, validation = (
         compute_features(
@@ -80,7 +81,8 @@ def _learner(config: RunConfig, setup: RunSetup, network: keras.Model) -> Learne
 def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Model) -> None:
     wanted = config.compute.kernel_gradient
     if config.deterministic and wanted is KernelGradientChoice.AUTO:
-        wanted = KernelGradientChoice.CONVOLUTION  # what is measured can come out differently in the next run
+        # A measurement can come out differently in the next run.
+        wanted = KernelGradientChoice.CONVOLUTION
     images = config.data.global_batch_size // setup.strategy.num_replicas_in_sync
     choose_kernel_gradients(model, wanted, setup.compute_dtype, images)
 

@@ -99,7 +99,8 @@ class Teacher:
         return self._folder / f"teacher_{name}.npy"
 
     def _kept(self, name: str) -> NDArray[np.float32] | None:
-        with contextlib.suppress(OSError, ValueError):  # there is no such file, or not all of it
+        # The file may be missing, or cut off.
+        with contextlib.suppress(OSError, ValueError):
             kept: NDArray[np.float32] = np.load(self._file(name))
             return kept
         return None
