@@ -7,6 +7,7 @@ its help text and its validation cannot disagree. `flags.py` makes one flag of e
 import dataclasses
 import enum
 import typing
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cifar_keras.errors import UserError
@@ -415,6 +416,12 @@ def settings_of(section_type: type = RunConfig, section: str = "") -> list[Setti
 def value_of(config: RunConfig, leaf: Setting) -> Any:
     """Return the value of one leaf."""
     return getattr(getattr(config, leaf.section) if leaf.section else config, leaf.field.name)
+
+
+def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that an earlier run kept, and for settings that came later what was done then."""
+    then = {"teacher_view": str(TeacherView.PLAIN)} if values.get("teacher") else {}
+    return to_values(RunConfig()) | then | dict(values)
 
 
 def from_values(values: dict[str, Any]) -> RunConfig:

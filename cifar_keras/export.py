@@ -96,6 +96,8 @@ def export(
         file = place
     float32_bytes = 4 * sum(int(np.prod(variable.shape)) for variable in model.signatures["serve"].variables)
     found = prove(name, file, scratch, run) | {"share_of_float32": size_of(file) / float32_bytes}
+    if name == "litert_int8":
+        found["calibration_images"] = len(chosen)
     if FORMATS[name].converted and found["within_bounds"]:
         place.parent.mkdir(exist_ok=True)
         writing.put_in_place(file, place)

@@ -32,6 +32,9 @@ def test_it_grows_for_as_long_as_is_asked() -> None:
     phase = phase_of(10, 10, 0.8, ramp=0.2)
     assert sparsity_at(10, phase) == pytest.approx(0.8 * 7 / 8)
     assert sparsity_at(20, phase) == 0.8
+    uneven = phase_of(25, 10, 0.8, ramp=0.28)  # 0.28 * 25 is more than 7 in floating point
+    assert sparsity_at(70, uneven) == 0.8
+    assert first_sparse_epoch(uneven) == 6
     whole = phase_of(10, 10, 0.8, ramp=1.0)
     assert sparsity_at(99, whole) < 0.8
     assert first_sparse_epoch(whole) == 9

@@ -13,7 +13,7 @@ from cifar_keras.config import DistillationConfig, RunConfig
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.pipeline import Batch, Targets, training_batches
 from cifar_keras.errors import UserError
-from cifar_keras.exporting.saved_model import check_classes, load_saved_model
+from cifar_keras.exporting.saved_model import load_saved_model
 from cifar_keras.training.fit import Learner, compile_phase
 from cifar_keras.training.setup import RunSetup, ask_teacher
 from cifar_keras.training.tasks import make_task
@@ -167,14 +167,26 @@ def test_a_run_that_goes_on_does_not_ask_again(workdir: Path, tmp_path: Path) ->
     again = teach(gone, tmp_path / "kept", **settings)[1]
     assert np.array_equal(first.train.targets["teacher"], again.train.targets["teacher"])
     assert np.array_equal(first.validation.targets["teacher"], again.validation.targets["teacher"])
-    with pytest.raises(UserError, match=r"^--teacher has to name a run's workdir, .*\. Received: "):
+    with pytest.raises(UserError, match=r"^--teacher has to name the workdir of a finished run, .*\. Received: "):
         teach(gone, tmp_path / "kept", crop_padding=4)
 
 
-def test_logits_that_were_not_kept_whole_are_computed_again(workdir: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_another_teacher(workdir: Path, tmp_path: Path) -> None:
+    """Which gives other logits in the steps than it gave before."""
+    other = shutil.copytree(workdir, tmp_path / "teacher")
+    teach(other, tmp_path / "kept")
+    model = keras.models.load_model(other / "model.keras")
+    model.get_layer("head").bias.assign_add(np.ones(10))
+    model.save(other / "model.keras")
+    with pytest.raises(UserError, match=r"^--teacher has other weights than when the run began\. Received: "):
+        teach(other, tmp_path / "kept")
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_logits_that_were_not_kept_whole_are_computed_again(size: int, workdir: Path, tmp_path: Path) -> None:
     first = teach(workdir, tmp_path / "kept", crop_padding=0)[1]
     file = tmp_path / "kept" / "teacher_train.npy"
-    file.write_bytes(file.read_bytes()[:1000])
+    file.write_bytes(file.read_bytes()[:size])
     again = teach(workdir, tmp_path / "kept", crop_padding=0)[1]
     assert np.array_equal(first.train.targets["teacher"], again.train.targets["teacher"])
     assert np.array_equal(np.load(file), first.train.targets["teacher"])
@@ -191,14 +203,36 @@ def test_a_teacher_that_cannot_teach_is_named(workdir: Path, tmp_path: Path) -> 
     tf.saved_model.save(tf.Module(), str(tmp_path / "saved_model"))
     with pytest.raises(UserError, match=r"^--teacher has no signatures .*\. Received: "):
         load_saved_model(tmp_path, "teacher")
-    model = load_saved_model(workdir, "teacher")
-    check_classes(model, CLASS_NAMES, "a run", "teacher")
-    with pytest.raises(UserError, match=r"^--teacher tells other classes apart: airplane, .*\. Received: a run$"):
-        check_classes(model, CLASS_NAMES[:9], "a run", "teacher")
+    setup = teach(workdir, tmp_path / "kept")[1]
+    assert setup.teacher is not None
+    with pytest.raises(UserError, match=r"^--teacher tells other classes apart: airplane, .*\. Received: "):
+        setup.teacher.check_classes(CLASS_NAMES[:9])
     shutil.rmtree(tmp_path / "saved_model")
     shutil.copytree(workdir / "saved_model", tmp_path / "saved_model")
     with pytest.raises(UserError, match=r"^--teacher has to name .*, with model\.keras\. Received: "):
-        teach(tmp_path, tmp_path / "kept")
+        teach(tmp_path, tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "another network"])
+def test_a_teachers_file_that_cannot_be_used_is_named(damage: str, workdir: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(workdir, tmp_path / "teacher")
+    if damage == "another network":
+        images = keras.Input([8, 8, 3])
+        keras.Model(images, keras.layers.Flatten()(images)).save(teacher / "model.keras")
+    else:
+        content = (teacher / "model.keras").read_bytes()
+        (teacher / "model.keras").write_bytes(content[: len(content) // 2 if damage == "cut off" else 0])
+    with pytest.raises(UserError, match=r"^--teacher cannot be loaded: .* Received: .*model\.keras$"):
+        teach(teacher, tmp_path / "kept")
+
+
+def test_logits_that_are_not_finite_are_refused(workdir: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(workdir, tmp_path / "teacher")
+    model = keras.models.load_model(teacher / "model.keras")
+    model.get_layer("head").bias.assign(np.full(10, np.inf))
+    model.save(teacher / "model.keras")
+    with pytest.raises(UserError, match=r"^--teacher gives logits that are not finite\. Received: "):
+        teach(teacher, tmp_path / "kept")
 
 
 @pytest.mark.parametrize("cached", [True, False])

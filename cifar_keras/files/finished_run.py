@@ -95,7 +95,7 @@ def read_finished_run(path: Path) -> FinishedRun:
 def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
     result = writing.read_json(path)
     try:
-        run_config = config.from_values(result["config"])
+        run_config = config.from_values(config.with_later_settings(result["config"]))
         config.validate(run_config)
         float(result["calibration"]["temperature"]), float(result["calibration"]["test"]["loss"])
         float(result["minutes"]["total"])

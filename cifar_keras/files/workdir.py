@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from cifar_keras.config import FREE_WHEN_RESUMED, Resume, RunConfig, to_values
+from cifar_keras.config import FREE_WHEN_RESUMED, Resume, RunConfig, to_values, with_later_settings
 from cifar_keras.errors import InterruptedRunError, UserError, unwritable
 from cifar_keras.files import writing
 from cifar_keras.files.paths import CONFIG, LOCK, expand_model, kept_if_filled
@@ -59,8 +59,7 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
     Raises:
         UserError: others differ; the message names them.
     """
-    # What was not a setting yet when the run began was as its default is.
-    began, now = to_values(RunConfig()) | writing.read_json(path / CONFIG), to_values(config)
+    began, now = with_later_settings(writing.read_json(path / CONFIG)), to_values(config)
     differ = [
         f"--{flag}={now.get(flag)} (was {began.get(flag)})"
         for flag in sorted(began.keys() | now.keys())

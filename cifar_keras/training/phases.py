@@ -42,7 +42,7 @@ class Phase(NamedTuple):
     stages: tuple[Stage, ...]
     train_batch_norm: bool = False
     sparsity: float = 0.0  # fraction of the weights of each learning convolution that is pruned
-    sparsity_ramp: float = 1.0  # fraction of the phase's steps over which it grows
+    sparsity_ramp: float = 0.5  # fraction of the phase's steps over which it grows
 
     @property
     def epochs(self) -> range:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from cifar_keras.errors import UserError
 
-# Of the checkpoints. 1 had optimizers' variables by their places; 2 had a teacher's logits of the plain image.
+# Of the checkpoints. 1 had optimizers' variables by their places. 2 called `mid_phase` otherwise, and its teachers saw plain images.
 FORMAT = 3
 
 

@@ -28,7 +28,8 @@ def sparsity_of(model: keras.Model) -> float:
 
 def first_sparse_epoch(phase: Phase) -> int:
     """Return the first epoch of a phase, counted on through the phases, at whose end nothing more is pruned."""
-    return phase.first_epoch + int(np.ceil(_ramp(phase) / phase.steps_per_epoch)) - 1
+    # Rounded, because 0.28 * 25 is 7.000000000000001.
+    return phase.first_epoch + int(np.ceil(round(_ramp(phase) / phase.steps_per_epoch, 9))) - 1
 
 
 def _ramp(phase: Phase) -> float:

@@ -101,6 +101,6 @@ def ask_teacher(setup: RunSetup) -> RunSetup:
     if teacher is None:
         return setup
     if not teacher.is_asked_in_steps:
-        train = teacher.beside(train, "train", setup.compute_dtype)
-    validation = teacher.beside(setup.validation, "validation", setup.compute_dtype)
+        train = teacher.beside(train, "train")
+    validation = teacher.beside(setup.validation, "validation")
     return setup._replace(train=train, validation=validation)

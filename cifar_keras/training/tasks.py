@@ -15,7 +15,7 @@ from cifar_keras.training.features import choose_view, compute_features, feature
 from cifar_keras.training.fit import Learner, set_trainable
 from cifar_keras.training.phases import Phase, Stage
 from cifar_keras.training.setup import RunSetup
-from cifar_keras.training.teacher import Distillation
+from cifar_keras.training.teacher import Ask, Distillation
 
 
 class Task(NamedTuple):
@@ -42,15 +42,17 @@ def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) ->
         if parts and caching_pays(config, setup, phase, stage, parts):
             return _from_features(config, setup, phase, parts)
         twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(size, size, 3))
-        model = _learner(config, setup, assemble(classifier, twin))
+        teacher = setup.teacher
+        ask = teacher.ask(dtype) if teacher is not None and teacher.is_asked_in_steps else None
+        model = _learner(config, setup, assemble(classifier, twin), ask)
     return Task(model, setup.train, setup.validation, make_augmentation(config.augmentation), False)
 
 
 def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Partition) -> Task:
     model, train = _learner(config, setup, parts.trainable), setup.train
     # A teacher cannot look at features, so it is asked about each image ahead.
-    if setup.teacher is not None:
-        train = setup.teacher.beside(train, "train", setup.compute_dtype)
+    if setup.teacher is not None and setup.teacher.is_asked_in_steps:
+        train = setup.teacher.beside(train, "train")
     train, validation = (
         compute_features(
             parts.frozen,
@@ -68,14 +70,10 @@ def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Part
     return Task(model, train, only_view(validation), choose_view, True)
 
 
-def _learner(config: RunConfig, setup: RunSetup, network: keras.Model) -> Learner:
+def _learner(config: RunConfig, setup: RunSetup, network: keras.Model, ask: Ask | None = None) -> Learner:
     """Return what learns from labels, and from the teacher if there is one."""
     _choose_kernel_gradients(config, setup, network)
-    teacher = setup.teacher
-    if teacher is None:
-        return Learner(network)
-    ask = teacher.ask(setup.compute_dtype) if teacher.is_asked_in_steps else None
-    return Learner(network, Distillation(config.distillation, ask))
+    return Learner(network, Distillation(config.distillation, ask) if setup.teacher is not None else None)
 
 
 def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Model) -> None:

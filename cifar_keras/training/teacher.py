@@ -2,7 +2,10 @@
 
 import contextlib
 import functools
+import hashlib
 import io
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from numpy.typing import NDArray
 from cifar_keras.config import DistillationConfig, RunConfig, TeacherView
 from cifar_keras.data.augmentation import is_flip_alone
 from cifar_keras.data.pipeline import Batch, Examples
-from cifar_keras.errors import UserError
-from cifar_keras.exporting.saved_model import check_classes, load_saved_model
+from cifar_keras.errors import UserError, reason_of
+from cifar_keras.exporting.saved_model import class_names_of, load_saved_model
 from cifar_keras.files import paths, writing
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
@@ -33,31 +36,33 @@ class Teacher:
 
     Args:
         config: of the student's run.
-        folder: where its logits are kept, so that a run that goes on does not compute them again.
+        folder: where its logits and the digest of its weights are kept for a run that goes on.
         strategy: of the student's run.
     """
 
     def __init__(self, config: RunConfig, folder: Path, strategy: tf.distribute.Strategy) -> None:
         self._config, self._folder, self._strategy = config, folder, strategy
-        self._networks: dict[str, keras.Model] = {}
-        wanted, augmentation = config.distillation.teacher_view, config.augmentation
-        self.is_asked_in_steps = wanted is TeacherView.AUGMENTED and not is_flip_alone(augmentation)
-
-        self._served: tf.Module | None = None
+        self._plain = config.distillation.teacher_view is TeacherView.PLAIN
+        self.is_asked_in_steps = not self._plain and not is_flip_alone(config.augmentation)
+        self._class_names: tuple[str, ...] = ()
 
     def check_is_there(self) -> None:
         """Check that it can be asked; a teacher all of whose logits are kept need not be there any more.
 
         Raises:
-            UserError: it cannot.
+            UserError: it cannot, or is another one than when the run began.
         """
-        if not self.is_asked_in_steps and all(self._file(name).is_file() for name in ("train", "validation")):
+        if not self.is_asked_in_steps and all(self._kept(name) is not None for name in ("train", "validation")):
             return
-        self._served = load_saved_model(self._path, "teacher")
-        if not (self._path / paths.MODEL).is_file():
+        if not self._file.is_file():
             raise UserError(
-                f"--teacher has to name the workdir of a finished run, with {paths.MODEL}. Received: {self._path}"
+                f"--teacher has to name the workdir of a finished run, with {paths.MODEL}. Received: {self._workdir}"
             )
+        digest = self._folder / "teacher.sha256"
+        if digest.is_file() and digest.read_text() != self._digest():
+            raise UserError(f"--teacher has other weights than when the run began. Received: {self._workdir}")
+        self._class_names = class_names_of(load_saved_model(self._workdir, "teacher"))
+        self._network("float32")
 
     def check_classes(self, class_names: tuple[str, ...]) -> None:
         """Check that it tells these classes apart, if `check_is_there` looked at it.
@@ -65,67 +70,85 @@ class Teacher:
         Raises:
             UserError: it tells others apart.
         """
-        if self._served is not None:
-            check_classes(self._served, class_names, self._path, "teacher")
+        if self._class_names and self._class_names != class_names:
+            raise UserError(
+                f"--teacher tells other classes apart: {', '.join(self._class_names)}. Received: {self._workdir}"
+            )
 
-    def beside(self, examples: Examples, name: str, compute_dtype: str) -> Examples:
-        """Put its logits beside the labels.
+    def beside(self, examples: Examples, name: str) -> Examples:
+        """Put its logits, computed in float32, beside the labels.
 
         Args:
             examples: images.
             name: of the split: train gets logits of each view, `[n, views, classes]`, validation of the image, `[n, classes]`.
-            compute_dtype: of its activations.
+
+        Raises:
+            UserError: a logit is not finite.
         """
         logits = self._kept(name)
-        if logits is None:
-            logits = self._ask_all(np.asarray(examples.inputs), name, compute_dtype)
+        if logits is None or len(logits) != examples.total:
+            logits = self._ask_all(np.asarray(examples.inputs), name)
             content = io.BytesIO()
             np.save(content, logits, allow_pickle=False)
             self._folder.mkdir(exist_ok=True)
-            writing.write_whole(self._file(name), content.getvalue())
+            writing.write_whole(self._folder / "teacher.sha256", self._digest().encode())
+            writing.write_whole(self._kept_file(name), content.getvalue())
         with tf.device("CPU"):
             teacher = tf.identity(tf.convert_to_tensor(logits))
         return examples._replace(targets={**examples.targets, "teacher": teacher})
 
     def ask(self, compute_dtype: str) -> Ask:
-        """Return the function that a training step calls for its logits."""
-        return functools.partial(self._network(compute_dtype), training=False)
+        """Return the function that a training step calls for its logits; its activations are of the dtype."""
+        network = self._network(compute_dtype)
+        return lambda images: tf.stop_gradient(network(images, training=False))
 
     @functools.cached_property
-    def _path(self) -> Path:
+    def _workdir(self) -> Path:
         return paths.expand_model("teacher", self._config.distillation.teacher)
 
-    def _file(self, name: str) -> Path:
+    @property
+    def _file(self) -> Path:
+        return self._workdir / paths.MODEL
+
+    def _digest(self) -> str:
+        with self._file.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _kept_file(self, name: str) -> Path:
         return self._folder / f"teacher_{name}.npy"
 
     def _kept(self, name: str) -> NDArray[np.float32] | None:
-        # The file may be missing, or cut off.
-        with contextlib.suppress(OSError, ValueError):
-            kept: NDArray[np.float32] = np.load(self._file(name))
+        # The file may be missing, empty, or cut off.
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            kept: NDArray[np.float32] = np.load(self._kept_file(name))
             return kept
         return None
 
     def _network(self, compute_dtype: str) -> keras.Model:
-        """Load its classifier, as a fused twin for inference."""
-        if compute_dtype not in self._networks:
-            with self._strategy.scope():
-                classifier = keras.models.load_model(self._path / paths.MODEL, compile=False)
+        """Load its classifier as a fused twin for inference.
+
+        Raises:
+            UserError: it cannot be read, or is no classifier of a run.
+        """
+        with self._strategy.scope():
+            try:
+                classifier = keras.models.load_model(self._file, compile=False)
                 twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=compute_dtype, folded=True)
                 network = assemble(classifier, twin)
-            network.trainable = False
-            self._networks[compute_dtype] = network
-        return self._networks[compute_dtype]
+            except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+                raise UserError(f"--teacher cannot be loaded: {reason_of(error)}. Received: {self._file}") from error
+        network.trainable = False
+        return network
 
-    def _ask_all(self, images: NDArray[np.uint8], name: str, compute_dtype: str) -> NDArray[np.float32]:
-        both = self._config.distillation.teacher_view is TeacherView.PLAIN or (
-            name == "train" and self._config.augmentation.flip
-        )
+    def _ask_all(self, images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
         views = {f"teacher, {name}": images}
-        if both:
+        if self._plain or (name == "train" and self._config.augmentation.flip):
             views[f"teacher, {name} mirrored"] = np.ascontiguousarray(images[:, :, ::-1])
-        network, batch_size = self._network(compute_dtype), self._config.data.global_batch_size
+        network, batch_size = self._network("float32"), self._config.data.global_batch_size
         logits = np.stack([predict_all(network, view, batch_size, title) for title, view in views.items()], axis=1)
-        if self._config.distillation.teacher_view is TeacherView.PLAIN:
+        if not np.isfinite(logits).all():
+            raise UserError(f"--teacher gives logits that are not finite. Received: {self._workdir}")
+        if self._plain:
             logits = logits.mean(axis=1, keepdims=True)
         return logits if name == "train" else logits[:, 0]
 

@@ -79,7 +79,7 @@ class Trainer:
             InterruptedRunError: a signal asked the run to end. There is a checkpoint to go on from.
         """
         if checkpoint is None:
-            # A first one, so that a run that is killed in its first steps goes on with the same weights and teacher.
+            # A first one, so that a run that is killed in its first steps goes on with the same weights.
             self._save(None)
         else:
             self._check_devices(checkpoint)
