@@ -117,7 +117,7 @@ class DataConfig:
     synthetic_classes: int = setting(
         10, "classes of the synthetic set, each of 40 training and 10 test images", minimum=2, maximum=1000
     )
-    data_dir: str = setting("~/tensorflow_datasets", "TFDS folder that holds, or will hold, cifar10/3.0.2")
+    data_dir: str = setting("~/tensorflow_datasets", "TFDS folder that holds the images, or will hold them")
     archive: str = setting(
         "",
         "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty looks for either in DATA_DIR and DATA_DIR/downloads/manual",
