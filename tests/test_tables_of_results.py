@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cifar_keras import flags
-from cifar_keras.config import from_values
+from cifar_keras.config import from_values, with_later_settings
 from experiments import tables
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ def test_the_readmes_hold_what_the_results_say() -> None:
 def test_a_result_is_a_run_of_its_recipe(path: Path) -> None:
     """All but workdir, seed, whether it went on, and what only the fetching depends on are as the recipe says today."""
     recipe = ROOT / "experiments" / f"{path.stem.split('_seed')[0]}.flags"
-    ran = from_values(json.loads(path.read_text())["config"])
+    ran = from_values(with_later_settings(json.loads(path.read_text())["config"]))
     own = [f"--workdir={ran.workdir}", f"--seed={ran.seed}", f"--data_dir={ran.data.data_dir}"]
     own += [f"--source_timeout_seconds={ran.source_timeout_seconds}", f"--resume={ran.checkpoint.resume}"]
     assert flags.parse_config(["train", f"--flagfile={recipe}", *own]) == ran

@@ -1,3 +1,4 @@
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,12 @@ def teach(workdir: Path, kept: Path, **flags: Any) -> tuple[RunConfig, RunSetup]
 
 def says(workdir: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the teacher gives of images, by its SavedModel."""
-    model = load_saved_model(workdir)
-    return np.asarray(model.serve(tf.constant(images))["logits"])
+    return np.asarray(loaded(workdir).serve(tf.constant(images))["logits"])
+
+
+@functools.cache
+def loaded(workdir: Path) -> tf.Module:
+    return load_saved_model(workdir)
 
 
 def of_both_views(workdir: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
