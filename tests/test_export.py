@@ -66,6 +66,7 @@ def test_all_formats_are_kept_and_proven(workdir: Path, exports: dict[str, Any])
         if name != "litert_int8":
             assert found["logit_difference"] < 1e-4
             assert found["agreement"] == 1.0
+        assert found.get("calibration_images") == (200 if name == "litert_int8" else None)
     assert exports["onnx"]["runtime"] == f"onnxruntime {onnxruntime.__version__}"
     assert {name: found["batch_size"] for name, found in exports.items()} == {
         **{"keras": 64, "saved_model": 64, "onnx": 64},

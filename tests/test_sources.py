@@ -74,7 +74,7 @@ def test_synthetic_touches_no_disk(tmp_path: Path) -> None:
 
 
 def test_classes_of_the_same_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_settings: object) -> PublishedDataset:
+    def load(_config: RunConfig) -> PublishedDataset:
         return synthetic.make_dataset(0, 4)._replace(class_names=("cat", "dog", "cat", "bird"))
 
     row = datasets.DATASETS[DatasetName.SYNTHETIC]

@@ -15,7 +15,7 @@ class DatasetRow(NamedTuple):
 
     title: str  # as a page calls it in a sentence
     description: str  # what it is, a sentence or two
-    load: Callable[[DataConfig, int, float], PublishedDataset]  # of the settings, the seed, and the seconds of patience
+    load: Callable[[RunConfig], PublishedDataset]
     is_prepared: Callable[[str], bool]  # whether a folder holds it, so that nothing has to be fetched
 
 
@@ -29,7 +29,7 @@ def load_published(config: RunConfig) -> PublishedDataset:
         UserError: the images cannot be had, or two classes have the same name.
     """
     name = dataset_of(config.data)
-    published = DATASETS[name].load(config.data, config.seed, config.source_timeout_seconds)
+    published = DATASETS[name].load(config)
     names = Counter(published.class_names)
     if repeated := [class_name for class_name, count in names.items() if count > 1]:
         raise UserError(f"--dataset={name} has classes of the same name. Received: {', '.join(repeated)}")
@@ -61,16 +61,17 @@ def row_of(values: Mapping[str, Any]) -> DatasetRow:
     return DATASETS[dataset_of(settings)]
 
 
-def _load_cifar10(settings: DataConfig, _seed: int, timeout_seconds: float) -> PublishedDataset:
+def _load_cifar10(config: RunConfig) -> PublishedDataset:
     from cifar_keras.data.cifar10.sources import prepare_dataset  # it imports TensorFlow
 
-    return prepare_dataset(settings.data_source, settings.data_dir, settings.archive, timeout_seconds)
+    data = config.data
+    return prepare_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds)
 
 
-def _load_synthetic(settings: DataConfig, seed: int, _timeout_seconds: float) -> PublishedDataset:
+def _load_synthetic(config: RunConfig) -> PublishedDataset:
     from cifar_keras.data import synthetic
 
-    return synthetic.make_dataset(seed, settings.synthetic_classes)
+    return synthetic.make_dataset(config.seed, config.data.synthetic_classes)
 
 
 DATASETS = {

@@ -16,8 +16,8 @@ from cifar_keras.models.fused import FusedConvolution
 # bfloat16 is taken from this gain on. It rounds to 8 bits where float32 has 24, so that a gain within the noise of the measurement
 # is not worth it. Processors are far from this limit: those with fast instructions gained about 2, others lost (0.6).
 WORTHWHILE = 1.2
-# A matrix product is taken from this fraction of the convolution's time on. Repeated timings of one shape differ by some percent;
-# without a margin two runs would choose differently, and so would their bits.
+# A matrix product is taken from this fraction of the convolution's time on. The margin keeps the choice, and with it the rounding, from
+# changing with every measurement of two ways that are about as fast; what is given up is a tenth of one convolution at most.
 CLEARLY_FASTER = 0.9
 TIMED_CALLS = 3
 MEASURED_IMAGES = 32

@@ -45,6 +45,7 @@ class Teacher:
         self._plain = config.distillation.teacher_view is TeacherView.PLAIN
         self.is_asked_in_steps = not self._plain and not is_flip_alone(config.augmentation)
         self._class_names: tuple[str, ...] = ()
+        self._networks: dict[str, keras.Model] = {}  # by the dtype of their activations
 
     def check_is_there(self) -> None:
         """Check that it can be asked; a teacher all of whose logits are kept need not be there any more.
@@ -125,11 +126,13 @@ class Teacher:
         return None
 
     def _network(self, compute_dtype: str) -> keras.Model:
-        """Load its classifier as a fused twin for inference.
+        """Return its classifier as a fused twin for inference, loaded once.
 
         Raises:
             UserError: it cannot be read, or is no classifier of a run.
         """
+        if compute_dtype in self._networks:
+            return self._networks[compute_dtype]
         with self._strategy.scope():
             try:
                 classifier = keras.models.load_model(self._file, compile=False)
@@ -138,6 +141,7 @@ class Teacher:
             except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
                 raise UserError(f"--teacher cannot be loaded: {reason_of(error)}. Received: {self._file}") from error
         network.trainable = False
+        self._networks[compute_dtype] = network
         return network
 
     def _ask_all(self, images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:

@@ -32,8 +32,8 @@ from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 
 # Fraction of the input pipeline's own speed from which on training waits for it: on a processor both share the same cores.
 WAITING_FRACTION = 0.5
-# A rollback halves the learning rate, which undoes the usual mistake, a rate that is too high by a factor of two to ten, in at most
-# three of them. A loss that is not finite at an eighth of the rate has another cause.
+# A rollback halves the learning rate. Three of them reach an eighth of it; if the loss is not finite there either, the run ends, because
+# a rate that is that far from right is a mistake in the command.
 ROLLBACK_FACTOR = 0.5
 ROLLBACKS = 3
 

@@ -21,9 +21,8 @@ class OtherSet(NamedTuple):
     name: str
     split: LabelledImages
     soft_labels: NDArray[np.float64] | None = None  # [n, classes], fraction of people who see each class; rows sum to 1
-    suite: str = (
-        ""  # name of the sets that have the same images in the same order, over which a mean is reported; "" is none
-    )
+    # Name of all sets with the same images in the same order, over which a mean is reported; "" is none.
+    suite: str = ""
 
 
 CORRUPTED = "cifar10_corrupted"
