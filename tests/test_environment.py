@@ -2,6 +2,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,22 @@ def test_the_machine_matches_what_linux_says() -> None:
 def test_importing_it_does_not_import_tensorflow() -> None:
     code = "import sys; from cifar_keras.files.environment import describe_environment as d; d(); print('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_commit_is_that_of_the_package_that_runs(tmp_path: Path) -> None:
+    """The whole package in a checkout of its own, because where this module lies in it matters."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(
+        Path(cifar_keras.__file__).parent, checkout / "cifar_keras", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (checkout / "pyproject.toml").touch()
+    (checkout / ".gitignore").write_text("__pycache__\n")
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "--message=first")
+    code = "from cifar_keras.files import environment; print(environment.source_commit())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == git(checkout, "rev-parse", "HEAD")
 
 
 def test_a_checkout_has_its_commit_and_says_when_it_was_changed(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def instruction_sets() -> list[str]:
     return [name for name in INSTRUCTION_SETS if name in features]
 
 
-def source_commit(package: Path = Path(__file__).parent) -> str:
+def source_commit(package: Path = Path(cifar_keras.__file__).parent) -> str:
     """Return the git commit of the checkout that `package` runs from.
 
     Args:
