@@ -52,6 +52,7 @@ def test_float32_is_not_tf32() -> None:
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_bit_identical(tmp_path: Path) -> None:
     first = train(tmp_path / "first.npz", deterministic=1)
     second = train(tmp_path / "second.npz", deterministic=1)

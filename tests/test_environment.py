@@ -162,8 +162,8 @@ SETTINGS = (
     "settings",
     [
         {"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.5, "backend": "torch"},
-        {"floatx": "int7"},
-        {"nnx_enabled": True},
+        pytest.param({"floatx": "int7"}, marks=pytest.mark.slow),
+        pytest.param({"nnx_enabled": True}, marks=pytest.mark.slow),
     ],
 )
 def test_keras_is_that_of_a_new_machine(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -76,9 +76,8 @@ KINDS = (
 MID_EPOCH = (("step", 4), ("step", 3))
 
 
-@pytest.mark.parametrize(
-    ("virtual_devices", "deaths"), [(0, KINDS), pytest.param(2, MID_EPOCH, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("virtual_devices", "deaths"), [(0, KINDS), (2, MID_EPOCH)])
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
     virtual_devices: int,
     deaths: tuple[tuple[str, int], ...],

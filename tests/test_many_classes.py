@@ -103,7 +103,7 @@ def test_the_confused_classes_are_those_with_the_most_errors() -> None:
     assert most_confused_classes(confusion, 9).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("classes", [2, 10, 23, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 23, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_synthetic_set_has_the_classes_that_are_asked_for(classes: int) -> None:
     dataset = synthetic.make_dataset(0, classes)
     assert len(dataset.class_names) == len(set(dataset.class_names)) == classes

@@ -488,6 +488,7 @@ def test_more_steps_than_the_split_has_are_refused() -> None:
         plan_phases(config, 360)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:
     """From the teacher alone: the loss of its one epoch is the distance of its logits from the teacher's, image by image."""
     flags = FLAGS | {"teacher": str(workdir), "distillation_weight": 1.0, "distillation_temperature": 2.0}

@@ -205,8 +205,17 @@ def test_the_bias_of_moments_is_corrected_by_the_steps_since() -> None:
     assert np.abs(np.asarray(variables[0]) - np.asarray(fresh)).max() > 0.05
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize(("epoch", "step"), [(2, 1), (2, 3), (3, 0), (3, 2), (4, 1)])
+INTERRUPTED_AT = [(2, 1), (2, 3), (3, 0), (3, 2), (4, 1)]  # epoch and step
+AT_ONCE = ((2, 1, "sgd"), (3, 2, "adamw"))  # the others wait for the slow tier
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "optimizer"),
+    [
+        pytest.param(*case, marks=() if case in AT_ONCE else pytest.mark.slow)
+        for case in [(*place, optimizer) for place in INTERRUPTED_AT for optimizer in ("sgd", "adamw")]
+    ],
+)
 def test_a_run_that_is_interrupted_in_a_stage_goes_on_with_the_same_bits(
     epoch: int, step: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +258,11 @@ def metrics_of(log: RunLog) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({"finetune_image_sizes": "", "finetune_image_size": 12}, {"finetune_image_sizes": "12"}),
+        pytest.param(
+            {"finetune_image_sizes": "", "finetune_image_size": 12},
+            {"finetune_image_sizes": "12"},
+            marks=pytest.mark.slow,
+        ),
         # Nothing is lost where a stage begins.
         ({"finetune_image_sizes": "16"}, {"finetune_image_sizes": "16,16,16"}),
     ],

@@ -184,10 +184,12 @@ class Signal(keras.callbacks.Callback):
     ("callback", "position"),
     [
         (Signal(signal.SIGTERM, step=1), {"phase": 0, "epoch": 0, "step": 2}),
-        (Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}),
+        pytest.param(Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}, marks=pytest.mark.slow),
         # At the last step of an epoch and in its validation nothing is saved: the run goes on from the checkpoint before.
         (Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}),
-        (Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}),
+        pytest.param(
+            Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}, marks=pytest.mark.slow
+        ),
         # When nothing of the last phase is left to end, its end is saved.
         (Signal(signal.SIGTERM, last_epoch=3), {"phase": 2, "epoch": 4, "step": 0}),
     ],
