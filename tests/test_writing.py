@@ -4,11 +4,14 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from cifar_keras.errors import UserError
 from cifar_keras.files.writing import put_in_place, read_json, sync, write_json, write_whole, written_beside
@@ -16,6 +19,40 @@ from cifar_keras.files.writing import put_in_place, read_json, sync, write_json,
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+NUMBERS = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.text()),
+    lambda inner: st.one_of(st.lists(NUMBERS), st.lists(inner), st.dictionaries(st.text(), inner)),
+)
+
+
+@hypothesis.given(VALUES)
+def test_any_value_comes_back_as_it_was(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "value.json"
+        write_json(path, value)
+        assert repr(json.loads(path.read_text("utf-8"))) == repr(value)
+
+
+def test_a_list_of_numbers_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"interval": [0.5, -1e-7], "counts": [[1, 2], [3, 4]], "names": ["a", "[\n 1 ]"], "none": []})
+    assert path.read_text().splitlines() == [
+        "{",
+        '  "interval": [0.5, -1e-07],',
+        '  "counts": [',
+        "    [1, 2],",
+        "    [3, 4]",
+        "  ],",
+        '  "names": [',
+        '    "a",',
+        '    "[\\n 1 ]"',
+        "  ],",
+        '  "none": []',
+        "}",
+    ]
 
 
 def test_write_whole_writes_and_replaces(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Files of a run that appear whole or not at all."""
+"""Write files that appear whole or not at all, and read JSON files."""
 
 import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,18 +13,21 @@ from typing import Any, NoReturn
 
 from cifar_keras.errors import UserError
 
+# A list of numbers as `json.dumps` indents it. A JSON string has no line break, so no string matches.
+_LIST_OF_NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
+# Errors of file systems that do not offer to flush.
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a power cut, finds the old content or the new one and nothing between.
+    """Write a file so that readers find either the old content or the new one, and nothing between, even after a power cut.
 
-    The bytes go to a hidden file beside it, onto the disk, and only then take its name.
+    The bytes go to a hidden file in the same folder. That file takes the right name once its bytes are on the disk.
 
     Raises:
         OSError: the folder does not exist or cannot be written, or the disk is full. The old file is as it was.
     """
-    # `tempfile` would make it readable by its owner only, and the rename would keep that; `open` heeds the user's umask.
+    # `tempfile` would make the file readable by its owner only, and the rename would keep that. `open` respects the user's umask.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with beside.open("xb") as file:
@@ -39,10 +43,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_picture(flag: str, path: Path, picture: bytes) -> None:
-    """Write a PNG file whose place a flag names.
+    """Write a PNG file to the path that a flag names.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: the file cannot be written there.
     """
     try:
         write_whole(path, picture)
@@ -52,12 +56,14 @@ def write_picture(flag: str, path: Path, picture: bytes) -> None:
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Yield a hidden place beside a file or folder, and put it in place after the block; where the block fails, nothing stays.
+    """Yield a hidden path next to `path`, and rename what the block wrote there to `path` after the block.
 
-    For libraries that write by themselves. The hidden place has the ending of the right one, because some insist on it.
+    If the block fails, nothing is left of it. This is for libraries that write by themselves, files or folders. The hidden path has
+    the same ending as `path`, because some libraries insist on it.
     """
     beside = path.with_name(f".{path.name}")
-    _remove(beside)  # of a process that was killed
+    # A process that was killed may have left something there.
+    _remove(beside)
     try:
         yield beside
         put_in_place(beside, path)
@@ -75,10 +81,14 @@ def _remove(path: Path) -> None:
 
 
 def put_in_place(beside: Path, path: Path) -> None:
-    """Rename a file, or a folder with all that is in it, once its bytes are on the disk. It replaces what has the name."""
+    """Rename a file, or a folder with all its content, once its bytes are on the disk.
+
+    It replaces a file or folder that already has the name.
+    """
     for part in [beside, *beside.rglob("*")]:
         sync(part)
-    if path.is_dir():  # a folder does not take the place of another in one step
+    # A folder cannot replace another folder in one step.
+    if path.is_dir():
         earlier = path.with_name(f".{path.name}.earlier")
         shutil.rmtree(earlier, ignore_errors=True)
         path.replace(earlier)
@@ -90,7 +100,10 @@ def put_in_place(beside: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Put the entries of a folder, or the bytes of a file, onto the disk: a rename is one, and reaches it later than the bytes."""
+    """Flush the entries of a folder, or the bytes of a file, to the disk.
+
+    A rename changes entries of a folder, and reaches the disk later than the bytes of the file.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         flush(descriptor)
@@ -99,27 +112,44 @@ def sync(path: Path) -> None:
 
 
 def flush(descriptor: int) -> None:
-    """Put what an open file or folder holds onto the disk, as far as its file system can be asked to.
+    """Flush the content of an open file or folder to the disk, if its file system offers this.
 
     Raises:
-        OSError: the disk failed (EIO), or is full.
+        OSError: the disk failed (EIO) or is full.
     """
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NOT_OFFERED:  # network file systems know of no such call for folders, some for nothing
+        # Network file systems do not offer this for folders, and some of them not for files either.
+        if error.errno not in _NOT_OFFERED:
             raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON: keys in their order, indented by 2, a newline at the end; whole or not at all.
+    """Write a value as JSON, whole or not at all.
+
+    Keys keep their order. Levels are indented by 2, but a list of numbers is one line. The file ends with a newline.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not have.
         TypeError: something is of a type that JSON does not have, such as a NumPy scalar.
         OSError: as in `write_whole`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "result.json", {"accuracy": 0.5, "interval": [0.4, 0.6]})
+        ...     print(Path(folder, "result.json").read_text())
+        {
+          "accuracy": 0.5,
+          "interval": [0.4, 0.6]
+        }
+        <BLANKLINE>
     """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    indented = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    text = _LIST_OF_NUMBERS.sub(
+        lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), indented
+    )
     write_whole(path, (text + "\n").encode("utf-8"))
 
 
@@ -138,7 +168,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Return the values in a file of one JSON value a line.
+    """Return the values in a file that has one JSON value on each line.
 
     Raises:
         OSError: the file cannot be read.
