@@ -1,7 +1,7 @@
-"""Every setting of a run: one tree of frozen dataclasses, its bounds and its validation. Standard library only.
+"""Every setting of a run: one tree of frozen dataclasses, with bounds and validation. Standard library only.
 
-A field is declared with `setting(default, help, ...)`. Its bounds and choices live in the field's metadata, so that the flag,
-its help text and its validation cannot disagree. `flags.py` makes one flag of each field.
+A field is declared with `setting(default, help, ...)`. Its bounds and choices are the field's metadata, which the flag, its help text
+and its validation read. So the three cannot disagree. `flags.py` makes one flag for each field.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from cifar_keras.models.backbones import BACKBONES
 
 
 class DatasetName(enum.StrEnum):
-    """The data sets: a row each in `data.datasets`."""
+    """The data sets. Each has a row in `data.datasets`."""
 
     CIFAR10 = "cifar10"
     SYNTHETIC = "synthetic"
 
 
 class DataSource(enum.StrEnum):
-    """Where CIFAR-10 comes from; AUTO tries PREPARED, ARCHIVE, NPM and TFDS in this order. SYNTHETIC says `--dataset=synthetic`."""
+    """The source of CIFAR-10. AUTO tries PREPARED, ARCHIVE, NPM and TFDS in this order. SYNTHETIC is `--dataset=synthetic`."""
 
     AUTO = "auto"
     PREPARED = "prepared"
@@ -40,7 +40,7 @@ class OptimizerName(enum.StrEnum):
 
 
 class ComputeDtype(enum.StrEnum):
-    """What activations are; AUTO chooses by what the processor has and a short measurement."""
+    """The dtype of activations. AUTO chooses by the processor's instruction sets and a short measurement."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -49,7 +49,7 @@ class ComputeDtype(enum.StrEnum):
 
 
 class KernelGradientChoice(enum.StrEnum):
-    """How the gradients of kernels are computed; AUTO takes for each shape what is measured to be faster."""
+    """How kernel gradients are computed. AUTO takes for each shape what is measured to be faster."""
 
     AUTO = "auto"
     CONVOLUTION = "convolution"
@@ -57,7 +57,7 @@ class KernelGradientChoice(enum.StrEnum):
 
 
 class Resume(enum.StrEnum):
-    """Whether a run goes on from where another process of it stopped; AUTO where there is something to go on from."""
+    """Whether a run continues from its last checkpoint. AUTO continues if there is a run to continue."""
 
     NO = "no"
     YES = "yes"
@@ -65,7 +65,7 @@ class Resume(enum.StrEnum):
 
 
 class Divergence(enum.StrEnum):
-    """What a loss that is not finite leads to: the end of the run, or the last checkpoint at half the rate."""
+    """What happens if the loss is not finite: the run stops, or goes back to the last checkpoint at half the learning rate."""
 
     STOP = "stop"
     ROLLBACK = "rollback"
@@ -79,7 +79,7 @@ class TeacherView(enum.StrEnum):
 
 
 class Views(enum.StrEnum):
-    """What test-time augmentation takes the mean of: an image and its mirror image, or these and both moved by a pixel."""
+    """The views that test-time augmentation averages: an image and its mirror image, or both and both moved by a pixel."""
 
     NONE = "none"
     FLIP = "flip"
@@ -96,10 +96,10 @@ def setting(
     below: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """Declare a field: its default, what it means, and what it may be.
+    """Declare a field: its default, its help text, and its bounds.
 
-    `minimum` and `maximum` are allowed values themselves, `above` and `below` are not. A float has a limit on both sides, which
-    keeps out infinity, and NaN, for which no comparison holds.
+    `minimum` and `maximum` are allowed values, `above` and `below` are not. Give a float a limit on both sides: that keeps out
+    infinity, and NaN, for which no comparison holds.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
@@ -107,34 +107,37 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are split and batched."""
+    """Images, their splits and batches."""
 
-    dataset: DatasetName = setting(DatasetName.CIFAR10, "the data set; synthetic draws a small one that can be learned")
+    dataset: DatasetName = setting(DatasetName.CIFAR10, "data set; synthetic is a small one that the program draws")
     data_source: DataSource = setting(
         DataSource.AUTO,
-        "where CIFAR-10 comes from: auto tries prepared, archive, npm and tfds in this order; synthetic is the same as --dataset=synthetic",
+        "source of CIFAR-10; auto tries prepared, archive, npm and tfds in this order; synthetic is the same as --dataset=synthetic",
     )
     synthetic_classes: int = setting(
-        10, "classes of the synthetic set, each of 40 training and 10 test images", minimum=2, maximum=1000
+        10, "classes of the synthetic set; each has 40 training and 10 test images", minimum=2, maximum=1000
     )
-    data_dir: str = setting("~/tensorflow_datasets", "TFDS folder that holds the images, or will hold them")
+    data_dir: str = setting("~/tensorflow_datasets", "TFDS folder of the images; made where it is missing")
     archive: str = setting(
         "",
-        "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty looks for either in DATA_DIR and DATA_DIR/downloads/manual",
+        "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty: either one in DATA_DIR or DATA_DIR/downloads/manual",
     )
     validation_share: float = setting(
-        0.1, "fraction of the train set that is held out, stratified by class, to choose by", above=0, below=1
+        0.1, "fraction of the train set that is held out as the validation split, stratified by class", above=0, below=1
     )
     global_batch_size: int = setting(64, "images per step, over all devices together", minimum=1, maximum=65536)
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """Random changes to training images, made at their own size, before any resize."""
+    """Augmentation: random changes to training images at their own size, before any resize."""
 
     flip: bool = setting(True, "mirror half of the images")
     crop_padding: int = setting(
-        4, "pixels of reflected border, from which a crop of the old size is taken; 0 is off", minimum=0, maximum=16
+        4,
+        "pixels that are padded on each side by reflection, before a random crop to the old size; 0 is off",
+        minimum=0,
+        maximum=16,
     )
     rotation_degrees: float = setting(
         0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180
@@ -156,15 +159,16 @@ class AugmentationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: what it is made of and where it starts."""
+    """The network and its initial weights."""
 
     backbone: str = setting(
         "resnet50",
-        "network of keras.applications, or resnet9 or resnet20, small ones without weights",
+        "network of keras.applications; or resnet9 or resnet20, small networks without ImageNet weights",
         choices=tuple(sorted(BACKBONES)),
     )
     weights: str = setting(
-        "imagenet", "what the backbone starts from: imagenet, none, or the path of a .weights.h5, .h5 or .keras file"
+        "imagenet",
+        "initial weights of the backbone: imagenet, none (random), or the path of a .weights.h5, .h5 or .keras file",
     )
     image_size: int = setting(64, "side in pixels to which the model resizes its input", minimum=1, maximum=2048)
     dropout: float = setting(0.0, "fraction of the pooled features that is dropped in training", minimum=0, below=1)
@@ -172,22 +176,22 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """A teacher, whose logits a network learns from beside the labels (arXiv:1503.02531)."""
+    """Distillation: learning from a teacher's logits and from the labels (arXiv:1503.02531)."""
 
-    teacher: str = setting("", "workdir of the run whose model teaches; empty is none")
+    teacher: str = setting("", "workdir of the run whose model teaches; empty: no teacher")
     distillation_weight: float = setting(
         0.9,
-        "fraction of the loss that is the distance from the teacher; the rest is from the labels",
+        "fraction of the loss that is the distance from the teacher; the rest comes from the labels",
         above=0,
         maximum=1,
     )
     distillation_temperature: float = setting(
-        4.0, "what the logits of both are divided by for that distance", above=0, maximum=100
+        4.0, "temperature that divides the logits of teacher and student in that distance", above=0, maximum=100
     )
     teacher_view: TeacherView = setting(
         TeacherView.AUGMENTED,
-        "what the teacher looks at: augmented is the view that the network learns from, plain is the image and its mirror image, "
-        "whose mean logits are computed once",
+        "view of an image that the teacher looks at. augmented: the view that its student learns from. plain: the image and its "
+        "mirror image, whose mean logits are computed once",
     )
 
 
@@ -195,61 +199,71 @@ class DistillationConfig:
 class ComputeConfig:
     """How the network is computed.
 
-    What is computed stays the same but for rounding, with one exception: where cached features do not fit into the memory
-    that they may take, a phase learns from images, and those are augmented in all ways that are asked for.
+    These settings change results by rounding alone, with one exception. If cached features do not fit into `cache_gib`, a phase learns
+    from images, with every augmentation that is set.
     """
 
     compute_dtype: ComputeDtype = setting(
         ComputeDtype.AUTO,
-        "dtype of activations while training (weights stay float32, and so does what is exported); auto measures whether "
-        "bfloat16 is faster where the processor has it (with --deterministic it takes it there)",
+        "dtype of activations in training; weights and exports stay float32. Where the processor has bfloat16, auto measures "
+        "whether it is faster (with --deterministic, auto takes it without measuring)",
     )
     kernel_gradient: KernelGradientChoice = setting(
         KernelGradientChoice.AUTO,
-        "how gradients of kernels are computed: by TensorFlow's convolution, by matrix products, or for each shape by what is "
-        "measured to be faster (which is by convolution with --deterministic)",
+        "how kernel gradients are computed: as a convolution or as matrix products; auto takes for each shape what is measured to "
+        "be faster (with --deterministic: the convolution)",
     )
     cache_gib: float = setting(
         4.0,
-        "most memory that cached features may take, in GiB; twice that while they are made",
+        "largest memory for cached features, in GiB; making them takes twice as much",
         minimum=0,
         maximum=65536,
     )
 
 
 _CACHED_FEATURES = (
-    "run the frozen layers once over the images and, with --flip, their mirror images, and learn from what they give, without "
-    "other augmentation; done where it saves work and fits --cache_gib"
+    "compute the features of the frozen layers once, for each image and (with --flip) its mirror image, and learn from them "
+    "without other augmentation; applies where it saves work and fits --cache_gib"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseConfig:
-    """One phase of training: how long, and by which optimizer and schedule."""
+    """One phase of training: its length, optimizer and schedule."""
 
     epochs: int = setting(1, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
     steps_per_epoch: int = setting(
-        0, "steps in an epoch of this phase; 0 takes every whole batch of the train split", minimum=0
+        0, "steps in an epoch of this phase; 0: every whole batch of the train split", minimum=0
     )
     image_size: int = setting(
         0,
-        "side in pixels to which images are resized in this phase; 0 is --image_size, at which the model is evaluated",
+        "side in pixels to which images are resized in this phase; 0: --image_size, at which the model is evaluated",
         minimum=0,
         maximum=2048,
     )
     optimizer: OptimizerName = setting(OptimizerName.SGD, "optimizer of this phase")
-    learning_rate: float = setting(0.01, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
-    momentum: float = setting(0.9, "momentum of SGD (adamw keeps its own betas)", minimum=0, below=1)
+    learning_rate: float = setting(
+        0.01, "highest learning rate of this phase, at the end of the warm-up", above=0, maximum=100
+    )
+    momentum: float = setting(0.9, "momentum of sgd in this phase", minimum=0, below=1)
     weight_decay: float = setting(
-        0.0, "decoupled weight decay of the kernels, times the learning rate at each step", minimum=0, maximum=1
+        0.0,
+        "decoupled weight decay of kernels in this phase, multiplied by the learning rate at each step",
+        minimum=0,
+        maximum=1,
     )
     warmup_share: float = setting(
-        0.1, "fraction of the phase's steps over which the rate rises to its highest", minimum=0, maximum=1
+        0.1,
+        "fraction of the steps of this phase over which the learning rate rises to its highest value",
+        minimum=0,
+        maximum=1,
     )
-    label_smoothing: float = setting(0.0, "fraction of each label that is spread over all classes", minimum=0, below=1)
+    label_smoothing: float = setting(
+        0.0, "fraction of each label that is spread over all classes in this phase", minimum=0, below=1
+    )
     cached_features: bool = setting(False, _CACHED_FEATURES)
     early_stopping_patience: int = setting(
-        0, "epochs without a better validation accuracy after which the phase stops; 0 never stops", minimum=0
+        0, "epochs without a better validation accuracy after which this phase stops; 0: never", minimum=0
     )
 
 
@@ -259,7 +273,9 @@ class HeadConfig(PhaseConfig):
 
     # Pooled features are far from unit scale (a ResNet50's have a norm near 30), which Adam does not mind.
     optimizer: OptimizerName = setting(OptimizerName.ADAMW, "optimizer of this phase")
-    learning_rate: float = setting(0.001, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
+    learning_rate: float = setting(
+        0.001, "highest learning rate of this phase, at the end of the warm-up", above=0, maximum=100
+    )
     cached_features: bool = setting(True, _CACHED_FEATURES)
 
 
@@ -268,20 +284,25 @@ class FinetuneConfig(PhaseConfig):
     """The finetune phase: the backbone learns too, at a low rate."""
 
     epochs: int = setting(3, "epochs of this phase; 0 leaves it out", minimum=0, maximum=100_000)
-    learning_rate: float = setting(0.003, "highest learning rate, at the end of the warm-up", above=0, maximum=100)
-    label_smoothing: float = setting(0.1, "fraction of each label that is spread over all classes", minimum=0, below=1)
+    learning_rate: float = setting(
+        0.003, "highest learning rate of this phase, at the end of the warm-up", above=0, maximum=100
+    )
+    label_smoothing: float = setting(
+        0.1, "fraction of each label that is spread over all classes in this phase", minimum=0, below=1
+    )
     unfreeze_from: str = setting(
         "",
-        "stage of the backbone from which on it learns, e.g. conv4 of a ResNet; empty is the whole backbone. With commas between, "
-        "one for each stage of the phase: conv5,conv3, ends with the whole backbone",
+        "first stage of the backbone that learns, such as conv4 of a ResNet; empty: the whole backbone. A list with commas has one "
+        "for each stage of this phase; conv5,conv3, ends with the whole backbone",
     )
     image_sizes: str = setting(
         "",
-        "sides in pixels of the images in each stage of this phase, with commas between, e.g. 64,96,128; the stages share one "
-        "schedule of the learning rate and one optimizer state. Empty is --finetune_image_size in all",
+        "image sizes in pixels of the stages of this phase, with commas between, such as 64,96,128. The stages share one learning "
+        "rate schedule and one optimizer state. Empty: --finetune_image_size in all stages",
     )
     stage_epochs: str = setting(
-        "", "epochs of each stage, with commas between; together --finetune_epochs. Empty is equally many in all"
+        "",
+        "epochs of the stages of this phase, with commas between; their sum is --finetune_epochs. Empty: equally many each",
     )
     sparsity: float = setting(
         0.0,
@@ -291,13 +312,13 @@ class FinetuneConfig(PhaseConfig):
     )
     sparsity_ramp: float = setting(
         0.5,
-        "fraction of the phase over which weights are set to zero; those that are left recover in the rest",
+        "fraction of this phase over which weights are set to zero; in the rest of it the other weights recover",
         above=0,
         maximum=1,
     )
     train_batch_norm: bool = setting(
         False,
-        "let BatchNormalization learn too (synchronized over devices); otherwise its statistics and scales stay as they are",
+        "let BatchNormalization learn too, synchronized over devices; otherwise its statistics and scales stay frozen",
     )
 
 
@@ -308,58 +329,61 @@ OF_SEVERAL = ("cifar10_1", "cifar10_corrupted")  # of these a "/" and a TFDS con
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Robustness: what is measured and reported in addition to the splits of the run."""
+    """Robustness: what is measured in addition to the splits of the run."""
 
     test_time_augmentation: Views = setting(
         Views.NONE,
-        "measure test also by the mean logits of an image and its mirror image (flip), or of these and both moved by a pixel "
-        "(flip_and_shifts); what is served stays as it is",
+        "also measure test by the mean logits of an image and its mirror image (flip), or of both and both moved by a pixel "
+        "(flip_and_shifts); the served model stays the same",
     )
     test_sets: str = setting(
         "",
-        "other test sets, with commas between: corruptions (made here), and what TFDS has prepared in DATA_DIR of cifar10_1, "
-        "cifar10_corrupted, cifar10_h and cifar10_n",
+        "other test sets, with commas between: corruptions, which are made here; and cifar10_1, cifar10_corrupted, cifar10_h and "
+        "cifar10_n, where TFDS has prepared them in DATA_DIR",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How a run survives. It changes the result of a run only where it rolls back to the last checkpoint."""
+    """Checkpoints: how a run survives.
+
+    They change the result of a run only if it rolls back to the last checkpoint.
+    """
 
     resume: Resume = setting(
         Resume.NO,
-        "go on in WORKDIR at the exact step where the run stopped: --resume wants a run there, --resume=auto begins one if there is none",
+        "continue the run in WORKDIR at the exact step of its last checkpoint. --resume needs a run there; --resume=auto begins one if "
+        "there is none",
     )
     checkpoint_every_steps: int = setting(
         200,
-        "steps of an epoch from one checkpoint to the next; 0 saves checkpoints at the ends of epochs only",
+        "steps from one checkpoint to the next; 0: at the ends of epochs only",
         minimum=0,
     )
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", minimum=1, maximum=1000)
+    keep_checkpoints: int = setting(2, "number of newest checkpoints that are kept", minimum=1, maximum=1000)
     divergence: Divergence = setting(
         Divergence.STOP,
-        "what a loss that is not finite leads to: stop, or rollback to the last checkpoint at half the learning rate, three times at most",
+        "what happens if the loss is not finite: stop, or rollback to the last checkpoint at half the learning rate, three times at most",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run depends on, but for the machine and the versions of what it uses."""
+    """Everything that a run depends on, except the machine and the versions of libraries."""
 
     workdir: str = setting(
-        "runs/latest", "folder that receives everything the run makes; has to be new or empty, but for --resume"
+        "runs/latest", "folder for everything that the run writes; has to be new or empty, except with --resume"
     )
     seed: int = setting(
         0,
-        "seed of the split, of weights that begin at random, the batches, the augmentation and the dropout, and of what is "
-        "drawn for intervals and corruptions",
+        "seed of all random draws: validation split, random weights, batches, augmentation, dropout, intervals and corruptions",
         minimum=0,
         maximum=2**31 - 1,
     )
-    deterministic: bool = setting(False, "ask TensorFlow for operations that give the same bits at every run (slower)")
+    deterministic: bool = setting(False, "use TensorFlow operations that give the same bits in every run (slower)")
     virtual_devices: int = setting(
         0,
-        "split the CPU into this many devices to run the multi-device code on any machine; 0 takes the machine as it is",
+        "split the CPU into this many devices, to run the multi-device code on any machine; 0: do not split",
         minimum=0,
         maximum=16,
     )
@@ -379,7 +403,7 @@ class RunConfig:
 
 MOST_IN_A_LIST = 100_000
 
-# A run that goes on may have others of these: where things lie, robustness, and how the run survives.
+# A resumed run may change these: where files lie, robustness, and how the run survives.
 FREE_WHEN_RESUMED = (
     *("workdir", "data_dir", "archive", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
     *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),
@@ -387,7 +411,7 @@ FREE_WHEN_RESUMED = (
 
 
 class Setting(NamedTuple):
-    """A leaf of the config tree together with the name of its flag."""
+    """A leaf of the config tree, with the name of its flag."""
 
     flag: str
     section: str  # "" for a field of RunConfig itself
@@ -395,7 +419,7 @@ class Setting(NamedTuple):
     type: type[bool | int | float | str]  # an enum is a str
 
 
-# In their order. They share their fields, so their flags carry the phase's name; every other field name is unique in the tree.
+# The phases, in their order. They share their fields, so their flags begin with the phase's name. Every other field name is unique.
 PHASES = ("head", "finetune")
 
 
@@ -419,13 +443,13 @@ def value_of(config: RunConfig, leaf: Setting) -> Any:
 
 
 def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that an earlier run kept, and for settings that came later what was done then."""
+    """Return the values that an earlier run kept, completed by what runs did before later settings existed."""
     then = {"teacher_view": str(TeacherView.PLAIN)} if values.get("teacher") else {}
     return to_values(RunConfig()) | then | dict(values)
 
 
 def from_values(values: dict[str, Any]) -> RunConfig:
-    """Build a config from flag names and values; what is not named keeps its default.
+    """Build a config from flag names and values. Settings that are not named keep their defaults.
 
     Raises:
         UserError: a name is not a setting, or a value is not of the setting's type.
@@ -458,12 +482,12 @@ def to_values(config: RunConfig) -> dict[str, Any]:
 
 
 def dataset_of(settings: DataConfig) -> DatasetName:
-    """Return which data set is asked for, by either of the two flags that can."""
+    """Return the data set of the settings: `--dataset`, or synthetic by `--data_source=synthetic`."""
     return DatasetName.SYNTHETIC if settings.data_source is DataSource.SYNTHETIC else settings.dataset
 
 
 def other_sets_of(settings: EvaluationConfig) -> list[str]:
-    """Return the names of the test sets that TFDS has to have."""
+    """Return the names of the test sets that TFDS has to have prepared."""
     return [name for name in settings.test_sets.split(",") if name not in ("", CORRUPTION_SUITE)]
 
 
@@ -471,7 +495,7 @@ def validate(config: RunConfig) -> None:
     """Check bounds, choices and the combinations that cannot work, without touching disk, network or TensorFlow.
 
     Raises:
-        UserError: the first thing that is wrong; the message names the flag.
+        UserError: the first setting that is wrong; the message names its flag.
     """
     for leaf in settings_of():
         _check_bounds(leaf, value_of(config, leaf))
@@ -530,7 +554,7 @@ def _phases_of(config: RunConfig) -> list[tuple[str, PhaseConfig]]:
 
 
 def finetune_stages(settings: FinetuneConfig) -> list[tuple[int, str, int]]:
-    """Return image size (0 is the model's), stage of the backbone that learns first, and epochs of each stage of the finetune phase.
+    """Return each stage of the finetune phase: image size (0 is the model's), first stage of the backbone that learns, and epochs.
 
     Raises:
         UserError: the lists of the settings do not fit together.
@@ -575,7 +599,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _whole(flag: str, text: str, received: str) -> int:
-    """Return a whole number of 1 or more that stands in a list."""
+    """Return a whole number of a list, 1 or more."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= MOST_IN_A_LIST):
         raise UserError(f"--{flag} has to list whole numbers from 1 to {MOST_IN_A_LIST:,}. Received: {received}")
     return int(text)

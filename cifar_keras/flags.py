@@ -4,6 +4,8 @@ import contextlib
 import enum
 import shlex
 import sys
+import textwrap
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,14 @@ from cifar_keras.errors import UserError
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.files import flagfiles, paths
 
+HELP_WIDTH = 100  # columns
+# The settings that a first run is likely to change; `--help` has them first.
+FIRST = (
+    *("flagfile", "workdir", "dataset", "backbone", "image_size"),
+    *("global_batch_size", "head_epochs", "finetune_epochs", "finetune_learning_rate", "resume"),
+)
+# What some commands take beside flags.
+BEHIND_THE_FLAGS = {"predict": " FILE ...", "compare": " RUN RUN ..."}
 MOST_RUNS = 8  # that colours and markers tell apart
 MOST_DRAWN = 12  # images under one another in a picture
 
@@ -166,6 +176,8 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
         UserError: what is wrong with a flag or a flagfile, or arguments that are no flags where none are allowed.
     """
     flags.DEFINE_bool("help", False, "print this help and stop", flag_values=values)
+    # For the help alone: its flags take its place before anything is parsed.
+    flags.DEFINE_string("flagfile", "", "file with more flags, such as a recipe in experiments/", flag_values=values)
     given = flagfiles.expanded(argv[1:])
     try:
         rest = list(values([argv[0], *given]))[1:]
@@ -178,7 +190,7 @@ def parse_arguments(values: flags.FlagValues, argv: Sequence[str], *, files: boo
         except UnicodeEncodeError as error:
             raise UserError(f"--{name} has to be text. Received: {values[name].value}") from error
     if values["help"].value:
-        print(values.get_help())
+        print(_help_of_command(values, Path(argv[0]).stem.split()[-1]))
         sys.exit(0)
     if rest and not files:
         raise UserError(f"only flags are accepted, each as --name=value. Received: {shlex.join(rest)}")
@@ -277,9 +289,54 @@ def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:
     define(leaf.flag, default, _help_of(leaf), flag_values=values, module_name=leaf.section or "run")
 
 
+def _help_of_command(values: flags.FlagValues, command: str) -> str:
+    """Return what `--help` prints: of `train` and `prepare` the settings of `FIRST`, then all others by topic."""
+    names = list(values)
+    if command in ("train", "prepare"):
+        sections = {leaf.flag: leaf.section for leaf in config_lib.settings_of()}
+        topics = {"Most runs change these": list(FIRST)}
+        for name in names:
+            if name not in FIRST:
+                topics.setdefault(_topic(sections.get(name, "")), []).append(name)
+    else:
+        topics = {"Flags": names}
+    lines = [f"usage: cifar-keras {command} [--flag=value ...]{BEHIND_THE_FLAGS.get(command, '')}"]
+    for topic, members in topics.items():
+        lines += ["", f"{topic}:", *(paragraph for name in members for paragraph in _help_of_flag(values[name]))]
+    return "\n".join(lines)
+
+
+def _topic(section: str) -> str:
+    """Return what a part of the config is about: the first line of its documentation."""
+    part = typing.get_type_hints(config_lib.RunConfig)[section] if section else None
+    return "The run as a whole" if part is None else str(part.__doc__).splitlines()[0].rstrip(".")
+
+
+def _help_of_flag(flag: flags.Flag) -> list[str]:
+    """Return the name of a flag with its default, as it is typed, and what it means."""
+    switch = isinstance(flag.default, bool)
+    default = "" if flag.default is None else flag.default
+    name = f"  --[no]{flag.name}" if switch else f"  --{flag.name}={default}"
+    meaning = f"{flag.help} (default: {'on' if flag.default else 'off'})" if switch else flag.help
+    margin = " " * 6
+    return [
+        name,
+        *textwrap.wrap(
+            meaning,
+            HELP_WIDTH,
+            initial_indent=margin,
+            subsequent_indent=margin,
+            break_on_hyphens=False,
+            break_long_words=False,
+        ),
+    ]
+
+
 def _help_of(leaf: config_lib.Setting) -> str:
     bounds = leaf.field.metadata
     choices = tuple(leaf.type) if issubclass(leaf.type, enum.StrEnum) else bounds["choices"]
-    limits = [f"{name} {bounds[name]}" for name in ("minimum", "maximum", "above", "below") if bounds[name] is not None]
+    limits = [f"{name} {bounds[name]}" for name in ("minimum", "above", "maximum", "below") if bounds[name] is not None]
     allowed = ", ".join(str(choice) for choice in choices) or ", ".join(limits)
-    return f"{bounds['help']} [{allowed}]" if allowed else bounds["help"]
+    # The phases share their fields, but each flag belongs to one of them.
+    meaning = bounds["help"].replace("this phase", f"the {leaf.section} phase")
+    return f"{meaning} [{allowed}]" if allowed else meaning

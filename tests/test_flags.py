@@ -28,7 +28,7 @@ from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.models.backbones import BACKBONES
 
 SETTINGS = settings_of()
-FLAGS_OF_ABSL = {"help", "flagfile", "undefok"}
+ALWAYS = {"help", "flagfile"}
 
 
 def parse(*arguments: str) -> RunConfig:
@@ -39,35 +39,44 @@ def line_of(flag: str, value: Any) -> str:
     return f"--{flag}={str(value).lower() if isinstance(value, bool) else value}"
 
 
+# A flag, its default where it takes a value, and the lines under it.
+PARAGRAPH = re.compile(r"^  --(?:\[no\])?(\w+)(?:=(.*))?\n((?: {6}.*\n?)*)", re.MULTILINE)
+
+
 def without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
 @pytest.fixture(scope="module")
-def help_text() -> dict[str, str]:
-    """What `--help` prints, in a process of its own: each flag's paragraph, without spaces, because it breaks at hyphens too."""
+def help_text() -> dict[str, tuple[str, str]]:
+    """What `--help` prints, in a process of its own: each flag's default, and its paragraph without spaces."""
     command = [sys.executable, "-m", "cifar_keras.train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    paragraphs = re.findall(r"^  --(?:\[no\])?(\w+): (.*(?:\n    .*)*)", done.stdout, re.MULTILINE)
-    assert len(paragraphs) == len(dict(paragraphs))
-    return {flag: without_spaces(paragraph) for flag, paragraph in paragraphs}
+    assert done.stdout.startswith("usage: cifar-keras train [--flag=value ...]\n")
+    assert max(map(len, done.stdout.splitlines())) <= 110
+    paragraphs = PARAGRAPH.findall(done.stdout)
+    found = {flag: (default, without_spaces(meaning)) for flag, default, meaning in paragraphs}
+    assert len(found) == len(paragraphs)
+    return found
 
 
-def test_there_is_one_flag_for_each_setting(help_text: dict[str, str]) -> None:
-    assert sorted(help_text) == sorted([*FLAGS_OF_ABSL, *(leaf.flag for leaf in SETTINGS)])
+def test_there_is_one_flag_for_each_setting(help_text: dict[str, tuple[str, str]]) -> None:
+    assert sorted(help_text) == sorted([*ALWAYS, *(leaf.flag for leaf in SETTINGS)])
 
 
 @pytest.mark.parametrize("leaf", SETTINGS, ids=lambda leaf: leaf.flag)
-def test_help_says_what_a_flag_means_and_what_it_may_be(help_text: dict[str, str], leaf: Setting) -> None:
-    said = help_text[leaf.flag]
+def test_help_says_what_a_flag_means_and_what_it_may_be(help_text: dict[str, tuple[str, str]], leaf: Setting) -> None:
+    default, said = help_text[leaf.flag]
     bounds = leaf.field.metadata
     assert len(bounds["help"]) > 10
-    assert said.startswith(without_spaces(bounds["help"]))
+    assert said.startswith(without_spaces(bounds["help"].replace("this phase", f"the {leaf.section} phase")))
     limits = [f"{name} {bounds[name]}" for name in ("minimum", "maximum", "above", "below") if bounds[name] is not None]
     assert all(without_spaces(limit) in said for limit in limits)
-    default = str(leaf.field.default)
-    assert f"(default:'{default.lower() if leaf.type is bool else default}')" in said
+    if leaf.type is bool:
+        assert said.endswith(f"(default:{'on' if leaf.field.default else 'off'})")
+    else:
+        assert default == str(leaf.field.default)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +88,8 @@ def test_help_says_what_a_flag_means_and_what_it_may_be(help_text: dict[str, str
         ("backbone", sorted(BACKBONES)),
     ],
 )
-def test_help_lists_the_choices(help_text: dict[str, str], flag: str, choices: list[str]) -> None:
-    assert f"[{','.join(choices)}]" in help_text[flag]
+def test_help_lists_the_choices(help_text: dict[str, tuple[str, str]], flag: str, choices: list[str]) -> None:
+    assert f"[{','.join(choices)}]" in help_text[flag][1]
 
 
 def test_no_flags_are_the_defaults() -> None:
@@ -284,9 +293,20 @@ def test_every_command_has_help(module: str, listed: set[str], capsys: pytest.Ca
     with pytest.raises(SystemExit) as stopped:
         parse_command([module, "--help"])
     assert stopped.value.code == 0
-    assert (
-        set(re.findall(r"^  --(?:\[no\])?(\w+): \w", capsys.readouterr().out, re.MULTILINE)) == listed | FLAGS_OF_ABSL
-    )
+    found = {flag for flag, _, meaning in PARAGRAPH.findall(capsys.readouterr().out) if meaning.strip()}
+    assert found == listed | ALWAYS
+
+
+def test_help_begins_with_the_ten_settings_that_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flags.parse_config(["train", "--help"])
+    topics = capsys.readouterr().out.split("\n\n")[1:]
+    assert topics[0].startswith("Most runs change these:\n")
+    assert [flag for flag, _, _ in PARAGRAPH.findall(topics[0])] == list(flags.FIRST)
+    assert len(flags.FIRST) == 10
+    assert topics[1].splitlines()[0] == "The run as a whole:"
+    # Every setting stands under the topic of its part of the config.
+    assert "--[no]flip" in next(topic for topic in topics if topic.startswith("Random changes to training images"))
 
 
 def test_a_user_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
