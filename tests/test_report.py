@@ -290,7 +290,7 @@ def test_a_model_without_a_mistake_has_a_report(content: Content) -> None:
 
 def test_a_picture_that_is_gone_leaves_a_sentence(content: Content) -> None:
     text = report_html(content._replace(pictures={}))
-    assert text.count("was not in the workdir any more") == 3
+    assert text.count("is no longer in the workdir") == 3
     assert "<img class" not in text
 
 
@@ -303,7 +303,7 @@ def test_page_and_card_say_what_a_run_was(content: Content) -> None:
     for text in (page, card):
         assert "0123456+changes" in text
         assert "0.4321" in text
-    assert f"{6.54:.2f}\N{NO-BREAK SPACE}%\non so many images, by chance alone" in page
+    assert f"{6.54:.2f}\N{NO-BREAK SPACE}%\non as many images, by chance alone" in page
     assert "trained on a synthetic set" in card
     assert "the metrics above say nothing about photographs" in card
     assert "Krizhevsky" not in card
@@ -315,7 +315,7 @@ def test_page_and_card_say_what_a_run_was(content: Content) -> None:
 def test_the_card_says_the_figures_of_the_result(content: Content) -> None:
     card = model_card(content)
     test = content.result["test"]
-    assert card.startswith("# a run\n")
+    assert card.partition("---\n\n")[2].startswith("# a run\n")
     assert f"| test | 300 | {100 * test['accuracy']:.2f} % |" in card
     rows = [line for line in card.splitlines() if line.startswith("| cat |")]
     assert "Other formats" not in card
@@ -325,6 +325,32 @@ def test_the_card_says_the_figures_of_the_result(content: Content) -> None:
     )
     assert "43.21 % (mean accuracy; 95 % interval 42.11 % to 44.11 %)" in whole
     assert rows == ["| cat | " + " | ".join(f"{100 * test['per_class']['cat'][rate]:.2f} %" for rate in RATES) + " |"]
+
+
+@pytest.mark.parametrize("name", ["a run", 'a "run": #1 \N{SNOWMAN}', "- {a: [run]}"])
+def test_the_hub_reads_the_head_of_the_card(content: Content, name: str) -> None:
+    """By the hub's own library."""
+    from huggingface_hub import ModelCard
+
+    test = content.result["test"]
+    data = ModelCard(model_card(content._replace(name=name))).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("keras", "image-classification", "mit")
+    assert (data.datasets, data.metrics, data.model_name) == (["uoft-cs/cifar10"], ["accuracy", "f1"], name)
+    found = {result.metric_type: result for result in data.eval_results}
+    assert found["accuracy"].metric_value == test["accuracy"]
+    assert found["f1"].metric_value == test["macro_f1"]
+    assert {(result.task_type, result.dataset_name, result.dataset_split) for result in found.values()} == {
+        ("image-classification", "CIFAR-10", "test")
+    }
+
+
+def test_the_card_of_a_drawn_set_names_no_data_set_of_the_hub(content: Content) -> None:
+    from huggingface_hub import ModelCard
+
+    config = content.result["config"] | {"data_source": "synthetic"}
+    data = ModelCard(model_card(content._replace(result={**content.result, "config": config}))).data
+    assert data.datasets is None
+    assert {result.dataset_type for result in data.eval_results} == {"synthetic"}
 
 
 RATES = ("precision", "recall", "f1")

@@ -1,4 +1,4 @@
-"""The data sets that a run can name: what each is called, and how it is loaded."""
+"""The data sets that a run can use: the name of each, and how it is loaded."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,22 +11,23 @@ from cifar_keras.errors import UserError
 
 
 class DatasetRow(NamedTuple):
-    """A data set. To add one is to add a row to `DATASETS`, and its name to the config."""
+    """A data set. To add one, add a row to `DATASETS`, and its name to the config."""
 
-    title: str  # as a page calls it in a sentence
-    description: str  # what it is, a sentence or two
+    title: str  # its name in a sentence of a page
+    hub_id: str  # its name on the Hugging Face hub, for the model card; "" if it is not there
+    description: str  # one or two sentences
     load: Callable[[RunConfig], PublishedDataset]
-    is_prepared: Callable[[str], bool]  # whether a folder holds it, so that nothing has to be fetched
+    is_prepared: Callable[[str], bool]  # takes a folder; true if it holds the set, so that nothing has to be fetched
 
 
 def load_published(config: RunConfig) -> PublishedDataset:
-    """Load the verified images of a run, in the order in which they are published.
+    """Return the verified images of a run, in their published order.
 
     Args:
-        config: of the run. Its seed draws a synthetic set; a published one does not depend on it.
+        config: of the run. The synthetic set depends on its seed; a published set does not.
 
     Raises:
-        UserError: the images cannot be had, or two classes have the same name.
+        UserError: the images are not available, or two classes have the same name.
     """
     name = dataset_of(config.data)
     published = DATASETS[name].load(config)
@@ -37,23 +38,32 @@ def load_published(config: RunConfig) -> PublishedDataset:
 
 
 def load_dataset(config: RunConfig) -> Dataset:
-    """Load the verified images of a run and hold out its validation split, as `load_published` and `make_splits` do."""
-    from cifar_keras.data.splits import make_splits  # it imports scikit-learn, for which no command should wait
+    """Return the three splits of a run: what `load_published` loads, divided by `make_splits`.
+
+    Raises:
+        UserError: as in `load_published` and `make_splits`.
+    """
+    # This imports scikit-learn, for which no command should wait.
+    from cifar_keras.data.splits import make_splits
 
     return make_splits(load_published(config), config.data.validation_share, config.seed)
 
 
 def is_prepared(settings: DataConfig) -> bool:
-    """Return whether the images are in the folder that the settings name, or need none.
+    """Return whether the folder that the settings name holds the images, or the images need no folder.
 
     Raises:
-        UserError: it is no path that can be used.
+        UserError: the folder is no path that can be used.
     """
     return DATASETS[dataset_of(settings)].is_prepared(settings.data_dir)
 
 
 def row_of(values: Mapping[str, Any]) -> DatasetRow:
-    """Return the row of the data set that the settings of a run name, as `result.json` keeps them; older ones name no data set."""
+    """Return the row of a run's data set.
+
+    Args:
+        values: the run's settings, as `result.json` has them. Older ones name no data set.
+    """
     settings = DataConfig(
         dataset=DatasetName(values.get("dataset", DatasetName.CIFAR10)),
         data_source=DataSource(values.get("data_source", DataSource.AUTO)),
@@ -62,7 +72,8 @@ def row_of(values: Mapping[str, Any]) -> DatasetRow:
 
 
 def _load_cifar10(config: RunConfig) -> PublishedDataset:
-    from cifar_keras.data.cifar10.sources import prepare_dataset  # it imports TensorFlow
+    # This imports TensorFlow.
+    from cifar_keras.data.cifar10.sources import prepare_dataset
 
     data = config.data
     return prepare_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds)
@@ -77,12 +88,14 @@ def _load_synthetic(config: RunConfig) -> PublishedDataset:
 DATASETS = {
     DatasetName.CIFAR10: DatasetRow(
         "CIFAR-10",
+        "uoft-cs/cifar10",
         "CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images.",
         _load_cifar10,
         layout.is_prepared,
     ),
     DatasetName.SYNTHETIC: DatasetRow(
         "a synthetic set",
+        "",
         "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the metrics above say nothing "
         "about photographs.",
         _load_synthetic,
