@@ -1,4 +1,4 @@
-"""How a command runs as a process: what its streams are, what becomes of its errors, and its exit status."""
+"""Run a command as a process: prepare its streams, report its errors, and set its exit status."""
 
 import codecs
 import errno
@@ -15,9 +15,10 @@ from cifar_keras.errors import InterruptedRunError, UserError, unwritable
 from cifar_keras.files.completion import SHELLS, completion
 
 BAD_INPUT_STATUS = 2
-INTERRUPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+# EX_TEMPFAIL of sysexits.h: try again.
+INTERRUPTED_STATUS = 75
 
-# What the system says to a program that writes to a pipe without a reader, or to a terminal that is gone.
+# Errors of a program that writes to a pipe without a reader, or to a terminal that is gone.
 _NOBODY_LISTENS = (errno.EPIPE, errno.EIO)
 
 _ESCAPED = "cifar_keras.escaped"
@@ -56,20 +57,21 @@ def _dispatch(argv: Sequence[str]) -> None:
         flags = importlib.import_module("cifar_keras.flags")
         print(completion(rest[0], PROGRAM, {command: flags.choices_of(command) for command in COMMANDS}))
     elif name in COMMANDS:
-        # A command is no part of any other module: it is looked up when it is run.
+        # No module imports a command. It is looked up when it is run.
         importlib.import_module(f"cifar_keras.{name}").main([f"{PROGRAM} {name}", *rest])
     else:
         raise UserError(f"{PROGRAM} has the commands {', '.join(COMMANDS)}, completion. Received: {name}")
 
 
 def run(command: Callable[[Sequence[str]], None]) -> None:
-    """Run `command(sys.argv)`.
+    """Run `command(sys.argv)`, and turn the errors that users can fix into a message and an exit status.
 
-    Input that cannot be used, and a disk that cannot be written, become one message on stderr and exit status 2; a command that was
-    asked to end, 75. Nobody has to listen: a stream that is closed, or whose reader has gone, takes what is written and drops it.
+    Input that cannot be used, and a disk that cannot be written, become one message on stderr and exit status 2. A command that was
+    asked to end exits with status 75. Output to a stream that is closed, or whose reader has gone, is dropped.
     """
     open_streams()
-    if os.environ.pop("PYTHONWARNINGS", ""):  # of a parent program: a warning of some library would end the command
+    # A parent program may have set this. Then the warning of some library could end the command.
+    if os.environ.pop("PYTHONWARNINGS", ""):
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
     try:
@@ -94,29 +96,30 @@ def _end(message: str, status: int) -> None:
 
 
 def open_streams() -> None:
-    """Replace streams of the process that cannot be written by some that can.
+    """Replace stdout and stderr by streams that outlive their reader, and connect closed streams to the null device.
 
-    Characters that a stream's encoding does not have, and bytes of a file's name that are no text, are written escaped.
+    Characters that a stream's encoding does not have are written escaped, and so are bytes of a file's name that are no text.
     """
     codecs.register_error(_ESCAPED, _escaped)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened would get its number, and what C++ prints
+        # The stream is closed. The next file to be opened would get its number, and with it what C++ prints.
+        except OSError:
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, number)
             os.set_inheritable(number, True)
             if null != number:
                 os.close(null)
         stream = getattr(sys, name)
-        # A program that reads what is printed has put a stream of its own there.
+        # A program that captures the output has put its own stream there.
         replaced = stream is not None and stream is not getattr(sys, f"__{name}__")
         if name != "stdin" and not replaced:
             setattr(sys, name, _lasting(number, stream))
 
 
 def _lasting(number: int, stream: Any) -> io.TextIOWrapper:
-    """Return a text stream like another one, on the same file descriptor, that outlives its reader."""
+    """Return a text stream on a file descriptor, with the settings of another stream, that outlives its reader."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Lasting(number, "wb", closefd=False)),
         encoding=stream.encoding if stream else "utf-8",
@@ -127,7 +130,11 @@ def _lasting(number: int, stream: Any) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    r"""Write `\xe9` for a byte that is no text, which Python keeps as the character U+DCE9, and other characters as Python does."""
+    r"""Return escapes for the characters that cannot be encoded, and the position after them.
+
+    A byte that is no text, which Python keeps as e.g. the character U+DCE9, becomes `\xe9`. Other characters are escaped as Python
+    does it.
+    """
     assert isinstance(error, UnicodeEncodeError)
     characters = error.object[error.start : error.end]
     return "".join(
@@ -139,16 +146,18 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 class _Lasting(io.FileIO):
-    """A file that becomes the null device when nobody reads it any more."""
+    """A file that becomes the null device when nobody reads it any longer."""
 
     def write(self, content: Any) -> int:
-        """Write, or drop what nobody takes."""
+        """Write the content, or drop it if nobody reads it. Return the number of bytes."""
         try:
             return super().write(content) or 0
         except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())  # for what C++ and other processes write too, and for what is written next
+            # This also covers what C++ and other processes write, and all that is written later.
+            os.dup2(null, self.fileno())
             os.close(null)
-            if error.errno not in _NOBODY_LISTENS and self.fileno() == 1:  # results are not dropped in silence
+            # Results are not dropped in silence.
+            if error.errno not in _NOBODY_LISTENS and self.fileno() == 1:
                 raise OSError(error.errno, error.strerror, "standard output") from error
             return len(content)

@@ -1,7 +1,7 @@
-"""`python -m cifar_keras.compare RUN RUN...`: runs beside one another, and whether they differ by more than chance.
+"""`python -m cifar_keras.compare RUN RUN...`: compare runs, and test whether they differ by more than chance.
 
-McNemar's chance is that of the test images alone: another seed of the same recipe can differ by more (lab book), and of many pairs
-some differ by chance.
+McNemar's test knows only the chance in the test images. Another seed of the same recipe can differ by more (lab book), and among many
+pairs some differ by chance.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from cifar_keras.files.finished_run import FinishedRun, read_finished_run
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print both tables, and draw the curves where a file for them is named."""
+    """Print a table of the runs and a table of their differences, and draw their curves if `--picture` names a file."""
     arguments = flags.parse_compare(argv)
     runs = [read_finished_run(path) for path in arguments.runs]
     check_same_images(runs)
-    environment.set_variables()  # matplotlib reads them when it is imported
+    # Matplotlib reads these variables when it is imported.
+    environment.set_variables()
     from cifar_keras.evaluation.uncertainty import mcnemar
     from cifar_keras.reporting.figures import comparison_picture
     from cifar_keras.reporting.tables import comparison_table, differences_table
@@ -40,7 +41,7 @@ def check_same_images(runs: Sequence[FinishedRun]) -> None:
     """Check that all runs were tested on the same images.
 
     Raises:
-        UserError: one was not.
+        UserError: a run was tested on other images, or has other classes.
     """
     for run in runs[1:]:
         if run.logits.shape != runs[0].logits.shape or not np.array_equal(run.labels, runs[0].labels):

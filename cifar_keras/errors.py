@@ -4,40 +4,53 @@ import errno
 import os
 import re
 
-# What the system says of a disk that is full, of one that fails, and of one that lets nobody write.
+# Errors of the operating system about a disk that is full, that fails, or that may not be written.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
     """Input that cannot be used: a flag, a file, a folder or the network.
 
-    The message is one paragraph, names the flag or file at fault and ends in `Received: ...`. Commands print it and exit with
-    status 2; a programmer who imports the package can catch it.
+    The message is one paragraph. It names the flag or file at fault and ends with `Received: ...`. Commands print the message and
+    exit with status 2. A program that imports the package can catch the error.
     """
 
 
 class SourceError(Exception):
-    """One source of data or weights does not have them, or not intact. The next source may; `fetching` decides."""
+    """One source of data or weights does not have them, or has them damaged.
+
+    `fetching.first_available` then tries the next source.
+    """
 
 
 class DivergedError(Exception):
-    """A loss or a weight is not a finite number any more. The message names the step."""
+    """A loss or a weight is no longer a finite number. The message names the step."""
 
 
 class InterruptedRunError(Exception):
-    """The run was asked to end, by SIGINT or SIGTERM. The message says how to go on."""
+    """SIGINT or SIGTERM asked the run to end. The message says how to resume it."""
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says in one line of at most 200 characters, without a full stop; its type if it says nothing."""
+    """Return the first line of an error's message, at most 200 characters, without a full stop.
+
+    An error without a message gives the name of its type.
+
+    Examples:
+        >>> reason_of(ValueError("the shapes differ."))
+        'the shapes differ'
+        >>> reason_of(KeyError())
+        'KeyError'
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".: ")
 
 
 def unwritable(error: BaseException) -> str | None:
-    """Return what the system says of a disk that is full, fails or may not be written, if that is what an error comes from.
+    """Return the system's message if an error comes from a disk that is full, fails or may not be written; otherwise None.
 
-    TensorFlow and HDF5 put what the system says into the text of errors of their own, and NumPy puts it into numbers.
+    The causes of the error are searched too. TensorFlow and HDF5 copy the system's message into the text of their own errors, and
+    NumPy only gives numbers.
     """
     found: BaseException | None = error
     while found is not None:

@@ -15,15 +15,15 @@ from cifar_keras.files.finished_run import check_found, read_finished_run
 if TYPE_CHECKING:  # it imports TensorFlow
     from cifar_keras.evaluation.measure import Evaluation
 
-# The same SavedModel in another process or on another day may choose other kernels; float32 logits then move by about
-# 1e-6, and with them means over the images. One image may have another prediction.
+# In another process or on another day, the same SavedModel may choose other kernels. Then float32 logits move by about 1e-6, and means
+# over the images with them. One image may get another prediction.
 TOLERANCE = 1e-4
-# Compared in addition to accuracy. All other metrics follow from the same logits.
+# These are compared in addition to accuracy. All other metrics follow from the same logits.
 COMPARED = ("loss", "brier")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluate on test and validation, compare with what the run reported, and go on to what the flags ask for."""
+    """Measure a run on test and validation, compare with its `result.json`, and then measure robustness as the flags ask."""
     arguments = flags.parse_evaluate(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     if arguments.settings != EvaluationConfig():
@@ -65,7 +65,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[str, Any], file: Path) -> None:
-    """Check that splits were measured as a run's `result.json` reports; otherwise end the program with status 1."""
+    """Check that the measured metrics agree with those in a run's `result.json`; otherwise end the program with status 1.
+
+    Args:
+        measured: evaluations by the name of the split.
+        reported: content of `result.json`.
+        file: path of `result.json`, for the messages.
+    """
     from cifar_keras.evaluation.measure import serves_at
 
     temperature = reported["calibration"]["temperature"]
@@ -79,10 +85,20 @@ def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[st
 
 
 def differences(measured: Mapping[str, Mapping[str, Any]], reported: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return which metrics of which splits differ from what was reported: accuracy by more than an image, others by `TOLERANCE`."""
+    """Return a text for each metric that differs from the reported one: accuracy by more than one image, others by more than `TOLERANCE`.
+
+    Args:
+        measured: metrics by the name of the split.
+        reported: the same, as `result.json` has them.
+
+    Examples:
+        >>> reported = {"test": {"accuracy": 0.9, "loss": 0.3, "brier": 0.1}}
+        >>> differences({"test": {"n": 100, "accuracy": 0.9, "loss": 0.4, "brier": 0.1}}, reported)
+        ['test loss 0.400000, not 0.300000']
+    """
     found = []
     for split, metrics in measured.items():
-        # Of whole images, because the difference of two rounded fractions can be above a bound that it is equal to.
+        # Counted in whole images, because the difference of two rounded fractions can exceed a bound that it should equal.
         right, reported_right = (round(each["accuracy"] * metrics["n"]) for each in (metrics, reported[split]))
         if abs(right - reported_right) > 1:
             found.append(f"{split} accuracy {metrics['accuracy']:.6f}, not {reported[split]['accuracy']:.6f}")

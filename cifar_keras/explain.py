@@ -1,4 +1,4 @@
-"""`python -m cifar_keras.explain --model=WORKDIR`: what a run's model finds alike, and which training labels look wrong."""
+"""`python -m cifar_keras.explain --model=WORKDIR`: show which images a run's model finds alike, and which training labels look wrong."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,12 @@ from cifar_keras.files.finished_run import FinishedRun, check_found, read_finish
 if TYPE_CHECKING:  # they import TensorFlow
     from cifar_keras.data.types import Dataset, PublishedDataset
 
-ERRORS = 12  # the most confident ones, whose neighbours are shown
+# The most confident errors, whose neighbours are shown.
+ERRORS = 12
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compute features of test and training images, and write what they say into the workdir and its report."""
+    """Compute the features of test and training images, and write the findings into the workdir and its report."""
     arguments = flags.parse_explain(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     paths.check_has_model(run.path)
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     published = load_published(run.config)
     dataset = make_splits(published, run.config.data.validation_share, run.config.seed)
     with workdir.claimed(run.path, "--model"):
-        # The labels first: too few images, or weights that are not there, are known before anything takes long.
+        # The labels come first, so that too few images or missing weights are reported before anything takes long.
         suspects = explain_labels(run, published, arguments.train_images)
         explanation = explain_predictions(run, dataset, arguments.train_images) | {"suspects": suspects}
         writing.write_json(run.path / paths.EXPLANATION, explanation)
@@ -37,15 +38,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int) -> dict[str, Any]:
-    """Compare the test images with training images: neighbours of the surest errors, a map, and TensorBoard's projector.
+    """Return the training images nearest to the most confident errors, and write a map and the files of TensorBoard's projector.
 
     Args:
         run: the run.
-        dataset: its images.
-        train_images: how many of the train split are looked at; 0 is all.
+        dataset: the run's images.
+        train_images: how many images of the train split are used; 0 is all.
 
     Returns:
-        What `explanation.json` says, but for the labels.
+        The content of `explanation.json`, except the suspect labels.
     """
     import keras
 
@@ -82,20 +83,20 @@ def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int)
 
 
 def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images: int) -> dict[str, Any] | None:
-    """Find suspect labels of the train set, and write all of them into the workdir.
+    """Return the suspect labels of the train set for the report, and write all of them into the workdir.
 
-    The run's own network has learned from the labels, so they are judged by features of the network that it began with.
+    The run's own network has learned from these labels. So the labels are judged by features of the network with which it began.
 
     Args:
         run: the run.
-        published: its images.
-        train_images: how many of the train set are looked at; 0 is all.
+        published: the run's images.
+        train_images: how many images of the train set are checked; 0 is all.
 
     Returns:
-        What `explanation.json` says of them; None where the run did not begin with ImageNet's weights.
+        The entry `suspects` of `explanation.json`; None if the run did not begin with ImageNet's weights.
 
     Raises:
-        UserError: too few images of a class are looked at.
+        UserError: too few images of a class are checked.
     """
     from cifar_keras.data.types import LabelledImages
     from cifar_keras.evaluation.explanation import choose, features_of, find_suspects
@@ -104,7 +105,7 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
 
     config, class_names = run.config, published.class_names
     if config.model.weights != "imagenet":
-        print("no suspect labels: the run began with weights that know nothing, or may know the labels")
+        print("no suspect labels: they need a run with --weights=imagenet")
         return None
     places = choose(len(published.train.labels), train_images, config.seed)
     looked_at = LabelledImages(published.train.images[places], published.train.labels[places])

@@ -1,4 +1,4 @@
-"""`python -m cifar_keras.export --model=WORKDIR --format=onnx,litert`: a run's model for other runtimes, each proven to be that model."""
+"""`python -m cifar_keras.export --model=WORKDIR --format=onnx,litert`: convert a run's model, and prove that each export is that model."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ from cifar_keras.files.finished_run import FinishedRun, check_found, read_finish
 
 
 def main(argv: Sequence[str]) -> None:
-    """Convert, run each export by its own runtime on all test images, compare, and keep those that are within their bounds."""
+    """Convert a run's model, run each export in its own runtime on all test images, and keep the exports that are within their bounds."""
     arguments = flags.parse_export(argv)
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     check_formats(arguments.formats, run.path)
@@ -63,18 +63,18 @@ def main(argv: Sequence[str]) -> None:
 def export(
     name: str, run: FinishedRun, model: Any, dataset: Any, scratch: Path, *, calibration_images: int
 ) -> dict[str, Any]:
-    """Make an export, prove it, and put it into the workdir if it is what it should be.
+    """Return how an export compares with the model. The export is made first, and put into the workdir if it is within its bounds.
 
     Args:
         name: a key of `FORMATS`.
         run: the run.
-        model: its SavedModel, loaded.
-        dataset: its images.
+        model: the run's SavedModel, loaded.
+        dataset: the run's images.
         scratch: folder with `images.npy`, the test images.
-        calibration_images: training images that int8 learns its ranges from, drawn by the run's seed.
+        calibration_images: number of training images from which int8 takes its ranges. The run's seed draws them.
 
     Returns:
-        What `exports.json` says of a format.
+        The entry of the format in `exports.json`.
     """
     import keras
 
@@ -105,10 +105,10 @@ def export(
 
 
 def check_formats(names: Sequence[str], path: Path) -> None:
-    """Check that what the formats need is there: packages, and the files that the run itself has written.
+    """Check that the packages which the formats need are installed, and that the files which the run itself has written are there.
 
     Raises:
-        UserError: it is not.
+        UserError: something is missing.
     """
     if any(FORMATS[name].converted for name in names):
         paths.check_has_model(path)
@@ -123,19 +123,20 @@ def check_formats(names: Sequence[str], path: Path) -> None:
 
 
 def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, Any]:
-    """Run an export by its own runtime in a process of its own, and compare it with the run's predictions.
+    """Return how an export compares with the run's predictions. Its own runtime runs it, in a process of its own.
 
     Args:
         name: a key of `FORMATS`.
         file: the export.
         scratch: folder with `images.npy`, the test images.
-        run: the run, whose `predictions.npz` is what an export is compared with.
+        run: the run. The export is compared with the predictions in its `predictions.npz`.
 
     Returns:
-        What `exports.json` says of a format, but for `share_of_float32`.
+        The entry of the format in `exports.json`, except `share_of_float32`.
 
     Raises:
-        RuntimeError: the runtime cannot run it.
+        UserError: the runtime's output cannot be written.
+        RuntimeError: the runtime cannot run the export.
     """
     found = scratch / "logits.npz"
     program = [
@@ -152,7 +153,7 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "KERAS_HOME": str(scratch)},
         check=False,
     )
-    # The runtime has printed why.
+    # The runtime has printed the reason.
     if done.returncode == command.BAD_INPUT_STATUS:
         raise UserError(f"--format={name}: what its runtime gives cannot be written. Received: {scratch.parent}")
     if done.returncode:
@@ -173,20 +174,25 @@ def prove(name: str, file: Path, scratch: Path, run: FinishedRun) -> dict[str, A
 def compare(
     logits: NDArray[np.float32], wanted: NDArray[np.float32], labels: NDArray[np.int64], *, seed: int
 ) -> dict[str, Any]:
-    """Compare the logits of an export, `[n, classes]`, with those that the run measured.
+    """Return how the logits of an export, `[n, classes]`, compare with those that the run measured.
 
     Args:
         logits: of the export.
         wanted: of the run.
         labels: int64 `[n]`.
-        seed: of the resamples, the run's, so that an export with the same predictions has the run's interval.
+        seed: of the resamples. With the run's seed, an export with the same predictions has the run's interval.
 
     Returns:
-        `logit_difference`, the largest, as a fraction of the largest logit; `agreement`, the fraction of images with the same
-        prediction; `accuracy` of the export, and `lost_accuracy` by it; all fractions. `intervals` has that of `accuracy`.
+        A dict with these keys, all values fractions:
+
+        - `logit_difference`: the largest difference of two logits, relative to the largest logit.
+        - `agreement`: of images with the same prediction.
+        - `accuracy`: of the export.
+        - `lost_accuracy`: accuracy of the run less that of the export.
+        - `intervals`: a dict with the interval of `accuracy`.
 
     Raises:
-        RuntimeError: they are not finite, or of another shape.
+        RuntimeError: the export's logits are not finite, or have another shape.
     """
     if logits.shape != wanted.shape:
         raise RuntimeError(f"the export has to give logits {wanted.shape}. Received: {logits.shape}")
@@ -201,13 +207,13 @@ def compare(
         "agreement": float((predicted == expected).mean()),
         "accuracy": float(right.mean()),
         "intervals": {"accuracy": mean_interval(right.astype(np.float64), seed=seed, highest=1.0)},
-        # Of whole images, because the difference of two rounded fractions can be above a bound that it is equal to.
+        # Counted in whole images, because the difference of two rounded fractions can exceed a bound that it should equal.
         "lost_accuracy": (int(expected_right.sum()) - int(right.sum())) / len(labels),
     }
 
 
 def is_within(compared: Mapping[str, Any], bound: Bound) -> bool:
-    """Return whether an export is as near to the model as its format promises."""
+    """Return whether an export is as close to the model as the bound of its format asks for."""
     return bool(
         (bound.logit_difference is None or compared["logit_difference"] <= bound.logit_difference)
         and compared["agreement"] >= bound.agreement
@@ -216,16 +222,22 @@ def is_within(compared: Mapping[str, Any], bound: Bound) -> bool:
 
 
 def size_of(file: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     return (
         sum(part.stat().st_size for part in file.rglob("*") if part.is_file()) if file.is_dir() else file.stat().st_size
     )
 
 
 def keep_export(name: str, found: Mapping[str, Any], path: Path) -> None:
-    """Put what was found of a format into the workdir if it is within its bounds, beside what is known of others.
+    """Write a format's entry into `exports.json` if the export is within its bounds. Entries of other formats stay.
 
-    Of a file that the run itself wrote what was known earlier is then not true any more; an earlier export lies there as it was.
+    If it is not within its bounds, a format's earlier entry is removed if the run itself wrote the file, because the entry is no longer
+    true. A converted format keeps its earlier entry, because its earlier export is still there.
+
+    Args:
+        name: a key of `FORMATS`.
+        found: what `export` returned.
+        path: of the workdir.
     """
     file = path / paths.EXPORTS
     file.parent.mkdir(exist_ok=True)

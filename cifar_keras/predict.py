@@ -1,4 +1,4 @@
-"""`python -m cifar_keras.predict --model=WORKDIR FILE...`: the classes of image files, with their probabilities."""
+"""`python -m cifar_keras.predict --model=WORKDIR FILE...`: print the most probable classes of image files."""
 
 import contextlib
 import errno
@@ -21,22 +21,28 @@ from cifar_keras.files import environment, paths, writing
 if TYPE_CHECKING:  # it takes seconds to import
     import tensorflow as tf
 
+# Files in a batch.
 BATCH_SIZE = 32
-# And bytes. A photograph is a batch of its own, so that its line comes when it is known.
+# Pixels and bytes of a batch, added up. A large photograph is a batch of its own, so that its line is printed as soon as it is known.
 BATCH_PIXELS = 4_000_000
 FILE_BYTES_LIMIT = 64 * 2**20
-ORIENTATION = 0x0112  # EXIF's tag, and the quarter turns to the left and then whether to mirror that its values ask for
+# EXIF's tag for the orientation of a photograph.
+ORIENTATION = 0x0112
+# For each value of the tag: how many quarter turns to the left, and whether to mirror the image after them.
 TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-LONGEST_NAME = 40  # characters of a file's name that are drawn
-PIXELS_LIMIT = 100_000_000  # 300 MB when it is decoded, twice that while it is turned
+# Characters of a file's name that are drawn.
+LONGEST_NAME = 40
+# An image of this size takes 300 MB when it is decoded, and twice that while it is turned.
+PIXELS_LIMIT = 100_000_000
 
-FileBatch = list[tuple[Path, bytes | UserError]]  # files with what is in them, or with why that is no image
+# Files, each with its content, or with the reason why it is no image.
+FileBatch = list[tuple[Path, bytes | UserError]]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line for each file: its most probable classes; and draw what they come from, where a file for it is named.
+    """Print a line with the most probable classes of each file. With `--attribution`, also draw the pixels that they come from.
 
-    A file that is no image is named on stderr, and the others are classified. The exit status is then 2.
+    A file that is no image is named on stderr, and the other files are classified. The exit status is then 2.
     """
     arguments = flags.parse_predict(argv)
     if arguments.attribution:
@@ -71,14 +77,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _say(problem: UserError | None) -> bool:
-    """Print what is wrong with a file, if anything is; return whether it is."""
+    """Print the problem with a file, if there is one, and return whether there is."""
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     return problem is not None
 
 
 def problem_of(path: Path) -> UserError | None:
-    """Return why a file cannot be read, if that can be told without opening it, for which a pipe would wait."""
+    """Return why a file cannot be read, or None. The file is not opened, because opening a pipe would wait."""
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         if not is_folder and os.access(path, os.R_OK):
@@ -90,11 +96,14 @@ def problem_of(path: Path) -> UserError | None:
 
 
 def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.float32] | UserError]]:
-    """Yield each file with its probabilities, float32 `[classes]`, or with what is wrong with it; in order, as soon as they are known.
+    """Yield each file with its probabilities, float32 `[classes]`, or with the error about it.
+
+    Files come in order, as soon as they are known.
 
     Args:
         model: a SavedModel, loaded.
-        files: JPEG or PNG files. At most `BATCH_SIZE` of them are in memory at a time, of `BATCH_PIXELS` pixels, or one.
+        files: JPEG or PNG files. At most `BATCH_SIZE` of them are in memory at a time, of at most `BATCH_PIXELS` pixels and bytes
+            together; or one larger file.
     """
     for batch in _batches(files):
         yield from zip((path for path, _ in batch), _classify(model, batch), strict=True)
@@ -120,14 +129,14 @@ def _batches(files: Sequence[Path]) -> Iterator[FileBatch]:
 
 
 def _classify(model: Any, batch: FileBatch) -> list[NDArray[np.float32] | UserError]:
-    """Return the probabilities of files, or what is wrong with them."""
+    """Return for each file of a batch its probabilities, float32 `[classes]`, or the error about it."""
     import tensorflow as tf
 
     found: dict[int, NDArray[np.float32] | UserError] = {}
     contents = {place: content for place, (_, content) in enumerate(batch) if not isinstance(content, UserError)}
     as_stored = {place: content for place, content in contents.items() if _orientation_of(content) not in TURNS}
     if as_stored:
-        # If one of them cannot be decoded, each is tried alone below.
+        # If one file cannot be decoded, each is tried alone below.
         with contextlib.suppress(tf.errors.InvalidArgumentError):
             served = model.serve_bytes(tf.constant(list(as_stored.values())))["probabilities"].numpy()
             found = dict(zip(as_stored, served, strict=True))
@@ -141,10 +150,14 @@ def _classify(model: Any, batch: FileBatch) -> list[NDArray[np.float32] | UserEr
 
 
 def decode(path: Path, content: bytes | UserError) -> "tf.Tensor":
-    """Return the pixels of an image, uint8 `[height, width, 3]`, turned as its EXIF data says that the photograph was held.
+    """Return the pixels of an image, uint8 `[height, width, 3]`, turned upright according to its EXIF data.
+
+    Args:
+        path: of the file, for the message.
+        content: of the file, or the error about it.
 
     Raises:
-        UserError: there is no such image.
+        UserError: the content is that error, or is no JPEG or PNG image.
     """
     import tensorflow as tf
 
@@ -167,7 +180,7 @@ def _no_image(path: Path) -> UserError:
 def _orientation_of(content: bytes) -> int:
     from PIL import Image
 
-    # On data that is broken Pillow raises about anything; it then says nothing, and the pixels are those that can be decoded.
+    # On broken data Pillow may raise almost anything. Then the orientation is unknown, and the pixels stay as they are stored.
     with contextlib.suppress(Exception), Image.open(io.BytesIO(content)) as image:
         return int(image.getexif()[ORIENTATION])
     return 1
@@ -176,13 +189,13 @@ def _orientation_of(content: bytes) -> int:
 def attribution(
     model: Any, workdir: Path, classified: Sequence[tuple[Path, NDArray[np.float32]]], class_names: Sequence[str]
 ) -> bytes:
-    """Draw what the two most probable classes of image files come from.
+    """Return a picture that shows which pixels the two most probable classes of image files come from.
 
     Args:
         model: the SavedModel of a run, loaded.
         workdir: of the run.
-        classified: files with their probabilities, float32 `[classes]`. They are drawn as the model sees them: square, and of the size
-            that it was trained with.
+        classified: files with their probabilities, float32 `[classes]`. They are drawn as the model sees them: square, in the size
+            of its training images.
         class_names: of the model.
 
     Returns:
@@ -215,10 +228,10 @@ def attribution(
 
 
 def read_file(path: Path) -> bytes:
-    """Return what is in a file.
+    """Return the content of a file.
 
     Raises:
-        UserError: it cannot be read, or is larger than any image should be.
+        UserError: the file cannot be read, or is larger than `FILE_BYTES_LIMIT`.
     """
     try:
         with path.open("rb") as file:
@@ -231,10 +244,10 @@ def read_file(path: Path) -> bytes:
 
 
 def pixels_of(path: Path, content: bytes) -> int:
-    """Return how many pixels an image has, by its header alone: a few KB can unpack to gigabytes.
+    """Return the number of pixels of an image. Only its header is read, because a few KB can unpack to gigabytes.
 
     Raises:
-        UserError: it is no JPEG or PNG image, or has more pixels than memory should hold.
+        UserError: the file is no JPEG or PNG image, or has more than `PIXELS_LIMIT` pixels.
     """
     import tensorflow as tf
 
@@ -250,11 +263,11 @@ def pixels_of(path: Path, content: bytes) -> int:
 
 
 def _size_of(content: bytes) -> tuple[int, int]:
-    """Return height and width in pixels.
+    """Return the height and width of an image in pixels.
 
     Raises:
-        ValueError: it is neither PNG nor JPEG, or its header is cut off.
-        tf.errors.InvalidArgumentError: it is a JPEG that cannot be read.
+        ValueError: the content is neither PNG nor JPEG, or its header is cut off.
+        tf.errors.InvalidArgumentError: the content is a JPEG that cannot be read.
     """
     import tensorflow as tf
 

@@ -39,9 +39,9 @@ from cifar_keras.training.trainer import Trainer
 
 # Augmented training images in the picture: 4 rows of 8.
 SHOWN_IMAGES = 32
-# Most confident errors in the picture. The model computes each about fifty times, with another square hidden each time.
+# Most confident errors in the picture. The model computes each about fifty times, each time with another square hidden.
 EXPLAINED_IMAGES = 6
-# The weights that are read back are the trained ones bit by bit, so that what is left to check is the exported graph.
+# The exported weights are read back and equal the trained ones bit by bit. So only the exported graph is left to check.
 CHECKED_IMAGES = 1000
 WAY_OUT = "; with room to write, --resume goes on from the last checkpoint"
 
@@ -56,22 +56,22 @@ class Trained(NamedTuple):
     validation_logits: NDArray[np.float32]  # [n, classes]
     validation: dict[str, Any]  # their metrics
     temperature: float  # that fits them best
-    history: dict[str, Any]  # what `result.json` says of the training, and the commit
+    history: dict[str, Any]  # of the training, as `result.json` has it, and the commit
     log: RunLog
     watch: Stopwatch
 
 
 def run(config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> dict[str, Any]:
-    """Train and finish a run, or what is left of it, and return what `result.json` says.
+    """Train and finish a run, or the rest of it, and return the content of `result.json`.
 
     Raises:
-        UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
+        UserError: data, weights or the workdir cannot be used, before anything is trained; or the loss diverges.
         InterruptedRunError: the run was asked to end.
         RuntimeError: an exported model is not the classifier that was trained.
     """
     with _occupied(config) as (path, interruption):
         if (path / paths.RESULT).is_file():
-            print(f"the run is whole: nothing is left to do in {path}")
+            print(f"the run is finished: nothing is left to do in {path}")
             Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints).remove()
             result: dict[str, Any] = writing.read_json(path / paths.RESULT)
             return result
@@ -79,22 +79,22 @@ def run(config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -
 
 
 def train(config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Trained:
-    """Train a classifier, or go on with it, and measure it on the validation split. The test split is not looked at.
+    """Train a classifier, or resume its training, and measure it on the validation split. The test split is not looked at.
 
     Args:
         config: of the run.
-        callbacks: Keras's or anyone's own, called in `fit` of every phase behind the run's own.
+        callbacks: any Keras callbacks. `fit` of every phase calls them after the run's own.
 
     Raises:
-        UserError: data, weights or the workdir cannot be had, before anything is trained; or the loss diverges.
-        InterruptedRunError: the run was asked to end. There is a checkpoint to go on from.
+        UserError: data, weights or the workdir cannot be used, before anything is trained; or the loss diverges.
+        InterruptedRunError: the run was asked to end. It left a checkpoint.
     """
     with _occupied(config) as (path, interruption):
         return _train(config, path, interruption, callbacks)
 
 
 def finish(trained: Trained) -> dict[str, Any]:
-    """Export a trained classifier, measure the test split once on what was exported, report, and return what `result.json` says.
+    """Export a trained classifier, measure the test split once on the exported model, report, and return the content of `result.json`.
 
     Raises:
         UserError: the workdir cannot be written any more.
@@ -107,7 +107,7 @@ def finish(trained: Trained) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _occupied(config: RunConfig) -> Iterator[tuple[Path, Interruption]]:
-    """Keep others out of the workdir, and listen for signals that ask for an end."""
+    """Keep other processes out of the workdir, and listen for signals that end a run."""
     path, interruption = workdir.check_workdir(config.workdir, config.checkpoint.resume), Interruption()
     with workdir.claimed(path, way_out=WAY_OUT), interruption.listening():
         if workdir.holds_run(path):
@@ -118,10 +118,10 @@ def _occupied(config: RunConfig) -> Iterator[tuple[Path, Interruption]]:
 def _train(
     config: RunConfig, path: Path, interruption: Interruption, callbacks: Sequence[keras.callbacks.Callback]
 ) -> Trained:
-    # Now, because a test set that is missing should be known before the training.
+    # First, because a missing test set should be an error before the training, not after it.
     find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)
     watch = Stopwatch()
-    # Now, because somebody may edit the source while the run trains.
+    # Now, because somebody may edit the source during the run.
     commit = environment.source_commit()
     checkpoints = Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints)
     checkpoint = checkpoints.newest()
@@ -182,10 +182,11 @@ def _finish(trained: Trained) -> dict[str, Any]:
     pages.write_report(
         path, result, trained.log.records, logits=test.logits, test=dataset.test, class_names=dataset.class_names
     )
-    # Last, because a run with this file is whole.
+    # Last, because a run with this file is finished.
     writing.write_json(path / paths.RESULT, result)
-    # Later still, because until then the checkpoints are all that the run could go on from.
+    # Later still, because until then a run that was killed would go on from the checkpoints.
     Checkpoints(path / paths.CHECKPOINTS, config.checkpoint.keep_checkpoints).remove()
+    print(f"written: {path / paths.REPORT}", flush=True)
     return result
 
 
@@ -234,7 +235,7 @@ def measure_test(trained: Trained, model: tf.Module) -> Evaluation:
 
 
 def _draw(trained: Trained, test: Evaluation, model: tf.Module) -> None:
-    """Draw what people look at into the workdir and into TensorBoard, and close the log."""
+    """Write the pictures into the workdir and into TensorBoard, and close the log."""
     (images, labels), class_names = trained.dataset.test, trained.dataset.class_names
     drawn = pages.pictures_of_test(trained.dataset.test, test.logits, test.metrics, class_names, trained.temperature)
     drawn["learning_curves"] = figures.learning_curves_picture(trained.log.records)
@@ -274,7 +275,7 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
 
 
 def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
-    """Write what the run will be before it begins: config, environment, and some of its augmented training images."""
+    """Write what describes a run before it begins: config, environment, and some augmented training images."""
     values = to_values(config)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))

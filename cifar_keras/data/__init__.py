@@ -1,1 +1,1 @@
-"""Where images come from and how they become batches."""
+"""Data: where the images come from, and how they become batches."""

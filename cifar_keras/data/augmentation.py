@@ -1,8 +1,8 @@
-"""Augmentation: random changes to a batch of training images, each a function of the batch and its key alone.
+"""Augmentation: random changes to a batch of training images. The result depends only on the batch and its key.
 
-Keras's preprocessing layers keep their random state in a variable, so in a parallel `Dataset.map` a batch gets whichever state is
-there when it runs. Their two public parts, `get_random_transformation` (which draws) and `transform_images` (which works), let
-us hand in the seeds instead.
+Keras's preprocessing layers keep their random state in a variable. In a parallel `Dataset.map` a batch would get whichever state is
+there when it runs. The layers have two public parts: `get_random_transformation` draws, and `transform_images` applies what was
+drawn. So we can pass in the seeds.
 """
 
 import dataclasses
@@ -15,16 +15,17 @@ import tensorflow as tf
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data.pipeline import Augmentation, Batch, of_views
 
-# What cutout and the grid mask paint: a mid-grey, which the models' input transforms take near 0, as arXiv:1708.04552 does.
+# Cutout and the grid mask paint this mid-grey. The models' input transforms map it close to 0, as in arXiv:1708.04552.
 BLANK = 128
-MID_GREY = 127.5  # of the range 0..255
+# The middle of the range 0..255.
+MID_GREY = 127.5
 
 
 class KeyedSeeds(keras.random.SeedGenerator):
-    """Seeds that are a function of a key and of how many were drawn before, without any state in TensorFlow.
+    """Seeds without any state in TensorFlow: each depends only on a key and on how many seeds were drawn before.
 
-    The Keras layers take their seeds from a `SeedGenerator` or from a Python int only; inside a `tf.data` graph the key is a
-    tensor. The base class is left uninitialised on purpose, since all it would do is make the variable.
+    The Keras layers take their seeds only from a `SeedGenerator` or a Python int, and inside a `tf.data` graph the key is a tensor.
+    The base class is left uninitialised on purpose, because its constructor would only create the variable.
 
     Args:
         key: int64 `[2]`.
@@ -35,36 +36,36 @@ class KeyedSeeds(keras.random.SeedGenerator):
         self._drawn = 0
 
     def next(self, ordered: bool = True) -> tf.Tensor:
-        """Return the next seed, int32 `[2]`: Keras passes int32 on as it is and folds any other type to 31 bits."""
+        """Return the next seed, int32 `[2]`. Keras passes int32 on unchanged, and folds any other type to 31 bits."""
         key = tf.random.experimental.stateless_fold_in(self._key, tf.constant(self._drawn, tf.int64))
         self._drawn += 1
         return tf.random.stateless_uniform([2], key, minval=None, maxval=None, dtype=tf.int32)
 
-    def uniform(
-        self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: tf.DType = tf.float32
-    ) -> tf.Tensor:  # the one method of tf.random.Generator that the layers of keras-cv call
-        """Draw numbers of [minval, maxval) with the next seed."""
+    # The layers of keras-cv call this method of tf.random.Generator, and no other.
+    def uniform(self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: tf.DType = tf.float32) -> tf.Tensor:
+        """Return numbers in [minval, maxval), drawn with the next seed."""
         return tf.random.stateless_uniform(shape, self.next(), minval, maxval, dtype)
 
 
-# float32 images [batch, height, width, 3] of 0..255, and the seeds of this batch and operation -> images alike, not yet clipped
+# Takes float32 images [batch, height, width, 3], 0..255, and the seeds of this batch and operation. Returns images of the same shape and
+# dtype, not yet clipped.
 Operation = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
 
 
 def is_flip_alone(config: AugmentationConfig) -> bool:
-    """Return whether augmentation flips at most, so that an image has one or two views."""
+    """Return whether augmentation flips images at most, so that each image has one or two views."""
     return dataclasses.replace(config, flip=False) == AugmentationConfig(flip=False, crop_padding=0)
 
 
 def make_augmentation(config: AugmentationConfig) -> Augmentation:
-    """Build the function that augments a batch, each image by its own draws.
+    """Return the function that augments a batch. Every image has its own random draws.
 
     Args:
-        config: which operations, and how strong.
+        config: which operations are on, and how strong they are.
 
     Returns:
-        A function of a batch of images, uint8 `[batch, height, width, 3]`, that returns images of the same shape and dtype. It is
-        the identity where every operation is off.
+        A function from a batch of images, uint8 `[batch, height, width, 3]`, and its key to a batch of images of the same shape and
+        dtype. If every operation is off, it returns the images unchanged.
     """
     operations = _operations(config)
 
@@ -79,7 +80,8 @@ def make_augmentation(config: AugmentationConfig) -> Augmentation:
         if not any(operations):
             return Batch(images, targets)
         changed = tf.cast(images, tf.float32)
-        # The number of an operation is its place among all, so that turning one on leaves the draws of the others as they were.
+        # An operation's number is its place among all operations, on or off. So the draws of an operation do not change when another
+        # one is turned on.
         for number, operation in enumerate(operations, start=1):
             if operation is not None:
                 changed = operation(changed, seeds_of(key, number))
@@ -89,7 +91,7 @@ def make_augmentation(config: AugmentationConfig) -> Augmentation:
 
 
 def _operations(config: AugmentationConfig) -> list[Operation | None]:
-    # float32 also where the model's policy is mixed: bfloat16 has 8 bits, too few for a pixel's fractions.
+    # float32 even if the model's policy is mixed: bfloat16 has 8 bits, too few for fractions of a pixel value.
     return [
         _keras_operation(keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32"))
         if config.rotation_degrees
@@ -110,11 +112,12 @@ def _keras_operation(layer: keras.layers.Layer) -> Operation:
 
 
 def _flip_and_crop(images: tf.Tensor, flip: bool, padding: int, seeds: KeyedSeeds) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirror half of the images, then shift by up to `padding` pixels and fill what comes into view with the image's reflection.
+    """Return the images after a random flip and a random shift.
 
-    The reflection is that of `numpy.pad` with mode "reflect". Pixels only move, so it works on bytes: both together take 17 us an
-    image of one core, where Keras's RandomFlip alone took 45 (`tf.reverse`). Keras's RandomCrop draws one place for the whole
-    batch, and its RandomTranslation interpolates between pixels.
+    Half of the images are mirrored. Then each is shifted by up to `padding` pixels, and its reflection fills the border, as in
+    `numpy.pad` with mode "reflect". Pixels only move, so this works on bytes. Flip and shift together take 17 us per image on one
+    core; Keras's RandomFlip alone took 45 us (`tf.reverse`). Keras's RandomCrop draws one place for the whole batch, and its
+    RandomTranslation interpolates between pixels.
 
     Returns:
         The images, and which of them are mirrored: int32 `[batch]`, 0 or 1.
@@ -133,22 +136,26 @@ def _flip_and_crop(images: tf.Tensor, flip: bool, padding: int, seeds: KeyedSeed
 
 
 def _reflected(indices: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Fold -1, -2.. to 1, 2.. and size, size + 1.. to size - 2, size - 3.., for indices less than `size` outside."""
+    """Return indices, with those outside of 0..size - 1 reflected at the border.
+
+    -1, -2.. become 1, 2.., and size, size + 1.. become size - 2, size - 3... An index has to be less than `size` outside.
+    """
     return (size - 1) - tf.abs((size - 1) - tf.abs(indices))
 
 
 def _color_jitter(strength: float) -> Operation:
-    """Change brightness, contrast and saturation by a fraction of up to `strength` each, in this order.
+    """Return the operation that changes brightness, contrast and saturation, in this order, by a fraction of up to `strength` each.
 
-    Brightness adds up to `strength` of mid-grey; contrast multiplies the distance from the image's mean colour, saturation the
-    distance from each pixel's own grey (ITU-R BT.601). All three together are one affine function of a pixel's colour: 13 us an
-    image of one core, where Keras's layers RandomBrightness, RandomContrast and RandomColorDegeneration took 39.
+    Brightness adds up to `strength` of mid-grey. Contrast multiplies the distance from the image's mean colour. Saturation
+    multiplies the distance from each pixel's own grey (ITU-R BT.601). All three together are one affine function of a pixel's
+    colour, and take 13 us per image on one core. Keras's layers RandomBrightness, RandomContrast and RandomColorDegeneration took
+    39 us.
     """
 
     def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
         shape = tf.shape(images)
         brightness, contrast, saturation = (1 + seeds.uniform([shape[0], 1, 1], -strength, strength) for _ in range(3))
-        # A plane a channel: over the last of three short axes TensorFlow's products and sums are three times as slow.
+        # One plane for each channel: if the channels are the last axis, TensorFlow's products and sums are three times as slow.
         planes = tf.transpose(tf.reshape(images, [shape[0], -1, 3]), [0, 2, 1])
         mean = tf.reduce_mean(planes, axis=2, keepdims=True)
         to_grey = tf.tile(tf.constant([[0.299, 0.587, 0.114]]), [3, 1])
@@ -161,10 +168,10 @@ def _color_jitter(strength: float) -> Operation:
 
 
 def _cutout(side: int) -> Operation:
-    """Blank out a square around a random pixel, cut off at the border (arXiv:1708.04552)."""
+    """Return the operation that blanks out a square around a random pixel, cut off at the border (arXiv:1708.04552)."""
     import keras_cv
 
-    # The layer's own draws come from TensorFlow's global generator; its work takes the draws as arguments.
+    # The layer itself would draw from TensorFlow's global generator. Its `augment_images` takes the draws as arguments.
     layer = keras_cv.layers.RandomCutout(1.0, 1.0, fill_value=BLANK, dtype="float32")
 
     def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
@@ -182,10 +189,10 @@ def _cutout(side: int) -> Operation:
 
 
 def _grid_mask(ratio: float) -> Operation:
-    """Blank out a turned grid of squares, whose side is `ratio` of the grid's (arXiv:2001.04086)."""
+    """Return the operation that blanks out a rotated grid of squares, whose side is `ratio` of the grid's (arXiv:2001.04086)."""
     import keras_cv
 
-    # With equal bounds the ratio is not drawn, and all other draws go through the attribute `_random_generator`.
+    # With equal bounds the ratio is not drawn. All other draws go through the attribute `_random_generator`, which `masked` replaces.
     layer = keras_cv.layers.GridMask(ratio_factor=(ratio, ratio), fill_value=BLANK, dtype="float32")
 
     def masked(image_and_key: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Verified images to batches: `tf.data` datasets for training and for evaluation."""
+"""From verified images to batches: `tf.data` datasets for training and for evaluation."""
 
 import os
 import time
@@ -11,66 +11,66 @@ from numpy.typing import NDArray
 
 from cifar_keras.data.types import LabelledImages
 
-# What a random draw is for, so that the order of an epoch and its augmentation share no key.
+# Purposes of random draws. With one for each, the order of an epoch and its augmentation share no key.
 ORDER, AUGMENTATION = 0, 1
 
 TIMED_BATCHES = 30
 PARALLEL_CALLS = os.cpu_count() or 1
 PREFETCHED_BATCHES = 4
-SHUFFLE_ROUNDS = 16  # twice as many as it takes
+# Twice as many as are needed: see `_shuffled`.
+SHUFFLE_ROUNDS = 16
 
 
 class Targets(TypedDict):
-    """What is learned from inputs. Each field begins with the batch."""
+    """The targets from which the network learns. The first axis of each field is the batch."""
 
-    labels: tf.Tensor  # float32 [n, classes]: probabilities, of which one is 1 until an augmentation mixes images
-    # float32 logits of a teacher, [n, classes]. Train's examples have those of each view of an image, [n, views, classes].
+    labels: tf.Tensor  # float32 [n, classes]: probabilities, one of them 1 unless an augmentation mixes images
+    # A teacher's float32 logits [n, classes]. The examples of train have them for each view of an image: [n, views, classes].
     teacher: NotRequired[tf.Tensor]
 
 
 class Batch(NamedTuple):
-    """An element of a dataset, which Keras's `fit` takes for a pair of inputs and targets."""
+    """One element of a dataset. Keras's `fit` reads it as a pair of inputs and targets."""
 
     inputs: tf.Tensor
     targets: Targets
 
 
-# A batch and its key, int64 [2] -> the batch that is learned from; the same batch and key give the same result.
+# Takes a batch and its key, int64 [2], and returns the batch to learn from. The same batch and key give the same result.
 Augmentation = Callable[[Batch, tf.Tensor], Batch]
 
 
 class Examples(NamedTuple):
-    """A split in the host's memory, where `tf.data` gathers its batches. All batches of a run come out of the same one."""
+    """A split in the host's memory, from which `tf.data` gathers batches. A run makes all batches of a split from the same one."""
 
-    inputs: tf.Tensor  # uint8 images [n, height, width, 3], or the features that a frozen network computes of them
+    inputs: tf.Tensor  # uint8 images [n, height, width, 3], or the features that a frozen network computes from them
     targets: Targets
 
     @property
     def total(self) -> int:
-        """Number of examples."""
+        """The number of examples."""
         return int(self.inputs.shape[0])
 
 
 def to_examples(split: LabelledImages, class_count: int) -> tuple[Examples, LabelledImages]:
-    """Move a split to where `tf.data` reads it.
+    """Return a split as tensors for `tf.data`, and the same split as arrays that share their memory.
 
-    Returns:
-        The tensors, and the split again as arrays that are views of their memory, to be kept in place of the old ones:
-        the images are then in memory once (138 MB for 45,000 at 32 px).
+    Keep the returned arrays in place of the old ones: the images are then in memory only once (138 MB for 45,000 at 32 px).
     """
-    with tf.device("CPU"):  # on a GPU it would take its memory and be copied back for each batch
-        # A tensor that was made of an array keeps a second copy of it for as long as it lives; an operation's result does not.
+    # On a GPU the images would take its memory, and would be copied back for each batch.
+    with tf.device("CPU"):
+        # A tensor made from an array holds a second copy of it all its life. The result of an operation does not.
         images = tf.identity(tf.convert_to_tensor(split.images))
         labels = tf.one_hot(split.labels, class_count)
     return Examples(images, Targets(labels=labels)), LabelledImages(np.asarray(images), split.labels)
 
 
 def of_views(targets: Targets, views: tf.Tensor) -> Targets:
-    """Choose the teacher's logits of one view of each image, if there are any: `[n, views, classes]` to `[n, classes]`.
+    """Return targets with the teacher's logits, if any, of one view of each image: `[n, views, classes]` to `[n, classes]`.
 
     Args:
         targets: of a batch.
-        views: int32 `[n]`: 0 is the image, 1 its mirror image. Where there are logits of one view alone, it stands for both.
+        views: int32 `[n]`: 0 is the image, 1 its mirror image. If there are logits of only one view, they stand for both.
     """
     if "teacher" not in targets:
         return targets
@@ -88,21 +88,21 @@ def training_batches(
     augment: Augmentation,
     parallel_calls: int | None = PARALLEL_CALLS,
 ) -> tf.data.Dataset:
-    """Shuffle and augment, a whole batch for each step, one after another.
+    """Return shuffled and augmented batches, one for each step, in order.
 
-    Batch n of epoch e depends on the examples, `seed`, e and n alone: not on where the dataset begins, not on the parallelism,
-    not on what else draws random numbers. An epoch takes the first batches of its own order of all images, so none comes twice
-    in it.
+    Batch n of epoch e depends only on the examples, `seed`, e and n. It does not depend on where the dataset begins, on the
+    parallelism, or on other random draws. Each epoch has its own order of all images, and takes the first batches of that
+    order. So no image comes twice in an epoch.
 
     Args:
         examples: the train split.
         global_batch_size: images per batch, over all devices together.
-        steps_per_epoch: batches of an epoch.
-        steps: which batches: those of epoch e are `e * steps_per_epoch` and the next, whatever a run has seen before.
+        steps_per_epoch: batches per epoch.
+        steps: which batches. The batches of epoch e begin at `e * steps_per_epoch`, whatever the run has seen before.
         seed: the run's seed.
         augment: e.g. what `make_augmentation` returns.
-        parallel_calls: batches that are made at the same time; None makes one after the other, as TensorFlow does in any case where
-            its operations are to be deterministic, but then not without calling it an error.
+        parallel_calls: batches made at the same time. None makes one after the other; with deterministic operations TensorFlow
+            does so in any case, but reports an error if this is not None.
 
     Returns:
         A dataset of `Batch`, each of `global_batch_size` examples.
@@ -120,7 +120,7 @@ def training_batches(
 
 
 def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data.Dataset:
-    """Return every image once, unchanged and in order; the last batch has those that are left.
+    """Return every image once, unchanged and in order. The last batch may be smaller.
 
     Args:
         examples: the split.
@@ -135,17 +135,17 @@ def evaluation_batches(examples: Examples, *, global_batch_size: int) -> tf.data
 
 
 def input_batches(inputs: NDArray[Any], batch_size: int) -> tf.data.Dataset:
-    """Return arrays `[n, ...]` batch by batch, without labels; the last batch has those that are left."""
+    """Return arrays `[n, ...]` in batches, without labels. The last batch may be smaller."""
     return tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size).with_options(_options())
 
 
 def measure_speed(batches: tf.data.Dataset) -> float | None:
-    """Return how many examples per second a pipeline gives when nothing else runs, over its first batches; None for one batch."""
+    """Return the examples per second of a pipeline alone, over its first batches; None if it has only one batch."""
     sizes, times = [], []
     for inputs, _ in batches.take(1 + TIMED_BATCHES):
         sizes.append(inputs.shape[0])
         times.append(time.perf_counter())
-    # From the first batch on, which waits for the pipeline to be built.
+    # Time starts at the first batch, because that one waits until the pipeline is built.
     return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else None
 
 
@@ -158,10 +158,10 @@ def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _shuffled(places: tf.Tensor, key: tf.Tensor, total: int) -> tf.Tensor:
-    """Return what stands at some places of a permutation of 0..total - 1, without making all of it.
+    """Return the values at some places of a random permutation of 0..total - 1, without computing all of it.
 
     `tf.random.experimental.index_shuffle` does the same in 4 rounds. Its orders of 45,000 places correlate by up to 0.68 from
-    epoch to epoch, and neighbours in one order by -0.1; with 8 rounds neither is told from chance.
+    epoch to epoch, and neighbours in one order by -0.1. With 8 rounds neither differs from chance.
     """
     key = tf.concat([key, tf.zeros([1], key.dtype)], axis=0)
     last = tf.constant(total - 1, places.dtype)
@@ -170,12 +170,12 @@ def _shuffled(places: tf.Tensor, key: tf.Tensor, total: int) -> tf.Tensor:
 
 def _options() -> tf.data.Options:
     options = tf.data.Options()
-    options.deterministic = True  # elements in order, however many are made at a time
-    # The thread that tunes a pipeline sleeps 10 ms, then 20, 40 ..., up to a minute, and whoever ends an iterator waits until it
-    # wakes up: a `fit` of 4.3 s took 5.1 s. What it would find, parallel calls and prefetching, is given above.
+    options.deterministic = True  # elements come in order, even if several are made at a time
+    # The thread that tunes a pipeline sleeps 10 ms, then 20, 40 ..., up to a minute, and the end of an iterator waits until it
+    # wakes: a `fit` of 4.3 s took 5.1 s. It would choose parallel calls and prefetching, which are set above.
     options.autotune.enabled = False
-    # With oneDNN its rewriting of the graph makes another copy of all images (measured: 2.3 times their size held, not 1.2).
+    # With oneDNN, tf.data's graph rewriting makes another copy of all images (measured: 2.3 times their size held, not 1.2).
     options.experimental_optimization.apply_default_optimizations = False
-    # One process feeds all devices: each gets its part of every batch, and nothing else is split.
+    # One process feeds all devices. Each device gets its part of every batch, and nothing else is split.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options

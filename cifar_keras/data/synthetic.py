@@ -1,4 +1,4 @@
-"""A small set that can be learned in seconds, of as many classes as are asked for."""
+"""A small synthetic data set that a network learns in seconds, with any number of classes."""
 
 import colorsys
 
@@ -12,17 +12,32 @@ TRAIN_IMAGES = 40  # of each class
 TEST_IMAGES = 10
 SIDE = 32  # pixels
 
-_CONTRAST = 45.0  # of the colour and of the stripes, in levels of 255
-_NOISE = 30.0  # standard deviation, in levels of 255
-_PERIOD = 8.0  # of the stripes, in pixels
-MOST_ALONG_A_LINE = 10  # classes whose hue tells the direction too
+# Contrast of the colour and of the stripes, in levels of 255.
+_CONTRAST = 45.0
+# Standard deviation of the noise, in levels of 255.
+_NOISE = 30.0
+# Period of the stripes, in pixels.
+_PERIOD = 8.0
+# Up to this number of classes, each has its own hue and its own direction. With more classes, several share a hue or a direction.
+MOST_ALONG_A_LINE = 10
 
 
 def make_dataset(seed: int, classes: int = 10) -> PublishedDataset:
-    """Draw 40 train and 10 test images of each class, as a function of `seed` and the number of classes alone.
+    """Return a set of 40 train images and 10 test images for each class. It depends only on `seed` and the number of classes.
 
-    A class is a hue and a direction of stripes. The position of the stripes and the noise differ from image to image. Ten
-    classes have the names of CIFAR-10's.
+    A class is a hue and a direction of stripes. The position of the stripes and the noise differ from image to image. If there are
+    ten classes, they have the names of CIFAR-10's classes.
+
+    Args:
+        seed: draws the images.
+        classes: number of classes.
+
+    Examples:
+        >>> dataset = make_dataset(seed=0, classes=3)
+        >>> dataset.train.images.shape, dataset.test.images.shape
+        ((120, 32, 32, 3), (30, 32, 32, 3))
+        >>> dataset.class_names
+        ('class 0', 'class 1', 'class 2')
     """
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
     names = CLASS_NAMES if classes == len(CLASS_NAMES) else tuple(f"class {index}" for index in range(classes))
@@ -43,7 +58,7 @@ def _draw(count: int, classes: int, seed: np.random.SeedSequence) -> LabelledIma
 
 
 def _hues_and_directions(classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return for each class a step around the circle of colours and one of half a turn, and how many steps both have."""
+    """Return for each class its step around the circle of colours and its step of half a turn, and the number of steps in each."""
     indices = np.arange(classes)
     if classes <= MOST_ALONG_A_LINE:
         return indices, indices, classes
@@ -52,7 +67,7 @@ def _hues_and_directions(classes: int) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _stripes(angles: NDArray[np.float64], phases: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return sine waves `[n, SIDE, SIDE]`, -1..1, that run in the direction of `angles` (radians) and start at `phases`."""
+    """Return sine waves `[n, SIDE, SIDE]`, -1..1, in the directions `angles` (radians) and with the phases `phases` (radians)."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     along = np.cos(angles)[:, np.newaxis, np.newaxis] * columns + np.sin(angles)[:, np.newaxis, np.newaxis] * rows
     waves: NDArray[np.float64] = np.sin(2 * np.pi / _PERIOD * along + phases[:, np.newaxis, np.newaxis])

@@ -1,1 +1,1 @@
-"""Numbers about a model; no pictures."""
+"""Evaluation: compute numbers about a model. The pictures are in `reporting`."""

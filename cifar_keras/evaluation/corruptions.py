@@ -1,6 +1,6 @@
-"""Common corruptions of images at five severities, made here: nothing has to be downloaded.
+"""Corrupt images in common ways at five severities. Nothing has to be downloaded.
 
-Eight of those of Hendrycks and Dietterich (arXiv:1903.12261), as strong as their CIFAR-10-C has them. They are for
+These are eight of the corruptions of Hendrycks and Dietterich (arXiv:1903.12261), as strong as in their CIFAR-10-C. They are for
 evaluation; training never sees them.
 """
 
@@ -14,7 +14,8 @@ from scipy import ndimage
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# float64 images [n, height, width, 3] of 0..1, how strong, and what draws -> images alike, not yet clipped
+# A function from float64 images [n, height, width, 3] in 0..1, a strength and a random generator to images of the same shape, not yet
+# clipped.
 CorruptionFunction = Callable[[NDArray[np.float64], float, np.random.Generator], NDArray[np.float64]]
 
 
@@ -26,13 +27,13 @@ class Corruption(NamedTuple):
 
 
 def corrupt(images: NDArray[np.uint8], name: str, severity: int, *, seed: int) -> NDArray[np.uint8]:
-    """Corrupt every image, each by its own draws.
+    """Return the images, corrupted. Each image gets random draws of its own.
 
     Args:
         images: uint8 `[n, height, width, 3]`, RGB.
         name: a key of `CORRUPTIONS`.
         severity: 1..5.
-        seed: of the noise. Each corruption and severity has draws of its own; the same arguments give the same images.
+        seed: seed of the noise. Each corruption and severity has draws of its own. The same arguments give the same images.
 
     Returns:
         uint8, of the shape of `images`.
@@ -50,7 +51,7 @@ def _gaussian_noise(
 
 
 def _shot_noise(images: NDArray[np.float64], strength: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Add the noise of counted photons; the strength is how many a white value has."""
+    """Add the noise of counted photons; the strength is the number of photons of a white value."""
     return generator.poisson(images * strength) / strength
 
 
@@ -72,7 +73,8 @@ def _brightness(images: NDArray[np.float64], strength: float, _generator: np.ran
     """Add to the value of HSV: the largest channel grows by the strength, and the others in proportion."""
     value = images.max(axis=-1, keepdims=True)
     brighter = np.minimum(value + strength, 1)
-    black = np.broadcast_to(brighter, images.shape).copy()  # has no proportion
+    # The channels of a black pixel have no proportion, so all of them become the new value.
+    black = np.broadcast_to(brighter, images.shape).copy()
     changed: NDArray[np.float64] = np.divide(images * brighter, value, out=black, where=value > 0)
     return changed
 
@@ -84,7 +86,7 @@ def _contrast(images: NDArray[np.float64], strength: float, _generator: np.rando
 
 
 def _pixelate(images: NDArray[np.float64], strength: float, _generator: np.random.Generator) -> NDArray[np.float64]:
-    """Shrink to a fraction of the side and enlarge again, both with a box for a filter."""
+    """Shrink to a fraction of the side and enlarge again, both with a box filter."""
     changed = images
     for shape in ([int(side * strength) for side in images.shape[1:3]], images.shape[1:3]):
         rows, columns = (_box_weights(old, new) for old, new in zip(changed.shape[1:3], shape, strict=True))
@@ -93,9 +95,9 @@ def _pixelate(images: NDArray[np.float64], strength: float, _generator: np.rando
 
 
 def _box_weights(old: int, new: int) -> NDArray[np.float64]:
-    """Return what each of `old` pixels of a line adds to each of `new`, `[new, old]`, as Pillow's box filter has it.
+    """Return the weights `[new, old]` of `old` pixels of a line in each of `new` pixels, as in Pillow's box filter.
 
-    A new pixel is the plain mean of the old ones whose centres it covers; of an enlarged line, the one old pixel it lies in.
+    A new pixel is the plain mean of the old pixels whose centres it covers. In an enlarged line it is the one old pixel that it lies in.
     """
     scale = old / new
     offsets = np.arange(old)[None] + 0.5 - (np.arange(new)[:, None] + 0.5) * scale

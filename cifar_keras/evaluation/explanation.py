@@ -1,4 +1,4 @@
-"""What lies behind a run's predictions: features, the training images that are near, and labels that look wrong."""
+"""Explain a run's predictions: compute features, find labels that look wrong, and choose the images to look at."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.inference import predict_all
 
-Features = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # of images, with the name of the progress bar
+# A function from images, and the title of the progress bar, to their features.
+Features = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
 
 
 class Suspects(NamedTuple):
@@ -33,10 +34,10 @@ def features_of(classifier: keras.Model, batch_size: int) -> Features:
 
 
 def find_suspects(features: Features, split: LabelledImages, class_count: int, *, seed: int) -> Suspects:
-    """Find labels that look wrong, by features of a network that has not learned from them.
+    """Return the labels that look wrong, judged by features of a network that has not learned from them.
 
     Raises:
-        UserError: too few images of a class are looked at.
+        UserError: the split has fewer than `FOLDS` images of a class.
     """
     images, labels = split
     if np.bincount(labels, minlength=class_count).min() < FOLDS:
@@ -47,7 +48,10 @@ def find_suspects(features: Features, split: LabelledImages, class_count: int, *
 
 
 def choose(total: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Return which images are looked at, rising: `count` of them, drawn by the seed; all if it is 0 or too many."""
+    """Return the positions of the images to look at, in rising order.
+
+    There are `count` of them, drawn by the seed. If `count` is 0, or not less than `total`, it is all images.
+    """
     if count == 0 or count >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))

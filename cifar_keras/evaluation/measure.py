@@ -1,4 +1,4 @@
-"""Measuring an exported model on a split."""
+"""Measure an exported model on a split."""
 
 import time
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.exporting.saved_model import serve_all
 
-CALIBRATED = ("loss", "brier", "calibration_error")  # what depends on a temperature
-SAME_PROBABILITY = 1e-5  # float32 and float64 differ by 1e-6; a temperature that is another one moves some by more
+CALIBRATED = ("loss", "brier", "calibration_error")  # the metrics that depend on a temperature
+# Probabilities in float32 and float64 differ by 1e-6. Another temperature moves some of them by more than this limit.
+SAME_PROBABILITY = 1e-5
 
 
 class Evaluation(NamedTuple):
-    """What an exported model says of a split, and how good its logits are."""
+    """What an exported model returns for a split, and how good its logits are."""
 
     logits: NDArray[np.float32]  # [n, classes]
     probabilities: NDArray[np.float32]  # [n, classes], at the temperature that the model serves with
@@ -35,15 +36,15 @@ def evaluate(
     *,
     seed: int,
 ) -> Evaluation:
-    """Run every image of a split exactly once through a loaded SavedModel, and measure.
+    """Run every image of a split exactly once through a loaded SavedModel, and return its outputs and metrics.
 
     Args:
         model: what `saved_model.load_saved_model` returned.
         split: the images, uint8 `[n, height, width, 3]`, and their labels, int64 `[n]`.
         class_names: name of each class.
         batch_size: images at a time.
-        title: what the progress bar is called.
-        seed: of the resamples that the intervals come from.
+        title: title of the progress bar.
+        seed: seed of the resamples that the intervals come from.
     """
     started = time.monotonic()
     served = serve_all(model, split.images, batch_size, title)
@@ -53,7 +54,7 @@ def evaluate(
 
 
 def serves_at(found: Evaluation, temperature: float) -> bool:
-    """Return whether the probabilities that a model gave are `softmax(logits / temperature)`."""
+    """Return whether the probabilities that a model returned are `softmax(logits / temperature)`."""
     return bool(np.abs(found.probabilities - softmax(found.logits, temperature)).max() <= SAME_PROBABILITY)
 
 
@@ -65,9 +66,9 @@ def calibrated_metrics(
     temperature: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Return those of `classification_metrics` that depend on the temperature of the probabilities, and their intervals.
+    """Return the metrics that depend on the temperature of the probabilities, and their intervals.
 
-    And `calibration_error_by_chance`.
+    These are the metrics of `classification_metrics` that `CALIBRATED` names. `calibration_error_by_chance` is returned too.
     """
     metrics = classification_metrics(logits / np.float32(temperature), labels, class_names, seed=seed)
     intervals = {name: metrics["intervals"][name] for name in CALIBRATED}

@@ -1,4 +1,4 @@
-"""Every reported number of a classification, computed from logits and labels, with its uncertainty."""
+"""Compute every reported number of a classification from logits and labels, with its uncertainty."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,31 +12,33 @@ from cifar_keras.evaluation.uncertainty import bootstrap_intervals, resampled_me
 
 TOP = 5
 RATES = ("precision", "recall", "f1")
-UNLIMITED = ("loss", "brier")  # all others are no more than 1
+UNLIMITED = ("loss", "brier")  # all other metrics are at most 1
 
 
 def classification_metrics(
     logits: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str], *, seed: int = 0
 ) -> dict[str, Any]:
-    """Measure predictions against labels. Every class is listed, whether or not it occurs.
+    """Return the metrics of predictions, as plain values for JSON. Every class is listed, whether or not it occurs.
+
+    Rates are fractions, 0..1. The keys are:
+
+    - `n`: the number of images; `accuracy`; `top5`: the fraction of labels among the five largest logits.
+    - `loss`: the mean cross-entropy in nats, where a probability under 2.2e-16 counts as 2.2e-16.
+    - `brier`: the squared distance between probabilities and label, summed over the classes, as the mean over the images, 0..2
+      (Brier, 1950, equation 2).
+    - `calibration_error`: that of `calibration.expected_calibration_error`; `calibration_error_by_chance`: the mean error that
+      probabilities show on so many images if all of them are correct.
+    - `macro_precision`, `macro_recall`, `macro_f1`: plain means over the classes; `weighted_...`: means weighted by the images of a class.
+    - `per_class`: by name, its `precision`, `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`.
+    - `confusion_matrix`: counts as a list of rows, with a row for each true class and a column for each prediction.
+    - `intervals`: of each metric with a confidence of 95 %, as [low, high]. The interval of the calibration error begins at 0 where
+      chance can show as much, and always holds the error.
 
     Args:
         logits: float32 `[n, classes]`, unnormalised log probabilities; the prediction is the largest of a row.
         labels: int64 `[n]`, true classes, 0..classes - 1.
         class_names: the name of each class, at least two, all different.
-        seed: of the resamples that the intervals come from.
-
-    Returns:
-        Plain values, ready for JSON. Rates are fractions, 0..1:
-        `n` images; `loss`, the mean cross-entropy in nats, where a probability under 2.2e-16 counts as 2.2e-16; `accuracy`;
-        `top5`, the fraction of labels among the five largest logits; `brier`, the mean over the images of the squared distance
-        between probabilities and label, summed over the classes, 0..2 (Brier, 1950, equation 2); `calibration_error` of
-        `calibration.expected_calibration_error`, and `calibration_error_by_chance`, the mean of what probabilities that are all
-        right show on so many images; `macro_precision`, `macro_recall` and `macro_f1`, plain means over the
-        classes, and `weighted_...`, means weighted by the images of each class; `per_class`, of each name its `precision`,
-        `recall`, `f1` (0 where undefined), `support` (images of the class) and `intervals`; `confusion_matrix`, counts as a
-        list of rows, a row for each true class and a column for each prediction; `intervals`, of each metric with a confidence of
-        95 %, as [low, high]; that of a calibration error begins at 0 where chance can show as much, and always holds the error.
+        seed: seed of the resamples that the intervals come from.
 
     Raises:
         ValueError: shapes that do not match, no images, labels out of range, or logits that are not finite.
@@ -74,10 +76,10 @@ class _Calibration(NamedTuple):
     most_by_chance: float
 
     def interval(self, low: float, high: float) -> list[float]:
-        """Return the bootstrap's interval so that it holds what it is about.
+        """Return the bootstrap's interval, widened so that it holds the error, and 0 where chance can show as much.
 
-        Of probabilities that are all right its lower end is often above 0; and as every resample adds to an error, the upper end
-        of a small one can be under the error.
+        If all probabilities are correct, the lower end is often above 0. Every resample adds to an error, so the upper end of a small
+        error's interval can be below the error.
         """
         return [0.0 if self.error <= self.most_by_chance else min(low, self.error), max(high, self.error)]
 
@@ -102,7 +104,7 @@ def _per_class(
     class_names: Sequence[str],
     intervals: dict[str, list[float]],
 ) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each class, and take their intervals out of those of all."""
+    """Return the metrics of each class. Their intervals are taken out of `intervals`."""
     *rates, support = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(class_names)), average=None, zero_division=0
     )
@@ -117,7 +119,8 @@ def _per_class(
 
 
 def _top_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: NDArray[np.int64]) -> float:
-    if len(classes) <= TOP:  # every label is among them; scikit-learn warns, and refuses two classes
+    # Every label is among so few classes. scikit-learn would warn, and refuses two classes.
+    if len(classes) <= TOP:
         return 1.0
     return float(sklearn_metrics.top_k_accuracy_score(labels, logits, k=TOP, labels=classes))
 

@@ -1,4 +1,4 @@
-"""Robustness: metrics of a model with test-time augmentation, on corrupted images, and on other test sets.
+"""Robustness: measure a model with test-time augmentation, on corrupted images, and on other test sets.
 
 Every row is measured at the temperature that the model serves with.
 """
@@ -20,41 +20,42 @@ from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.saved_model import serve_all
 
 METRICS = ("accuracy", "loss", "brier", "calibration_error")
-# Eight corruptions at five severities: 40 forward passes of each image.
+# A limit, because eight corruptions at five severities take 40 forward passes of each image.
 CORRUPTED_IMAGES = 1000
 
-# uint8 images [n, height, width, 3], and what the progress bar is called -> logits over the temperature, float32 [n, classes]
+# A function from uint8 images [n, height, width, 3], and the title of the progress bar, to logits divided by the temperature, float32
+# [n, classes].
 Predict = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
 Kind = Literal["views", "corruption", "test set"]
 
 
 class Robustness(NamedTuple):
-    """Metrics of what the settings ask for in addition to the test split."""
+    """Metrics that the settings ask for in addition to those of the test split."""
 
-    rows: list[dict[str, Any]]  # of `row`
-    means: dict[str, Any]  # of `mean_accuracy`, by the name of a suite
+    rows: list[dict[str, Any]]  # each is what `row` returned
+    means: dict[str, Any]  # what `mean_accuracy` returned, by the name of a suite
 
 
 def measure_robustness(
     model: tf.Module, logits: NDArray[np.float32], temperature: float, dataset: Dataset, config: RunConfig
 ) -> Robustness:
-    """Measure what the settings ask for in addition to the run's own splits.
+    """Return the metrics that the settings ask for in addition to those of the run's own splits.
 
     Args:
         model: a loaded SavedModel.
-        logits: float32 `[n, classes]`, of the model, of the test images.
-        temperature: that the model serves with.
-        dataset: of the run.
-        config: of the run, with the views and the other test sets that are wanted. Its seed is that of the noise, of the choice of
-            images and of the resamples.
+        logits: float32 `[n, classes]`, the model's logits of the test images.
+        temperature: the temperature that the model serves with.
+        dataset: the data set of the run.
+        config: the config of the run, with the views and the other test sets that are wanted. Its seed is that of the noise, of the
+            choice of images and of the resamples.
 
     Raises:
-        UserError: a set is not prepared.
+        UserError: a test set is not prepared.
     """
     test, class_names, seed, settings = dataset.test, dataset.class_names, config.seed, config.evaluation
     plain = logits / np.float32(temperature)
     names, data_dir = other_sets_of(settings), config.data.data_dir
-    # Before anything takes long.
+    # This comes first, so that a test set that is not prepared is reported before anything takes long.
     find_other_sets(names, data_dir)
 
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
@@ -74,7 +75,7 @@ def measure_robustness(
 def on_other_sets(
     predict: Predict, names: Sequence[str], data_dir: str, dataset: Dataset, *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure other test sets; return their rows, and the mean over each suite that was asked for as a whole."""
+    """Return the rows of other test sets, and the mean over each suite that was asked for as a whole."""
     rows: list[dict[str, Any]] = []
     right_of: dict[str, list[NDArray[np.bool_]]] = {}
     for name in find_other_sets(names, data_dir):
@@ -94,15 +95,15 @@ def with_views(
     *,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Measure the mean logits of several views of each test image, and return its row behind that of the images as they are.
+    """Return two rows: one of the test images as they are, then one of the mean logits of several views of each image.
 
     Args:
         predict: the model.
         test: images and labels.
-        plain: what `predict` gives of the images as they are.
+        plain: the logits that `predict` returned for the images as they are.
         views: which views.
-        class_names: of the model.
-        seed: of the resamples.
+        class_names: the class names of the model.
+        seed: seed of the resamples.
     """
     (weight, _), *others = views_of(test.images, views)
     logits = weight * plain + sum(weight * predict(images, f"test, {views}") for weight, images in others)
@@ -113,10 +114,10 @@ def with_views(
 
 
 def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Yield each view of images, uint8 `[n, height, width, 3]`, behind its weight in the mean; first the images as they are.
+    """Yield each view of images, uint8 `[n, height, width, 3]`, after its weight in the mean. The images as they are come first.
 
-    The pixel that a shift (up and left, or down and right) leaves open is the reflection of the image; both shifts together
-    count as much as the image that stays, as in airbench (arXiv:2404.00498).
+    A shift moves the image by a pixel, up and left or down and right, and reflection fills the open pixels. Both shifts together count
+    as much as the image that stays, as in airbench (arXiv:2404.00498).
     """
     if views is Views.NONE:
         yield 1.0, images
@@ -133,17 +134,18 @@ def views_of(images: NDArray[np.uint8], views: Views) -> Iterator[tuple[float, N
 def with_corruptions(
     predict: Predict, test: LabelledImages, plain: NDArray[np.float32], class_names: Sequence[str], *, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure corrupted test images, at most `CORRUPTED_IMAGES` of them, drawn by the seed.
+    """Return the metrics of corrupted test images: at most `CORRUPTED_IMAGES` images, drawn by the seed.
 
     Args:
         predict: the model.
         test: images and labels.
-        plain: what `predict` gives of the images as they are.
-        class_names: of the model.
-        seed: of the choice of images, of the noise and of the resamples.
+        plain: the logits that `predict` returned for the images as they are.
+        class_names: the class names of the model.
+        seed: seed of the choice of images, of the noise and of the resamples.
 
     Returns:
-        A row for each corruption and severity, and one for the same images as they are; and `mean_accuracy` of the corrupted.
+        The rows, and `mean_accuracy` of the corrupted images. There is a row for the same images as they are, and one for each
+        corruption and severity.
     """
     count = min(CORRUPTED_IMAGES, len(test.labels))
     chosen = np.sort(np.random.default_rng(seed).choice(len(test.labels), count, replace=False))
@@ -160,11 +162,11 @@ def with_corruptions(
 def mean_accuracy(right: Sequence[NDArray[np.bool_]], *, seed: int) -> dict[str, Any]:
     """Return the mean accuracy on several sets of the same images, as `sets`, `n`, `accuracy` and its `interval`.
 
-    An image is resampled with all that was made of it: its corruptions are not independent of each other.
+    An image is resampled together with all of its corrupted versions, because they are not independent of each other.
 
     Args:
-        right: for each set bool `[n]`, whether the model is right about each image; the images in the same order in all.
-        seed: of the resamples.
+        right: for each set, bool `[n]`, whether the model is right about each image. The images have the same order in all sets.
+        seed: seed of the resamples.
     """
     of_image = np.mean(right, axis=0)
     interval = mean_interval(of_image, seed=seed, highest=1.0)
@@ -174,10 +176,10 @@ def mean_accuracy(right: Sequence[NDArray[np.bool_]], *, seed: int) -> dict[str,
 def on_other_set(
     predict: Predict, other: OtherSet, class_names: Sequence[str], *, seed: int
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
-    """Measure another test set, and return its row and of which images the model is right, bool `[n]`.
+    """Return the row of another test set, and whether the model is right about each image, bool `[n]`.
 
-    Where people's soft labels are known: `human_cross_entropy`, the mean of `-sum over classes of fraction * ln(probability)` in nats
-    (Peterson et al., arXiv:1908.07086), and `human_entropy`, the least that it can be.
+    If people's soft labels are known, the row also has two values in nats. `human_cross_entropy` is the mean of
+    `-sum over classes of fraction * ln(probability)` (Peterson et al., arXiv:1908.07086). `human_entropy` is the least that it can be.
     """
     logits = predict(other.split.images, other.name)
     values = row("test set", other.name, logits, other.split.labels, class_names, seed=seed)
@@ -209,6 +211,12 @@ def row(
 
 
 def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows in their order, the new ones in place of old ones of the same kind and name."""
+    """Return all rows in their order. A new row takes the place of an old one of the same kind and name.
+
+    Examples:
+        >>> old = [{"kind": "views", "name": "none", "n": 1}, {"kind": "views", "name": "flip", "n": 1}]
+        >>> [each["n"] for each in merged(old, [{"kind": "views", "name": "none", "n": 2}])]
+        [2, 1]
+    """
     rows = {(each["kind"], each["name"]): each for each in old} | {(each["kind"], each["name"]): each for each in new}
     return list(rows.values())

@@ -1,4 +1,4 @@
-"""Which labels look wrong: confident learning (Northcutt, Jiang and Chuang, arXiv:1911.00068)."""
+"""Find labels that look wrong, by confident learning (Northcutt, Jiang and Chuang, arXiv:1911.00068)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,24 +9,26 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 FOLDS = 5
-COMPONENTS = 256  # of a ResNet50's 2,048 features; what a regression takes grows with their number
+# Principal components of a ResNet50's 2,048 features. The cost of a regression grows with their number.
+COMPONENTS = 256
 
 
 def out_of_sample_probabilities(
     features: NDArray[np.float32], labels: NDArray[np.int64], *, seed: int
 ) -> NDArray[np.float64]:
-    """Predict each image by a logistic regression that has not seen its label.
+    """Return class probabilities of each image, by a logistic regression that has not seen its label.
 
     Args:
         features: float32 `[n, features]`, of a network that has not seen the labels either.
-        labels: int64 `[n]`, 0..classes - 1; of each class at least `FOLDS`.
-        seed: of the folds.
+        labels: int64 `[n]`, 0..classes - 1; at least `FOLDS` of each class.
+        seed: seed of the projection and of the folds.
 
     Returns:
         float64 `[n, classes]`; rows sum to 1.
     """
     components = PCA(min(COMPONENTS, *features.shape), svd_solver="randomized", random_state=seed)
-    reduced = components.fit_transform(features).astype(np.float64)  # looks at no label
+    # The projection may use all images, because it looks at no label.
+    reduced = components.fit_transform(features).astype(np.float64)
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     probabilities: NDArray[np.float64] = cross_val_predict(
@@ -38,17 +40,25 @@ def out_of_sample_probabilities(
 def suspect_labels(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the images that are counted off the diagonal of the confident joint of the paper.
+    """Return the images whose labels look wrong: those that the paper's confident joint counts off its diagonal.
 
-    A class is likely for an image if its probability is at least the mean that the class has over the images with its label.
-    An image is suspect if the most probable of its likely classes is not its label, and neither is the most probable of all.
+    A class is likely for an image if its probability is at least the class's mean probability over the images labelled with it. An image
+    is suspect if its label is neither the most probable of its likely classes nor the most probable of all classes.
 
     Args:
         probabilities: float64 `[n, classes]`, out of sample; rows sum to 1.
         labels: int64 `[n]`; each class occurs.
 
     Returns:
-        Positions of the suspects, those whose label is least probable first, and the class that is likely in place of each.
+        Positions of the suspects, those with the least probable label first, and the class that is likely in place of each label.
+
+    Examples:
+        The last image is labelled 1, but looks like class 0:
+
+        >>> probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9], [0.95, 0.05]])
+        >>> positions, likely = suspect_labels(probabilities, np.array([0, 0, 1, 1, 1]))
+        >>> positions.tolist(), likely.tolist()
+        ([4], [0])
     """
     classes = probabilities.shape[1]
     thresholds = np.array([probabilities[labels == index, index].mean() for index in range(classes)])

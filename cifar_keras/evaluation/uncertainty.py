@@ -1,4 +1,4 @@
-"""How sure a metric is: bootstrap intervals for a model, and McNemar's test between two."""
+"""The uncertainty of metrics: bootstrap intervals for one model, and McNemar's test between two."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,13 +14,13 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """Where a metric lies, with a confidence of 95 %."""
+    """The interval in which a metric lies, with a confidence of 95 %."""
 
     low: float
     high: float
 
 
-# int64 `[samples, count]`, how often each image is in each sample -> metrics, float64 `[samples]` each
+# A function from int64 `[samples, count]`, how often each image is in each sample, to metrics, float64 `[samples]` each.
 Statistics = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 
@@ -33,15 +33,16 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Return the basic bootstrap interval of every statistic of a sample (Davison and Hinkley, 1997, equation 5.6).
 
-    With q the quantiles of what resamples give, and t what the sample gives, it is [2 t - q(0.975), 2 t - q(0.025)]. Unlike
-    the interval of the quantiles themselves it does not keep the bias that a resample adds, which is as large as the
-    calibration error of a good model.
+    The interval is [2 t - q(0.975), 2 t - q(0.025)], where t is the statistic of the sample, and q are its quantiles over the resamples.
+    A resample adds a bias, which is as large as the calibration error of a good model. The interval of the quantiles themselves would
+    keep this bias; the basic interval does not.
 
     Args:
-        statistics: metrics, none below 0, of samples in which each image is there as often as `[samples, count]` says.
-        count: images.
-        seed: of the resamples.
-        resamples: how many; each draws `count` images with replacement.
+        statistics: a function that returns metrics, none below 0. Its argument, `[samples, count]`, says how often each image is in
+            each sample.
+        count: number of images.
+        seed: seed of the resamples.
+        resamples: number of resamples; each draws `count` images with replacement.
     """
     generator = np.random.default_rng(seed)
     of_sample = statistics(np.ones([1, count], np.int64))
@@ -61,12 +62,12 @@ def bootstrap_intervals(
 
 
 def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np.inf) -> Interval:
-    """Return `bootstrap_intervals` of the mean of values that are known of each image.
+    """Return the interval of the mean of one value per image, by `bootstrap_intervals`.
 
     Args:
         values: float64 `[n]`, none below 0.
-        seed: of the resamples.
-        highest: that a value can be; the interval ends there.
+        seed: seed of the resamples.
+        highest: the largest possible value; the interval does not go beyond it.
     """
     count = len(values)
     low, high = bootstrap_intervals(lambda times: {"mean": times @ values / count}, count, seed=seed)["mean"]
@@ -74,26 +75,36 @@ def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np
 
 
 def fraction_interval(right: int, count: int) -> Interval:
-    """Return Wilson's score interval of a fraction (Wilson, 1927, JASA 22), which stays between 0 and 1 for few images too.
+    """Return Wilson's score interval of a fraction (Wilson, 1927, JASA 22), which stays between 0 and 1 even for few images.
 
     Args:
-        right: how many of the images are right.
-        count: how many there are, at least 1.
+        right: number of images that are right.
+        count: number of all images, at least 1.
+
+    Examples:
+        >>> low, high = fraction_interval(90, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
     """
     interval = stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(interval.low), float(interval.high))
 
 
 def counts_of_rows(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Count how often 0..size - 1 occur in each row of values, int64 `[rows, n]`; returns int64 `[rows, size]`."""
+    """Return how often each of 0..size - 1 occurs in each row of `values`, from int64 `[rows, n]` to int64 `[rows, size]`.
+
+    Examples:
+        >>> counts_of_rows(np.array([[0, 2, 2], [1, 1, 1]]), size=3).tolist()
+        [[1, 0, 2], [0, 3, 0]]
+    """
     rows = len(values)
     return np.bincount((values + size * np.arange(rows)[:, None]).ravel(), minlength=rows * size).reshape(rows, size)
 
 
 def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, top: int) -> Statistics:
-    """Prepare the metrics of `metrics.classification_metrics` for samples in which images are there more or less often.
+    """Return a function that computes the metrics of `metrics.classification_metrics` for resampled images.
 
-    By sums and counts alone, because there are thousands of samples.
+    It uses only sums and counts, because there are thousands of samples.
 
     Args:
         probabilities: float64 `[n, classes]`; rows sum to 1.
@@ -101,8 +112,8 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
         top: how many of the largest probabilities count for `top5`.
 
     Returns:
-        From int `[samples, n]`, how often each image is there, to the metrics by their names in `classification_metrics`;
-        those of the class with index i are named `precision/i`, `recall/i` and `f1/i`.
+        A function from int `[samples, n]`, how often each image is in each sample, to the metrics by their names in
+        `classification_metrics`. Those of the class with index i are named `precision/i`, `recall/i` and `f1/i`.
     """
     count, classes = probabilities.shape
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -116,10 +127,10 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
         "loss": -np.log(np.maximum(of_label, np.finfo(np.float64).eps)),
         "brier": (probabilities**2).sum(axis=1) - 2 * of_label + 1,
     }
-    # What each image adds to a bin of the calibration error, as one matrix product with the means.
+    # What each image adds to a bin of the calibration error. One matrix product sums this and the means.
     gaps = np.eye(BINS)[bin_of(confidence)] * (right - confidence)[:, None]
     summands = np.concatenate([np.stack(list(means.values()), axis=1), gaps], axis=1)
-    # And to the counts of its classes. Sparse: of 1,000 classes the products would be with zeros, in 240 MB for 10,000 images.
+    # What each image adds to the counts of its classes. Sparse, because 1,000 classes would mean 240 MB of zeros for 10,000 images.
     of_hits, of_support, of_predictions = (
         sparse.csr_array((weights.astype(np.float64), (np.arange(count), of_class)), shape=(count, classes))
         for weights, of_class in ((right, labels), (np.ones(count), labels), (np.ones(count), predicted))
@@ -128,7 +139,7 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
     def statistics(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         weights, images = times.astype(np.float64), times.sum(axis=1)
         sums, gap_sums = np.split(weights @ summands, [len(means)], axis=1)
-        # In rows, because the order of a sum over classes, and so its rounding, depends on the memory layout.
+        # Stored by rows, because the order of a sum over classes, and so its rounding, depends on the memory layout.
         hits, support, predictions = (
             np.ascontiguousarray(weights @ of) for of in (of_hits, of_support, of_predictions)
         )
@@ -144,7 +155,7 @@ def resampled_metrics(probabilities: NDArray[np.float64], labels: NDArray[np.int
 def _rates(
     hits: NDArray[np.float64], support: NDArray[np.float64], predictions: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return means over classes, weighted means, and rates of each class, from counts `[samples, classes]`."""
+    """Return the means over classes, the weighted means, and the rates of each class, from counts `[samples, classes]`."""
     rates = {
         "precision": hits / np.maximum(predictions, 1),
         "recall": hits / np.maximum(support, 1),
@@ -159,25 +170,33 @@ def _rates(
 
 
 class McNemar(NamedTuple):
-    """Two models on the same images."""
+    """The result of McNemar's test of two models on the same images."""
 
-    only_first: int  # images that the first alone gets right
+    only_first: int  # images that only the first model gets right
     only_second: int
-    p_value: float  # of a difference at least as large, if both were equally good
+    p_value: float  # probability of a difference at least as large, if both were equally good
 
 
 def mcnemar(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> McNemar:
-    """Test whether two models differ in accuracy, by the images that one of them alone gets right.
+    """Return McNemar's test of whether two models differ in accuracy, by the images that only one of them gets right.
 
-    The exact form of McNemar's test (Psychometrika 12, 1947): if the models were equally good, each of those images would be
-    the first's with probability 1/2.
+    This is the exact form of the test (Psychometrika 12, 1947). If the models were equally good, each of those images would be one that
+    the first model gets right with probability 1/2.
 
     Args:
         first_right: bool `[n]`, whether the first model is right about each image.
-        second_right: the same of the second.
+        second_right: bool `[n]`, the same for the second model.
 
     Raises:
-        ValueError: they are not about equally many images.
+        ValueError: the arrays are not about equally many images.
+
+    Examples:
+        Six of eight images are right with the first model only:
+
+        >>> first, second = np.array([True] * 8), np.array([True] * 2 + [False] * 6)
+        >>> test = mcnemar(first, second)
+        >>> test.only_first, test.only_second, round(test.p_value, 3)
+        (6, 0, 0.031)
     """
     if first_right.shape != second_right.shape:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""From a trained classifier to files that others run."""
+"""Exporting: from a trained classifier to files that other programs run."""

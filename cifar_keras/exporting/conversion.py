@@ -1,4 +1,4 @@
-"""A run's classifier in the formats of other runtimes."""
+"""Convert a run's classifier to the formats of other runtimes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 
-ONNX_OPSET = 18  # onnxruntime runs it since 1.14
+# onnxruntime runs this opset since version 1.14.
+ONNX_OPSET = 18
 
 
 def convert(
@@ -23,13 +24,15 @@ def convert(
     class_names: Sequence[str],
     temperature: float,
 ) -> None:
-    """Write a classifier in another format, as the SavedModel has it: normalizations are folded into the convolutions before them.
+    """Write a classifier in another format.
+
+    As in the SavedModel, normalizations are folded into the convolutions before them.
 
     Args:
-        format_name: a key of `formats.FORMATS` whose file no run writes.
+        format_name: a key of `formats.FORMATS` whose row says `converted`. A run writes the other formats itself.
         classifier: a run's `model.keras`.
         path: of the file to be written.
-        examples: uint8 `[n, height, width, 3]`, training images from which int8 learns the ranges of the activations.
+        examples: uint8 `[n, height, width, 3]`, training images from which int8 takes the ranges of the activations.
         class_names: of the classifier.
         temperature: of the probabilities.
     """
@@ -43,12 +46,13 @@ def convert(
 
 
 def to_onnx(classify: keras.Model, path: Path, class_names: Sequence[str], temperature: float) -> None:
-    """Write ONNX: `images` uint8 `[n, height, width, 3]`, RGB, of any size, to `logits` and `probabilities` float32 `[n, classes]`.
+    """Write an ONNX file.
 
-    The names of the classes are its metadata `class_names`, one a line.
+    The input is `images` uint8 `[n, height, width, 3]`, RGB, of any size. The outputs are `logits` and `probabilities`, float32
+    `[n, classes]`. The metadata `class_names` has the names of the classes, one on each line.
 
     Args:
-        classify: from pixels float32 `[n, size, size, 3]`, 0..255, to logits.
+        classify: a model from pixels float32 `[n, size, size, 3]`, 0..255, to logits.
         path: of the file.
         class_names: of the classifier.
         temperature: of the probabilities.
@@ -66,9 +70,10 @@ def to_onnx(classify: keras.Model, path: Path, class_names: Sequence[str], tempe
     made, _ = tf2onnx.convert.from_function(
         tf.function(serve, input_signature=signature), input_signature=signature, opset=ONNX_OPSET
     )
-    resize = next(node for node in made.graph.node if node.op_type == "Resize")  # the first: a backbone may have others
-    # tf2onnx does not know TensorFlow's kernel that smooths. ONNX's operator is the same function with these attributes; without the second
-    # it would count the pixels at the border more than once.
+    # The classifier's resize is the first one; a backbone may have others.
+    resize = next(node for node in made.graph.node if node.op_type == "Resize")
+    # tf2onnx does not know TensorFlow's kernel that smooths. With these attributes ONNX's operator is the same function; without the
+    # second one it would count the pixels at the border more than once.
     smoothing = {"antialias": 1, "exclude_outside": 1}
     others = [attribute for attribute in resize.attribute if attribute.name not in smoothing]
     del resize.attribute[:]
@@ -79,13 +84,16 @@ def to_onnx(classify: keras.Model, path: Path, class_names: Sequence[str], tempe
 
 
 def to_litert(classify: keras.Model, path: Path, examples: NDArray[np.uint8], *, integers: bool) -> None:
-    """Write LiteRT: one uint8 image `[1, height, width, 3]`, RGB, of the examples' size, to its logits float32 `[1, classes]`.
+    """Write a LiteRT file.
+
+    The input is one uint8 image `[1, height, width, 3]`, RGB, of the examples' size. The output is its logits, float32
+    `[1, classes]`.
 
     Args:
-        classify: from pixels float32 `[n, size, size, 3]`, 0..255, to logits.
+        classify: a model from pixels float32 `[n, size, size, 3]`, 0..255, to logits.
         path: of the file.
         examples: uint8 `[n, height, width, 3]`.
-        integers: weights and activations are int8, in ranges that the examples fill.
+        integers: quantize weights and activations to int8, in the ranges that the examples fill.
     """
     size = classify.input.shape[1]
 
@@ -94,7 +102,8 @@ def to_litert(classify: keras.Model, path: Path, examples: NDArray[np.uint8], *,
 
     signature = tf.TensorSpec((1, *examples.shape[1:]), tf.uint8, name="images")
     function = tf.function(serve, input_signature=[signature]).get_concrete_function()
-    holder = tf.Module()  # a Keras model in its place is not found to hold its variables
+    # The converter does not find the variables of a Keras model, so a module holds them.
+    holder = tf.Module()
     holder.kept = [variable.value for variable in classify.variables]
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     if integers:
@@ -109,7 +118,7 @@ def to_litert(classify: keras.Model, path: Path, examples: NDArray[np.uint8], *,
 
 
 def _resized(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Resize images `[n, height, width, 3]` of known sides by what LiteRT has: where they shrink, by two matrix products."""
+    """Return images `[n, height, width, 3]` of known sides, resized with LiteRT's operations: two matrix products if they shrink."""
     height, width = images.shape[1:3]
     if max(height, width) <= size:
         return tf.image.resize(images, (size, size))
@@ -118,10 +127,10 @@ def _resized(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _smoothing_weights(inputs: int, outputs: int) -> NDArray[np.float32]:
-    """Return how much each of `inputs` pixels of a line counts for each of `outputs`, `[outputs, inputs]`; rows sum to 1.
+    """Return the weights `[outputs, inputs]` that resize a line of `inputs` pixels to `outputs` pixels. Rows sum to 1.
 
-    The weights fall linearly from the middle of an output pixel to 0 at a distance of one output pixel, or of one input pixel where
-    these are larger: bilinear interpolation with antialiasing, as Pillow and TensorFlow have it.
+    This is bilinear interpolation with antialiasing, as in Pillow and TensorFlow. The weights fall linearly from the middle of an
+    output pixel to 0, at a distance of one output pixel. If input pixels are larger, the distance is one input pixel.
     """
     ratio = inputs / outputs
     middles = (np.arange(outputs) + 0.5) * ratio - 0.5

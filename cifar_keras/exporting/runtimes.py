@@ -1,7 +1,7 @@
-"""`python -m cifar_keras.exporting.runtimes FORMAT MODEL IMAGES.npy LOGITS.npz`: a model by its own runtime, in a process of its own.
+"""`python -m cifar_keras.exporting.runtimes FORMAT MODEL IMAGES.npy LOGITS.npz`: run a model with its own runtime, in its own process.
 
-It uses nothing of this package but what keeps its output readable, so that what it finds is what anybody's program finds: an export
-that needed us would fail.
+From this package it uses only what keeps its output readable. So any other program gets the same results, and an export that needed
+this package would fail.
 """
 
 import importlib.metadata
@@ -22,12 +22,13 @@ Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def main(format_name: str, model: str, images_file: str, logits_file: str) -> None:
-    """Run all images, and write their logits, the images per second, and what ran them."""
+    """Run a model on all images, and write the logits, the images per second, the runtime with its version, and the batch size."""
     load, package, batch_size = RUNTIMES[format_name]
     images = np.load(images_file, mmap_mode="r")
     run = load(model)
     for count in {min(batch_size, len(images)), len(images) % batch_size} - {0}:
-        run(images[:count])  # the first of a size also builds what all of it use
+        # The first batch of a size also builds what all batches of this size use.
+        run(images[:count])
     started = time.perf_counter()
     parts = range(0, len(images), batch_size)
     told = progress(parts, desc=f"test, {format_name}", unit="batch")
@@ -38,28 +39,31 @@ def main(format_name: str, model: str, images_file: str, logits_file: str) -> No
 
 
 def load_keras(path: str) -> Run:
-    """Load a `.keras` file with Keras."""
+    """Return a function that runs a `.keras` file with Keras."""
     start_tensorflow()
     import keras
     import tensorflow as tf
 
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
+    # As when the run was measured.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     model = keras.models.load_model(path, compile=False)
     return lambda images: np.asarray(model.predict_on_batch(images))
 
 
 def load_saved_model(path: str) -> Run:
-    """Load a SavedModel with TensorFlow."""
+    """Return a function that runs a SavedModel with TensorFlow."""
     start_tensorflow()
     import tensorflow as tf
 
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # as when the run was measured
-    loaded = tf.saved_model.load(path)  # held as a whole: a signature alone does not hold its variables
+    # As when the run was measured.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    # Keep the whole model: a signature alone does not keep its variables.
+    loaded = tf.saved_model.load(path)
     return lambda images: loaded.signatures["serve"](images=tf.constant(images))["logits"].numpy()
 
 
 def load_onnx(path: str) -> Run:
-    """Load ONNX with onnxruntime, on the processor."""
+    """Return a function that runs an ONNX file with onnxruntime, on the processor."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -72,7 +76,7 @@ def load_onnx(path: str) -> Run:
 
 
 def load_litert(path: str) -> Run:
-    """Load LiteRT with its own interpreter, on all cores that the process may use."""
+    """Return a function that runs a LiteRT file with its own interpreter, on all cores that the process may use."""
     from ai_edge_litert.interpreter import Interpreter
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -88,7 +92,7 @@ def load_litert(path: str) -> Run:
     return run
 
 
-# What loads each format, the distribution that runs it, and how many images it takes at a time.
+# For each format: the function that loads it, the distribution that runs it, and how many images it takes at a time.
 RUNTIMES: dict[str, tuple[Callable[[str], Run], str, int]] = {
     "keras": (load_keras, "keras", BATCH_SIZE),
     "saved_model": (load_saved_model, "tensorflow", BATCH_SIZE),

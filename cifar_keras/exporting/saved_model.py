@@ -1,4 +1,4 @@
-"""The exported models of a run: written whole, reloaded, and checked to be the model that was trained."""
+"""Write the exported models of a run, reload them, and check that they are the model that was trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,26 +15,27 @@ from cifar_keras.files.progress_bar import progress
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 
-# Largest difference of two logits of the same model, as a fraction of the largest logit. Another graph of the same
-# float32 network differs by about 1e-6 of it; another network by about 1.
+# Largest difference of two logits of the same model, as a fraction of the largest logit. Another graph of the same float32 network
+# differs by about 1e-6, another network by about 1.
 LOGIT_TOLERANCE = 1e-4
 
 
 def save_classifier(classifier: keras.Model, path: Path) -> None:
-    """Write `model.keras` whole or not at all, without the optimizer and its state."""
+    """Write a classifier as `model.keras`, whole or not at all, without the optimizer and its state."""
     for layer in classifier.get_layer("backbone").layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = False  # of training on several devices; other backends of Keras refuse to load it
+            # This is set for training on several devices. Other backends of Keras refuse to load it.
+            layer.synchronized = False
     uncompiled = keras.Model(classifier.inputs, classifier.outputs, name=classifier.name)
     with writing.written_beside(path) as beside:
         uncompiled.save(beside)
 
 
 def save_and_reload(classifier: keras.Model, path: Path) -> keras.Model:
-    """Write `model.keras`, and return the model that is read back from it.
+    """Return the classifier as it is read back from `model.keras`, which is written first.
 
     Raises:
-        RuntimeError: the weights that are read back are not the trained ones.
+        RuntimeError: the weights that are read back differ from the trained ones.
     """
     save_classifier(classifier, path)
     reloaded = keras.models.load_model(path, compile=False)
@@ -49,10 +50,11 @@ def export_saved_model(
 ) -> None:
     """Write a SavedModel with two signatures, whole or not at all.
 
-    `serve`: `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes`: `files` string `[n]`, each a JPEG or
-    PNG file of any size. Both give `logits` and `probabilities` float32 `[n, classes]`, `softmax(logits / temperature)`, and
-    `class_names` string `[n, classes]`: the same for all images, but every output has to begin with the batch, because servers take
-    batches apart (tensorflow/serving#1047). No augmentation is inside, and normalizations are folded into convolutions.
+    `serve` takes `images` uint8 `[n, height, width, 3]`, RGB, of any size. `serve_bytes` takes `files` string `[n]`, each a JPEG or
+    PNG file of any size. Both give `logits` and `probabilities` = `softmax(logits / temperature)`, float32 `[n, classes]`, and
+    `class_names` string `[n, classes]`. These names are the same for all images, but every output has to begin with the batch,
+    because servers split batches (tensorflow/serving#1047). There is no augmentation, and normalizations are folded into
+    convolutions.
     """
 
     def outputs(logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -71,22 +73,21 @@ def export_saved_model(
 
     def decode(file: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(file, channels=3, expand_animations=False)
-        # One size for all of them, made by the classifier's own resize, so that they form a batch.
+        # The classifier's own resize gives all images one size, so that they form a batch.
         return tf.ensure_shape(resize(image[None], training=False)[0], (size, size, 3))
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return outputs(whole(images, training=False))
 
     def serve_bytes(files: tf.Tensor) -> dict[str, tf.Tensor]:
-        # One after the other: a photograph of 50 megapixels takes 150 MB while it is resized.
+        # One file after the other, because a photograph of 50 megapixels takes 150 MB while it is resized.
         pixels = tf.map_fn(
             decode, files, parallel_iterations=1, fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32)
         )
         return outputs(classify(pixels, training=False))
 
-    archive = (
-        keras.export.ExportArchive()
-    )  # finds the variables itself; those that are given to it as well are stored twice
+    # The archive finds the variables itself. Variables that were given to it too would be stored twice.
+    archive = keras.export.ExportArchive()
     archive.add_endpoint("serve", serve, [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")])
     archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, name="files")])
     with writing.written_beside(path) as beside:
@@ -94,10 +95,14 @@ def export_saved_model(
 
 
 def load_saved_model(path: Path, flag: str = "model") -> tf.Module:
-    """Load a run's SavedModel, from the run's workdir or from the SavedModel's own folder, which a flag has named.
+    """Return a run's SavedModel, loaded.
+
+    Args:
+        path: the run's workdir, or the SavedModel's own folder.
+        flag: the flag that named the path, for the messages.
 
     Raises:
-        UserError: there is none, it cannot be read, or it is not one of ours.
+        UserError: there is no SavedModel, it cannot be read, or no run wrote it.
     """
     folder = path / "saved_model" if (path / "saved_model").is_dir() else path
     if not (folder / "saved_model.pb").is_file():
@@ -112,17 +117,23 @@ def load_saved_model(path: Path, flag: str = "model") -> tf.Module:
 
 
 def class_names_of(model: tf.Module) -> tuple[str, ...]:
-    """Return the names of the classes that a loaded SavedModel tells apart, in the order of its logits."""
+    """Return the class names of a loaded SavedModel, in the order of its logits."""
     served = model.serve(tf.zeros((1, 32, 32, 3), tf.uint8))
-    # `[1, classes]`; models that were exported before November 2026 give `[classes]`.
+    # The shape is `[1, classes]`. Models that were exported before November 2026 give `[classes]`.
     return tuple(name.decode() for name in served["class_names"].numpy().ravel())
 
 
 def check_classes(model: tf.Module, class_names: tuple[str, ...], path: str | Path, flag: str = "model") -> None:
-    """Check that a loaded SavedModel, which a flag has named, tells the classes apart that the images have.
+    """Check that a loaded SavedModel has the same classes as the images.
+
+    Args:
+        model: what `load_saved_model` returned.
+        class_names: of the images.
+        path: of the model, for the message.
+        flag: the flag that named the path, for the message.
 
     Raises:
-        UserError: it tells others apart.
+        UserError: its classes are others.
     """
     known = class_names_of(model)
     if known != class_names:
@@ -130,20 +141,20 @@ def check_classes(model: tf.Module, class_names: tuple[str, ...], path: str | Pa
 
 
 class Served(NamedTuple):
-    """What a SavedModel gives of images."""
+    """The outputs of a SavedModel for a number of images."""
 
     logits: NDArray[np.float32]  # [n, classes]
     probabilities: NDArray[np.float32]  # [n, classes]
 
 
 def serve_all(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> Served:
-    """Run every image once through the `serve` of a loaded SavedModel, with a progress bar.
+    """Return the outputs of a loaded SavedModel's `serve` for every image, with a progress bar.
 
     Args:
         model: what `load_saved_model` returned.
         images: uint8 `[n, height, width, 3]`.
-        batch_size: images at a time; the last batch is smaller where it does not divide n.
-        title: what the progress bar is called.
+        batch_size: images at a time. The last batch is smaller if this does not divide n.
+        title: name of the progress bar.
     """
     batches = []
     for start in progress(range(0, len(images), batch_size), desc=title, unit="batch"):
@@ -153,14 +164,20 @@ def serve_all(model: tf.Module, images: NDArray[np.uint8], batch_size: int, titl
 
 
 def check_same_logits(trained: NDArray[np.float32], reloaded: NDArray[np.float32], exported: str) -> float:
-    """Return the largest difference of the logits, as a fraction of the largest trained logit.
+    """Return the largest difference of the logits, as a fraction of the largest trained logit, or of 1 if that is smaller.
+
+    Args:
+        trained: logits `[n, classes]` of the trained model.
+        reloaded: logits `[n, classes]` of the exported model, for the same images.
+        exported: name of the exported model, for the message.
 
     Raises:
-        RuntimeError: it is more than `LOGIT_TOLERANCE`, or not a number: the exported model is not the model that was trained.
+        RuntimeError: the difference is more than `LOGIT_TOLERANCE`, or not a number. Then the exported model is not the trained one.
     """
     scale = max(1.0, float(np.abs(trained).max()))
     difference = float(np.abs(trained - reloaded).max()) / scale
-    if not difference <= LOGIT_TOLERANCE:  # also when it is not a number
+    # This is also true if the difference is not a number.
+    if not difference <= LOGIT_TOLERANCE:
         raise RuntimeError(
             f"{exported} is not the model that was trained: their logits differ by up to {difference:.2g} of the largest. "
             f"Received: {trained.shape[0]} images"

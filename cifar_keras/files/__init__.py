@@ -1,1 +1,1 @@
-"""Disk and network; no TensorFlow."""
+"""Files: on disk and from the network. Importing these modules does not import TensorFlow, except for `tarballs`."""

@@ -1,20 +1,27 @@
-"""Scripts that let a shell complete the commands, their flags, and the values that these may have."""
+"""Shell scripts that complete the commands, their flags, and the values of the flags."""
 
 from collections.abc import Mapping
 
 SHELLS = ("bash", "zsh", "fish")
 
-# The flags of a command, each with the values that it may have.
+# The flags of a command, each with the values to offer for it. An empty list offers none.
 Choices = Mapping[str, list[str]]
 
 
 def completion(shell: str, program: str, commands: Mapping[str, Choices]) -> str:
-    """Return the script of a shell, which the shell is to read when it starts.
+    """Return the completion script for a shell. The shell has to read it when it starts.
 
     Args:
         shell: one of `SHELLS`.
         program: name of the program.
         commands: the flags of each command.
+
+    Examples:
+        >>> commands = {"train": {"help": [], "dataset": ["cifar10", "synthetic"]}}
+        >>> print(completion("fish", "cifar-keras", commands), end="")
+        complete -c cifar-keras -f -n '__fish_use_subcommand' -a 'train'
+        complete -c cifar-keras -n '__fish_seen_subcommand_from train' -l help
+        complete -c cifar-keras -n '__fish_seen_subcommand_from train' -l dataset -x -a 'cifar10 synthetic'
     """
     if shell == "fish":
         return _fish(program, commands)
@@ -30,7 +37,7 @@ def _bash(program: str, commands: Mapping[str, Choices]) -> str:
     return "\n".join(
         [
             f"{function}() {{",
-            # Shells take the equals sign for a word of its own.
+            # The shell treats the equals sign as a word of its own.
             '  local current="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" words=""',
             '  if [ "$current" = "=" ]; then current=""; before="="; COMP_CWORD=$((COMP_CWORD+1)); fi',
             '  if [ "$COMP_CWORD" -eq 1 ]; then',

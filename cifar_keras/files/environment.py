@@ -1,4 +1,7 @@
-"""What a run ran on: machine, versions, settings from outside, and the commit of the code. Does not import TensorFlow."""
+"""The environment of a run: machine, versions, environment variables, and the commit of the code.
+
+This module also sets the variables that libraries read, and starts TensorFlow and Keras. Importing it does not import TensorFlow.
+"""
 
 import contextlib
 import ctypes
@@ -18,8 +21,8 @@ from cifar_keras.errors import UserError
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "keras-cv", "numpy", "scikit-learn")
 
-# Environment variables that change speed or bits of a run, and that a person sets for this; a run records those that are set. None of them
-# holds a user's path. All others have no effect (docs/environment.md).
+# Environment variables that people set to change the speed or the bits of a run. A run records those that are set. None of them holds
+# a user's path. All other variables have no effect (docs/environment.md).
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_TF32_OVERRIDE",
@@ -39,48 +42,52 @@ VARIABLES = (
     "XLA_FLAGS",
 )
 
-# Variables that a parent program or a shell's profile may have set for other programs; here they have no effect.
+# A parent program or a shell's profile may have set these variables for other programs. Here they have no effect.
 _OVERRIDDEN = {
     "KERAS_BACKEND": "tensorflow",
     "KERAS_NNX_ENABLED": "0",
-    "MPLBACKEND": "agg",  # draws into memory: no window is ever needed
+    # This backend draws into memory: no window is ever needed.
+    "MPLBACKEND": "agg",
     "TF_USE_LEGACY_KERAS": "0",
 }
 _REMOVED = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "PYTHONWARNINGS")
 
-# What TensorFlow says at each start before its log level holds, and the error that it calls a machine without a GPU.
+# Messages that TensorFlow writes at each start, before its log level takes effect.
 _HARMLESS = (
     "All log messages before absl::InitializeLog() is called are written to STDERR",
     "oneDNN custom operations are on",
     "Could not find cuda drivers on your machine",
 )
+# TensorFlow reports a machine without a GPU as this error.
 _NO_DRIVER = "failed call to cuInit"
 
-# Decide which matrix kernels oneDNN takes, and with them the speed of a CPU run; as Linux calls them.
+# Instruction sets by their Linux names. They decide which matrix kernels oneDNN takes, and with them the speed of a CPU run.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 GIT_TIMEOUT_SECONDS = 30
 
 
 def set_variables() -> None:
-    """Set what libraries read from the environment when they are imported, for this process and for those that it starts.
+    """Set the environment variables that libraries read at import, for this process and for those that it starts.
 
-    TensorFlow leaves oneDNN's kernels off on x86 processors without AVX-512 VNNI, although they are several times as fast
-    there: see the trials `quickstart-onednn_on` and `quickstart-onednn_off` in `experiments/README.md`.
+    TensorFlow leaves oneDNN's kernels off on x86 processors without AVX-512 VNNI. They are several times as fast there: see the
+    trials `quickstart-onednn_on` and `quickstart-onednn_off` in `experiments/README.md`.
     """
     os.environ.update(_OVERRIDDEN)
     for name in [name for name in os.environ if name in _REMOVED or name.startswith("TQDM_")]:
         del os.environ[name]
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home folder for its cache
+    # Matplotlib warns if there is no home folder for its cache.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only: the rest is about GPUs that are not there
+    # Errors only: the other messages are about GPUs that are not there.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def load_keras() -> None:
-    """Import TensorFlow and Keras, and compute as on a machine whose user has set nothing for them.
+    """Import TensorFlow and Keras, with the settings of a machine whose user has set nothing for them.
 
     Raises:
-        UserError: the program has imported Keras already, for another backend.
+        UserError: the program has already imported Keras for another backend.
     """
     set_variables()
     with _no_settings_of_keras():
@@ -90,7 +97,8 @@ def load_keras() -> None:
         raise UserError(
             f"Keras has to be imported for TensorFlow (KERAS_BACKEND=tensorflow). Received: {keras.config.backend()}"
         )
-    keras.config.set_floatx("float32")  # of a program that had Keras before us
+    # A program that used Keras before this call may have changed these.
+    keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     keras.config.set_epsilon(1e-7)
     keras.config.set_image_data_format("channels_last")
@@ -99,16 +107,23 @@ def load_keras() -> None:
 
 
 def start_tensorflow() -> None:
-    """Import TensorFlow, without what it says on every machine and without the error that it calls a machine that has no GPU."""
+    """Import TensorFlow without the messages that it writes on every machine.
+
+    On a machine without an NVIDIA driver, the error about the missing GPU is left out too.
+    """
     with _stderr_without(_HARMLESS if _has_nvidia_driver() else (*_HARMLESS, _NO_DRIVER)):
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for a driver
+        # Looks for a driver, and writes that error if there is none.
+        tf.config.list_physical_devices()
 
 
 @contextlib.contextmanager
 def _no_settings_of_keras() -> Iterator[None]:
-    """Keep Keras, when it is imported, and TensorFlow's old one from the keras.json of the home folder, which they would also make."""
+    """Hide the keras.json of the home folder inside the block.
+
+    Keras and TensorFlow's old Keras would read this file when they are imported, and would create it.
+    """
     earlier = os.environ.get("KERAS_HOME")
     with tempfile.TemporaryDirectory() as empty:
         os.environ["KERAS_HOME"] = empty
@@ -130,7 +145,13 @@ def _has_nvidia_driver() -> bool:
 
 @contextlib.contextmanager
 def _stderr_without(harmless: Sequence[str]) -> Iterator[None]:
-    """Hold back what the block writes to stderr, C++ too, and write it when the block ends, but for lines with these words."""
+    """Hold back what the block writes to stderr, and write it when the block ends, without the harmless lines.
+
+    This includes what C++ code writes.
+
+    Args:
+        harmless: a line that contains one of these texts is dropped.
+    """
     kept = os.dup(2)
     with os.fdopen(os.memfd_create("stderr"), "rb") as held:
         os.dup2(held.fileno(), 2)
@@ -146,16 +167,21 @@ def _stderr_without(harmless: Sequence[str]) -> Iterator[None]:
 
 
 def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
-    """Describe machine and software, in plain values ready for JSON.
+    """Return a description of machine and software, in plain values ready for JSON.
 
     Args:
-        devices: names of the devices that the run computes on, which TensorFlow knows; e.g. "NVIDIA H100 80GB HBM3".
+        devices: names of the devices that the run computes on, as TensorFlow gives them, e.g. "NVIDIA H100 80GB HBM3".
 
     Returns:
-        `python`, `operating_system`, `processor` (strings), `cores` (those this process may use), `memory_gib` (of the whole
-        machine; None where the system does not tell), `instruction_sets` (those of the processor that decide its matrix
-        kernels, empty where the system does not tell), `devices`, `versions` (of each package; None where it is not
-        installed) and `variables` (environment variables that are set and change speed or bits).
+        A dict with these keys:
+
+        - `python`, `operating_system`, `processor`: strings.
+        - `cores`: how many this process may use.
+        - `memory_gib`: of the whole machine; None where the system does not tell.
+        - `instruction_sets`: those that decide the processor's matrix kernels; empty where the system does not tell.
+        - `devices`: as given.
+        - `versions`: of each package; None where it is not installed.
+        - `variables`: environment variables that are set and change speed or bits.
     """
     cpu = _cpu_description()
     return {
@@ -172,12 +198,12 @@ def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the version of this package and of each of `PACKAGES`; None where it is not installed."""
+    """Return the versions of this package and of each of `PACKAGES`; None for a package that is not installed."""
     return {"cifar_keras": cifar_keras.__version__, **{name: _version(name) for name in PACKAGES}}
 
 
 def instruction_sets() -> list[str]:
-    """Return those of `INSTRUCTION_SETS` that the processor has; none where the system does not tell."""
+    """Return which of `INSTRUCTION_SETS` the processor has; an empty list where the system does not tell."""
     cpu = _cpu_description()
     features = f"{cpu.get('flags', '')} {cpu.get('Features', '')}".split()  # x86 and ARM
     return [name for name in INSTRUCTION_SETS if name in features]
@@ -187,12 +213,12 @@ def source_commit(package: Path = Path(cifar_keras.__file__).parent) -> str:
     """Return the git commit of the checkout that `package` runs from.
 
     Args:
-        package: the package's folder; in a checkout it lies beside a pyproject.toml at the top, and both are tracked.
+        package: the package's folder. In a checkout it lies next to a pyproject.toml at the top, and git tracks both.
 
     Returns:
-        The full hash, followed by "+changes" where the working tree differs from it or holds files that are neither tracked nor
-        ignored. "" where the package was installed, where git is missing or does not trust the folder, and where the folder
-        lies in a repository that is not its own, such as a virtual environment inside some project.
+        The full hash. "+changes" follows if the working tree differs from the commit, or holds files that are neither tracked nor
+        ignored. The result is "" if the package was installed, or if git is missing or does not trust the folder. It is also "" if
+        the folder lies in a repository that is not its own, such as a virtual environment inside some project.
     """
     root = package.resolve().parent
     top = _git(root, "rev-parse", "--show-toplevel")
@@ -205,8 +231,8 @@ def source_commit(package: Path = Path(cifar_keras.__file__).parent) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # A git hook sets GIT_DIR and its like, which would point at the repository of the hook. The locks are for whoever is
-    # committing meanwhile.
+    # A git hook sets GIT_DIR and similar variables, which would point to the hook's repository. No locks are taken, because somebody
+    # may be committing at the same time.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:

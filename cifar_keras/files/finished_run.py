@@ -1,4 +1,4 @@
-"""What a finished run left in its workdir, read for the commands that go on from it."""
+"""Read what a finished run left in its workdir, for the commands that continue from it."""
 
 import dataclasses
 import io
@@ -17,21 +17,21 @@ from cifar_keras.files import paths, writing
 
 
 class FinishedRun(NamedTuple):
-    """A run whose workdir is whole."""
+    """A finished run, as its workdir has it."""
 
     path: Path
     result: dict[str, Any]
     config: config.RunConfig
     logits: NDArray[np.float32]  # [n, classes], of the test images
     labels: NDArray[np.int64]  # [n]
-    records: list[dict[str, Any]]  # of metrics.jsonl
+    records: list[dict[str, Any]]  # the lines of metrics.jsonl
 
     def with_data_dir(self, data_dir: str, is_prepared: Callable[[DataConfig], bool]) -> "FinishedRun":
-        """Return the run as what measures it reads its images: out of a folder that is prepared, and from nowhere else.
+        """Return the run with a config that reads its images from a prepared folder, and from nowhere else.
 
         Args:
-            data_dir: the folder; "" is that of the run.
-            is_prepared: tells whether the folder that settings name holds their images, such as `data.datasets.is_prepared`.
+            data_dir: the folder; "" is the folder that the run used.
+            is_prepared: returns whether the folder that the settings name holds their images, e.g. `data.datasets.is_prepared`.
 
         Raises:
             UserError: the images are not there.
@@ -47,23 +47,24 @@ class FinishedRun(NamedTuple):
         return self._replace(config=dataclasses.replace(self.config, data=data))
 
     def _data_dir(self) -> Path:
-        """Return where the run's images were.
+        """Return the folder of the run's images.
 
-        A folder that was named from where the run was started is looked for there: that place is above the workdir, if this was named
-        from there too.
+        A relative `data_dir` begins in the folder where the run was started. If the workdir was relative too, that folder lies above
+        the workdir, and `data_dir` is looked up there.
         """
         named, workdir = (Path(name) for name in (self.config.data.data_dir, self.config.workdir))
         above = self.path.resolve().parents[len(workdir.parts) - 1 :][:1]
         if above and self.path.resolve() == above[0] / workdir and not str(named).startswith("~"):
-            return above[0] / named  # which is `named`, if that is absolute
+            # If `named` is absolute, this is `named` itself.
+            return above[0] / named
         return named
 
 
 def write_predictions(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write logits and labels of the splits into a workdir, as `read_finished_run` reads them.
+    """Write the logits and labels of the splits into a workdir, for `read_finished_run`.
 
     Args:
-        path: of the workdir.
+        path: the workdir.
         arrays: `test_logits` and `validation_logits` float32 `[n, classes]`; `test_labels` and `validation_labels` int64 `[n]`.
     """
     content = io.BytesIO()
@@ -72,7 +73,7 @@ def write_predictions(path: Path, **arrays: NDArray[Any]) -> None:
 
 
 def read_finished_run(path: Path) -> FinishedRun:
-    """Read what a run left in its workdir.
+    """Return what a run left in its workdir.
 
     Raises:
         UserError: something is missing, damaged, or of another version.
@@ -82,7 +83,8 @@ def read_finished_run(path: Path) -> FinishedRun:
         with np.load(path / paths.PREDICTIONS) as kept:
             logits, labels = kept["test_logits"], kept["test_labels"]
         records = writing.read_json_lines(path / paths.METRICS)
-        float(records[-1]["validation_accuracy"]), int(records[-1]["step"])  # of the last epoch's end
+        # The last record is that of the end of the last epoch.
+        float(records[-1]["validation_accuracy"]), int(records[-1]["step"])
     except OSError as error:
         raise UserError(f"the run cannot be used: {reason_of(error)}. Received: {path}") from error
     except (EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
@@ -108,7 +110,9 @@ def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
 
 
 def check_found(path: Path) -> None:
-    """Check what `evaluate`, `export` and `explain` left in a workdir, of which a new report tells, before hours go into what is new.
+    """Check that the files which `evaluate`, `export` and `explain` left in a workdir can be read.
+
+    A new report includes them, so commands check them before they spend hours on new results.
 
     Raises:
         UserError: a file is damaged, or of another version.

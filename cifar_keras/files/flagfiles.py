@@ -1,4 +1,4 @@
-"""Files of flags, one or more on a line, read as a shell reads words. Standard library only."""
+"""Flagfiles: one or more flags on a line, which are read like the words of a shell. Standard library only."""
 
 import re
 import shlex
@@ -7,25 +7,33 @@ from pathlib import Path
 
 from cifar_keras.errors import UserError
 
-# A comment begins a word; shlex would begin one inside a word too. What is quoted or escaped is kept.
+# A comment starts where a word does; shlex would also start one inside a word. Quoted and escaped text is kept.
 _COMMENT = re.compile(r"""(?<!\S)\#.*|('[^']*'|"(?:\\.|[^"\\])*"|\\.|.)""")
-# What is in single quotes or escaped; in double quotes, which are kept, a shell fills in.
+# Text in single quotes and escaped characters, where a shell fills in nothing. Text in double quotes is kept: a shell fills in there.
 _LITERAL = re.compile(r"""'[^']*'|\\.|("(?:\\.|[^"\\])*")""")
 _NAMES = ("-flagfile", "--flagfile")
 
 
 def expanded(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> list[str]:
-    """Put what flagfiles say in place of the arguments that name them, up to a `--`.
+    """Return the arguments with each `--flagfile` replaced by the flags in its file, up to a `--`.
 
-    A line holds flags as a command line does: quotes keep spaces together, and what follows a `#` or a `//` at the beginning is a comment.
-    Nothing is filled in for a `$`: what a run does is not to depend on variables.
+    A line of a flagfile holds flags like a command line does: quotes keep spaces together. A `#` at the beginning of a word starts a
+    comment, and so does a `//` at the beginning of a line. Nothing is filled in for a `$`, because a run must not depend on variables.
 
     Args:
         arguments: of a command line, without the program's name.
-        above: the flagfiles that these arguments come from.
+        above: the flagfiles that these arguments come from, outermost first.
 
     Raises:
-        UserError: a flagfile is not named, cannot be read, includes itself, or has a line that cannot be understood, which is named.
+        UserError: a `--flagfile` names no file, or a flagfile cannot be read, includes itself, or has a line that cannot be
+            understood. The message then names the line.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w") as file:
+        ...     print("--seed=1 --workdir='my runs/1'  # a comment", file=file, flush=True)
+        ...     expanded([f"--flagfile={file.name}", "--resume=auto"])
+        ['--seed=1', '--workdir=my runs/1', '--resume=auto']
     """
     found: list[str] = []
     rest = iter(arguments)
@@ -37,7 +45,8 @@ def expanded(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> list[str
             found.append(argument)
             continue
         file = value if equals else next(rest, "")
-        if not file:  # a variable of the shell that is not set would start a run of the defaults
+        # With an unset shell variable as the file's name, a run with the default settings would start.
+        if not file:
             raise UserError(f"--flagfile has to name a file. Received: {shlex.join(arguments)}")
         found += _read(Path(file), above)
     return found
@@ -45,7 +54,8 @@ def expanded(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> list[str
 
 def _read(file: Path, above: tuple[Path, ...]) -> list[str]:
     try:
-        text = file.expanduser().read_text("utf-8-sig")  # some editors begin a file with a byte order mark
+        # Some editors begin a file with a byte order mark.
+        text = file.expanduser().read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"--flagfile has to name a text file in UTF-8: {error}. Received: {file}") from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -73,5 +83,5 @@ def _words(line: str) -> list[str]:
 
 
 def _group(found: re.Match[str]) -> str:
-    """Keep of what a pattern found its group alone."""
+    """Return only the group of a match, or "" if it did not take part."""
     return found[1] or ""

@@ -1,4 +1,4 @@
-"""Paths that a person names, and the names of what lies in a run's workdir. Standard library only."""
+"""Paths that a user names, and the names of the files in a run's workdir. Standard library only."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
 
-# TensorFlow reads the path of a model's variables as a pattern: `runs/[a]` would be `runs/a`, and `*` and `?` fit other names too.
+# TensorFlow reads the path of a model's variables as a pattern: `runs/[a]` would be `runs/a`, and `*` and `?` match other names too.
 PATTERN = "*?[\\"
 
 
@@ -63,7 +63,13 @@ def expand_model(flag: str, value: str) -> Path:
     """Return the path of a folder that TensorFlow writes a model to, or reads one from.
 
     Raises:
-        UserError: as `expand`, or TensorFlow would take it for a pattern.
+        UserError: as in `expand`, or TensorFlow would read the path as a pattern.
+
+    Examples:
+        >>> expand_model("workdir", "runs/[a]")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        cifar_keras.errors.UserError: --workdir has to name a folder without ...
     """
     path = expand(flag, value)
     if found := [character for character in PATTERN if character in str(path)]:
@@ -75,16 +81,21 @@ def expand_model(flag: str, value: str) -> Path:
 
 
 def shown(path: Path | str) -> str:
-    """Return a path as text on one line: bytes that are no text and characters that cannot be printed are escaped."""
+    r"""Return a path as text on one line. Bytes that are no text and characters that cannot be printed are escaped.
+
+    Examples:
+        >>> print(shown("two\nlines.jpg"))
+        two\nlines.jpg
+    """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def check_has_model(workdir: Path) -> None:
-    """Check that a workdir has the classifier that Keras can read.
+    """Check that a workdir has `model.keras`, the classifier that Keras can read.
 
     Raises:
-        UserError: it does not.
+        UserError: the file is not there.
     """
     if not (workdir / MODEL).is_file():
         raise UserError(f"the run has no {MODEL} any more. Received: {workdir}")
@@ -92,12 +103,12 @@ def check_has_model(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield a hidden folder inside `parent`, so that what is made in it is moved to its place by a rename on one file system.
+    """Yield a hidden folder inside `parent`, on the same file system, so that a rename moves what is made in it to its place.
 
-    It goes in any case, and with it what was made to hold it and is still empty.
+    The folder is removed in any case. Folders that were created to hold it are removed too if they are still empty.
 
     Raises:
-        OSError: `parent` cannot be made or written.
+        OSError: `parent` cannot be created or written.
     """
     with kept_if_filled(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -107,11 +118,12 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def kept_if_filled(folder: Path) -> Iterator[None]:
-    """Remove a folder and those above it after the block, as far as they were not there before and are empty."""
+    """Remove a folder and its parents after the block, if they did not exist before it and are empty."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # not empty, as it should be
+        # A folder that is not empty raises an OSError, and stays.
+        with contextlib.suppress(OSError):
             for each in made:
                 each.rmdir()

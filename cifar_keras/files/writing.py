@@ -135,7 +135,7 @@ def write_json(path: Path, value: Any) -> None:
         TypeError: something is of a type that JSON does not have, such as a NumPy scalar.
         OSError: as in `write_whole`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_json(Path(folder) / "result.json", {"accuracy": 0.5, "interval": [0.4, 0.6]})

@@ -1,1 +1,1 @@
-"""Backbones, their pretrained weights, and the classifier built on them."""
+"""Models: the backbones, their pretrained weights, and the classifier built on a backbone."""

@@ -1,35 +1,46 @@
-"""The networks that can be trained: those of keras.applications, where adding one is adding a row, and two small ones.
+"""The networks that can be trained: those of keras.applications, and two small ones.
 
-Standard library only.
+To add another network of keras.applications, add a row to `BACKBONES`. Standard library only.
+
+Examples:
+    >>> BACKBONES["resnet50"].application, BACKBONES["resnet50"].input_convention
+    ('ResNet50', 'caffe')
+    >>> BACKBONES["resnet50"].stages
+    ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')
+    >>> BACKBONES["inception_v3"].minimum_size
+    75
 """
 
 from typing import Literal, NamedTuple
 
-# What a family was trained on. "caffe": BGR minus the ImageNet mean; "tf": scaled to -1..1 by 127.5; "torch": scaled to 0..1, minus
-# the mean, over the standard deviation of ImageNet; "efficientnet_v2": scaled to -1..1 by 128.
+# The pixels that a family of networks was trained on:
+# "caffe": BGR minus the ImageNet mean.
+# "tf": scaled to -1..1 by 127.5.
+# "torch": scaled to 0..1, minus the mean of ImageNet, divided by its standard deviation.
+# "efficientnet_v2": scaled to -1..1 by 128.
 InputConvention = Literal["caffe", "tf", "torch", "efficientnet_v2"]
 
-# Whether the constructor puts layers before the network that do what its convention says. Ours has them as the classifier's input
-# transform, so that all networks take pixels alike: they are left out where there is a setting for it, and cut off elsewhere.
+# Whether the constructor puts layers before the network that apply its input convention. Our classifier does this in its own input
+# transform, for all networks alike. So these layers are "left out" if the constructor has a setting for it, and otherwise "cut off".
 Preprocessing = Literal["none", "left out", "cut off"]
 
 
 class Backbone(NamedTuple):
     """One network: how to build it, what it expects, and where it can be cut."""
 
-    application: str  # its constructor in keras.applications; "" for those in `models.small_resnet`
-    weights_file: str  # the name of its headless ImageNet weights in Keras's cache; "" where nobody has any
-    weights_digest: str  # MD5 or SHA-256 of that file, as Keras publishes it; "" where it publishes none
+    application: str  # name of its constructor in keras.applications; "" for those in `models.small_resnet`
+    weights_file: str  # file name of its headless ImageNet weights in Keras's cache; "" if there are none
+    weights_digest: str  # MD5 or SHA-256 of that file, as Keras publishes it; "" if it publishes none
     input_convention: InputConvention
     minimum_size: int  # smallest image side that the constructor accepts, in pixels
-    stages: tuple[str, ...]  # what its layer names begin with, input first; a finetune phase can start at any of them
-    layer_prefix: str = ""  # what comes before that in all of them
+    stages: tuple[str, ...]  # prefixes of its layer names, input first; a finetune phase can start at any of them
+    layer_prefix: str = ""  # comes before the stage's prefix in all layer names
     preprocessing: Preprocessing = "none"
 
 
 _RESNET = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _VGG = ("block1", "block2", "block3", "block4", "block5")
-# The joints of its blocks are named, the layers in them are not: from mixed3 on means all that follows that joint.
+# Only the joints of its blocks have names, not the layers inside them. "From mixed3" means all layers that follow that joint.
 _INCEPTION = tuple(f"mixed{block}" for block in range(10))
 _INCEPTION_RESNET = ("mixed_5b", "mixed_6a", "mixed_7a", "conv_7b")
 _XCEPTION = tuple(f"block{block}" for block in range(1, 15))
@@ -46,7 +57,7 @@ def _keras(
     *,
     minimum_size: int = 32,
 ) -> Backbone:
-    """Return the row of a network whose weights file is named as most are."""
+    """Return the row of a network whose weights file has the usual name."""
     file = f"{stem}_weights_tf_dim_ordering_tf_kernels_notop.h5"
     return Backbone(application, file, digest, convention, minimum_size, stages)
 
@@ -58,8 +69,8 @@ def _mobilenet_v3(size: str, digest: str, blocks: int) -> Backbone:
 
 
 def _nasnet(size: str, digest: str, repeats: int) -> Backbone:
-    """Return a row. The joints of the cells are named; from one on means all that follows that joint."""
-    # Three times as many normal cells as there are repeats; the first reduction takes a number of theirs.
+    """Return the row of a NASNet. Its stages are the joints of cells: from one on means all layers that follow that joint."""
+    # There are three times as many normal cells as repeats. The first reduction takes one of their numbers.
     joints = tuple(f"normal_concat_{cell}" for cell in range(3 * repeats + 1) if cell != repeats)
     stages = ("reduction_concat_stem_1", "reduction_concat_stem_2", *joints)
     return Backbone(f"NASNet{size}", f"nasnet_{size.lower()}_no_top.h5", digest, "tf", 32, stages)
@@ -115,7 +126,7 @@ BACKBONES: dict[str, Backbone] = {
     "densenet121": _keras("DenseNet121", "densenet121", "30ee3e1110167f948a6b9946edeeb738", "torch", _RESNET),
     "densenet169": _keras("DenseNet169", "densenet169", "b8c4d4c20dd625c148057b9ff1c1176b", "torch", _RESNET),
     "densenet201": _keras("DenseNet201", "densenet201", "c13680b51ded0fb44dff2d8f86ac8bb1", "torch", _RESNET),
-    # Of these two Keras publishes no digest.
+    # Keras publishes no digest for the next two.
     "mobilenet": Backbone("MobileNet", "mobilenet_1_0_224_tf_no_top.h5", "", "tf", 32, _MOBILENET),
     "mobilenet_v2": Backbone(
         "MobileNetV2",

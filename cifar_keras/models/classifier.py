@@ -1,4 +1,4 @@
-"""The classifier: uint8 pixels of any size in, logits out. Only standard Keras layers, so that it loads anywhere."""
+"""The classifier: uint8 pixels of any size in, logits out. It has only standard Keras layers, so that it loads anywhere."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from cifar_keras.models.weights import load_weights
 
 # Mean of the ImageNet training pixels in BGR order, 0..255, as keras.applications' "caffe" preprocessing subtracts it.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
-# Of the pixels in RGB order, 0..1, as PyTorch's models were trained.
+# Mean and standard deviation of the pixels in RGB order, 0..1, with which PyTorch's models were trained.
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SMALL_NETWORKS = {"resnet9": build_resnet9, "resnet20": build_resnet20}
 
 
 def build_backbone(name: str, image_size: int) -> keras.Model:
-    """Build a headless network with random weights and average-pooled features.
+    """Return a headless network with random weights and average-pooled features.
 
     Args:
         name: a row of `BACKBONES`.
@@ -35,40 +35,40 @@ def build_backbone(name: str, image_size: int) -> keras.Model:
         return _SMALL_NETWORKS[name](shape, name="backbone")
     whole = build_application(row, shape)
     if row.preprocessing == "cut off":
-        # Layers of its own, because those of the whole have the whole's tensors for their inputs and outputs.
+        # Clone the layers, because the originals keep the inputs and outputs of the whole network.
         whole = keras.models.clone_model(keras.Model(after_preprocessing(whole), whole.output))
-    # Named afterwards: EfficientNetV2 takes a name that begins with "b" for one of its variants B0 to B3.
+    # The name is set afterwards: EfficientNetV2 mistakes a name that begins with "b" for one of its variants B0 to B3.
     return keras.Model(whole.input, whole.output, name="backbone")
 
 
 def build_application(row: Backbone, shape: tuple[int, ...] | None = None) -> keras.Model:
-    """Build a headless network of keras.applications as it comes, with random weights and without preprocessing if that can be."""
+    """Return a headless network of keras.applications with random weights, without preprocessing layers if they can be left out."""
     settings = {"include_preprocessing": False} if row.preprocessing == "left out" else {}
     constructor = getattr(keras.applications, row.application)
     return constructor(weights=None, include_top=False, pooling="avg", input_shape=shape, **settings)
 
 
 def after_preprocessing(application: keras.Model) -> Any:
-    """Return the tensor, of Keras's graph, behind the layers that scale the pixels and have a network's statistics of them."""
+    """Return the tensor of Keras's graph behind the preprocessing layers, which rescale and normalize the pixels."""
     scales = keras.layers.Rescaling | keras.layers.Normalization
     return next(layer.input for layer in application.layers[1:] if not isinstance(layer, scales))
 
 
 def pooling_of(backbone: keras.Model) -> keras.layers.Layer:
-    """Return the layer that takes means over positions; behind it a ConvNeXt still normalizes."""
+    """Return the layer that takes means over positions. In a ConvNeXt a normalization follows it."""
     return next(layer for layer in reversed(backbone.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D))
 
 
 def build_classifier(
     backbone: keras.Model, convention: InputConvention, class_count: int, dropout: float, seed: int
 ) -> keras.Model:
-    """Put the input transform before a backbone and a new head behind it. Images that shrink are smoothed first (antialiasing).
+    """Return a classifier: the input transform, a backbone, and a new head.
 
-    The head starts at zero (BiT, arXiv:1912.11370, section 3.3): the first logits are 0 and the first loss is
-    ln(class_count), whatever the backbone.
+    Images that shrink are smoothed first (antialiasing). The head starts at zero (BiT, arXiv:1912.11370, section 3.3). So the first
+    logits are 0 and the first loss is ln(class_count), whatever the backbone.
 
     Args:
-        backbone: what `build_backbone` made.
+        backbone: what `build_backbone` returned.
         convention: the input convention that the backbone was trained with.
         class_count: number of logits.
         dropout: fraction of the features that is dropped in training, 0 <= dropout < 1.
@@ -80,7 +80,7 @@ def build_classifier(
     """
     image_size = backbone.input_shape[1]
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
-    # Rescaling by 1 turns the pixels into floats first: Resizing would round its result back to uint8.
+    # Rescaling by 1 turns the pixels into floats. Given uint8, Resizing would round its result back to uint8.
     pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(images)
     pixels = keras.layers.Resizing(
         image_size, image_size, interpolation="bilinear", antialias=True, dtype="float32", name="resize"
@@ -98,14 +98,14 @@ def build_classifier(
 def make_classifier(
     settings: ModelConfig, class_count: int, *, seed: int, timeout_seconds: float, fetch: bool = True
 ) -> keras.Model:
-    """Build a classifier with its starting weights, in the strategy's scope that is open.
+    """Return a classifier with its starting weights. Call it in the scope of the strategy.
 
     Args:
         settings: which backbone and which weights.
         class_count: number of logits.
         seed: seed of the dropout.
-        timeout_seconds: seconds of standstill after which a source of weights on the network is given up.
-        fetch: weights may come from the network.
+        timeout_seconds: seconds without progress after which a source of weights on the network is given up.
+        fetch: whether weights may come from the network.
 
     Raises:
         UserError: no source has the weights.
@@ -119,13 +119,13 @@ def make_classifier(
 def assemble(
     classifier: keras.Model, backbone: keras.Model | None, *, first: str = "to_float", last: str = "head"
 ) -> keras.Model:
-    """Put a classifier's layers together again with another backbone, all of them or a part; images get the size that it takes.
+    """Return a classifier's layers, all of them or a part, with another backbone. Images are resized to the size that it takes.
 
     The resize becomes `models.resize.Resize`, which takes the pixels as they are.
 
     Args:
-        classifier: what `build_classifier` made; it is left as it is, and shares its layers.
-        backbone: takes the place of the classifier's; None where the part has none.
+        classifier: what `build_classifier` returned. It does not change, and shares its layers.
+        backbone: takes the place of the classifier's backbone; None keeps that one, or is for a part without a backbone.
         first: name of the part's first layer.
         last: name of the part's last layer.
     """
@@ -142,16 +142,16 @@ def assemble(
 
 
 def feature_maps(classifier: keras.Model) -> keras.Model:
-    """Return what a classifier computes before it takes means over positions, from images to `[n, rows, columns, channels]`."""
+    """Return the model from images to the features before means over positions are taken: `[n, rows, columns, channels]`."""
     backbone = classifier.get_layer("backbone")
     maps = pooling_of(backbone).input
     return assemble(classifier, keras.Model(backbone.input, maps, name="backbone"), last="backbone")
 
 
 def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the 1x1 convolution that turns RGB pixels, 0..255, into what a network family was trained on.
+    """Return the weights of the 1x1 convolution that applies an input convention to RGB pixels, 0..255.
 
-    Equal to `keras.applications.<family>.preprocess_input`, or to the layers that the network begins with where that does nothing.
+    It equals `keras.applications.<family>.preprocess_input`. Where that function does nothing, it equals the network's own first layers.
 
     Returns:
         kernel float32 `[1, 1, 3, 3]` (input channel, output channel last) and bias float32 `[3]`.
@@ -173,6 +173,6 @@ def input_transform_weights(convention: InputConvention) -> tuple[NDArray[np.flo
 
 
 def _input_transform() -> keras.layers.Layer:
-    # A convolution says "reverse the channels, scale, shift" in one standard layer that is saved with the model, so a
-    # program without this package loads it. It costs 18 of a ResNet50's 163,000 FLOPs a pixel.
+    # One convolution can reverse the channels, scale and shift. It is a standard layer that is saved with the model, so programs
+    # without this package can load it. It costs 18 of a ResNet50's 163,000 FLOPs per pixel.
     return keras.layers.Conv2D(3, 1, trainable=False, dtype="float32", name="input_transform")

@@ -1,17 +1,17 @@
-"""A convolution whose kernel's gradient is computed in one of two ways, and which of them is faster on this machine."""
+"""A convolution that can compute the gradient of its kernel in two ways."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-# CONVOLUTION leaves it to TensorFlow. MATMUL sums x^T dy over all positions as one matrix product for each place of the kernel:
-# on processors with AMX oneDNN multiplies matrices several times as fast as it computes a backward-weights convolution.
+# "convolution" is TensorFlow's own gradient. "matmul" sums x^T dy over all positions, in one matrix product for each place of the
+# kernel. On processors with AMX, oneDNN multiplies matrices several times as fast as it computes a backward-weights convolution.
 KernelGradient = Literal["convolution", "matmul"]
 
 
 class Geometry(NamedTuple):
-    """How a kernel moves over its input."""
+    """How a kernel moves over its input: strides, padding and dilations."""
 
     strides: tuple[int, int]
     padding: Literal["same", "valid"]
@@ -21,13 +21,13 @@ class Geometry(NamedTuple):
 def convolve(
     inputs: tf.Tensor, kernel: tf.Tensor, geometry: Geometry, *, depthwise: bool, kernel_gradient: KernelGradient
 ) -> tf.Tensor:
-    """Convolve, with the gradient of the kernel computed as asked.
+    """Return the convolution of inputs and kernel. The gradient of the kernel is computed as `kernel_gradient` says.
 
     Args:
         inputs: `[n, height, width, channels]`.
-        kernel: `[height, width, channels, filters]` of the same dtype; for a depthwise one the last is the multiplier.
+        kernel: `[height, width, channels, filters]` of the same dtype. The last axis of a depthwise kernel is the multiplier.
         geometry: strides, padding and dilations.
-        depthwise: convolve each channel with kernels of its own. Its gradient is TensorFlow's in any case.
+        depthwise: convolve each channel with its own kernels. The gradient is then always TensorFlow's.
         kernel_gradient: "matmul" needs a kernel that reads all channels (no groups).
     """
     padding = geometry.padding.upper()
@@ -60,13 +60,13 @@ def convolve(
 def crop_kernel(
     input_size: tuple[int | None, int | None], kernel: tf.Tensor, geometry: Geometry
 ) -> tuple[tf.Tensor, Geometry]:
-    """Return what of a kernel can meet pixels, and how it moves: one place, if the input is a single position.
+    """Return the part of a kernel that can lie over pixels, and how it moves. For an input of a single position this is one place.
 
-    Its other places lie over padding, whatever the strides. Of a 3x3 kernel 8 of 9 products are with zero then; in ResNet50 at
-    32 px these are 6 of the 79 million products of an image. Outputs and gradients are the same function.
+    The kernel's other places then lie over padding, whatever the strides. With a 3x3 kernel, 8 of 9 products would be with zero. In
+    ResNet50 at 32 px these are 6 of the 79 million products per image. The cropped kernel gives the same outputs and gradients.
 
     Args:
-        input_size: height and width of the inputs; None where it is not known.
+        input_size: height and width of the inputs; None for one that is not known.
         kernel: `[height, width, channels, filters]`.
         geometry: strides, padding and dilations.
     """
@@ -74,7 +74,7 @@ def crop_kernel(
         return kernel, geometry
     paddings = _paddings((1, 1), (1, 1), kernel.shape[:2], geometry)
     places = [divmod(before, dilation) for (before, _), dilation in zip(paddings, geometry.dilations, strict=True)]
-    # A dilated kernel of even size meets nothing but padding.
+    # Such a kernel, dilated and of even size, lies over padding only.
     if any(rest for _, rest in places):
         return kernel, geometry
     (row, _), (column, _) = places
@@ -84,14 +84,14 @@ def crop_kernel(
 def matmul_kernel_gradient(
     inputs: tf.Tensor, upstream: tf.Tensor, kernel_size: Sequence[int], geometry: Geometry
 ) -> tf.Tensor:
-    """Return the gradient of a kernel as matrix products.
+    """Return the gradient of a kernel, computed by matrix products.
 
-    For its place (i, j) it is the sum over images and positions (y, x) of
+    At the kernel's place (i, j) it is the sum over images and positions (y, x) of
     `inputs[n, stride * y + dilation * i - padding, stride * x + dilation * j - padding] * upstream[n, y, x]`.
 
     Args:
-        inputs: `[n, height, width, channels]`, what was convolved.
-        upstream: `[n, output height, output width, filters]`, the gradient of what came out.
+        inputs: `[n, height, width, channels]`, the inputs of the convolution.
+        upstream: `[n, output height, output width, filters]`, the gradient of its outputs.
         kernel_size: height and width of the kernel.
         geometry: strides, padding and dilations.
 
@@ -118,7 +118,7 @@ def matmul_kernel_gradient(
 def _paddings(
     input_size: Sequence[int], output_size: Sequence[int], kernel_size: Sequence[int], geometry: Geometry
 ) -> list[list[int]]:
-    """Pad as TensorFlow does: where the total is odd, the larger part comes after."""
+    """Return the padding before and after, for each axis, as TensorFlow has it: if the total is odd, the larger part comes after."""
     paddings = []
     for size, outputs, kernel, stride, dilation in zip(
         input_size, output_size, kernel_size, geometry.strides, geometry.dilations, strict=True

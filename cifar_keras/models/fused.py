@@ -1,13 +1,13 @@
 """The fused twin of a backbone: the same function, with the same variables, in fewer passes over memory.
 
-Keras 3 computes a frozen BatchNormalization as operations of their own, each of which reads and writes all activations. It
-is the function x * scale + shift, with constants per channel, so that
+Keras 3 computes a frozen BatchNormalization as separate operations, each of which reads and writes all activations. But it is
+only the function x * scale + shift, with two constants per channel. So
 
     activation(BN(convolution(x, kernel))) = activation(convolution(x, kernel * scale) + shift),
     scale = gamma / sqrt(variance + epsilon),    shift = beta + (bias - mean) * scale
 
-(arXiv:1712.05877, section 3.2). TensorFlow runs the right side as one kernel. The gradient of `kernel` is the left side's too,
-because the scale stays a factor of its own.
+(arXiv:1712.05877, section 3.2). TensorFlow runs the right side as one kernel. The gradient of `kernel` is the same on both
+sides, because the scale stays a separate factor.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, c
 
 
 class Fusion(NamedTuple):
-    """A convolution and what follows it, if nothing else reads what lies in between."""
+    """A convolution and the layers after it that can be computed with it: nothing else reads the activations between them."""
 
     convolution: keras.layers.Layer
     normalization: keras.layers.BatchNormalization | None  # frozen
@@ -28,35 +28,35 @@ class Fusion(NamedTuple):
 
 
 class FusedConvolution(keras.layers.Layer):
-    """One fusion as one layer, which has no variables but those of the layers that it is made of.
+    """One fusion as one layer. It has no variables of its own, and uses those of the layers that it replaces.
 
-    Outputs are of the activation dtype. Kernel, scale and shift are computed in float32 and then rounded.
+    Outputs have the activation dtype. Kernel, scale and shift are computed in float32 and then rounded.
     """
 
     def __init__(self, fusion: Fusion, name: str, activation_dtype: str) -> None:
-        # In a float32 layer, because Keras would round the variables of another one before they are multiplied.
+        # The layer is float32: in a layer of another dtype Keras would round the variables before they are multiplied.
         super().__init__(name=name, dtype="float32", autocast=False)
         self._activation_dtype = activation_dtype
         self.convolution, self.normalization, self.activation = fusion
-        # May be set until the layer is traced; the traced graph keeps what it was then.
+        # This may be set until the layer is traced. The traced graph keeps the value of that moment.
         self.kernel_gradient: KernelGradient = "convolution"
         self._depthwise = isinstance(self.convolution, keras.layers.DepthwiseConv2D)
 
     @property
     def geometry(self) -> Geometry:
-        """How the kernel moves."""
+        """The strides, padding and dilations of the convolution."""
         return Geometry(self.convolution.strides, self.convolution.padding, self.convolution.dilation_rate)
 
     def build(self, input_shape: Any) -> None:
-        """Do nothing: the layers that it is made of are built."""
+        """Do nothing: the layers that this one replaces are built already."""
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the shape of the convolution's outputs."""
         return self.convolution.compute_output_shape(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Convolve, scale, shift, activate."""
-        # Cropped before it is scaled: the whole kernel would be read and written once more in each step.
+        """Return the activations: convolved, scaled, shifted, activated."""
+        # Crop the kernel before it is scaled; otherwise each step would read and write the whole kernel once more.
         whole = tf.convert_to_tensor(self.convolution.kernel)
         cropped, geometry = crop_kernel(tuple(inputs.shape[1:3]), whole, self.geometry)
         kernel, shift = self._scaled_and_shift(cropped)
@@ -69,7 +69,7 @@ class FusedConvolution(keras.layers.Layer):
         )
         if shift is not None:
             outputs = tf.nn.bias_add(outputs, tf.cast(shift, self._activation_dtype))
-        # The convolution's own activation comes before a normalization, and then nothing is fused.
+        # The convolution's own activation would come before a normalization. In that case no normalization is fused.
         outputs = self.convolution.activation(outputs)
         return outputs if self.activation is None else self.activation(outputs)
 
@@ -83,9 +83,9 @@ class FusedConvolution(keras.layers.Layer):
 
 
 class FusedNormalization(keras.layers.Layer):
-    """A BatchNormalization that learns, as TensorFlow's one kernel for it, where Keras computes means and all else one by one.
+    """A learning BatchNormalization in TensorFlow's single kernel for it. Keras computes it in many operations.
 
-    It has the variables of that layer and updates its statistics in the same way. Outputs are of the activation dtype.
+    It has the variables of that layer and updates its statistics in the same way. Outputs have the activation dtype.
     """
 
     def __init__(self, normalization: keras.layers.BatchNormalization, activation_dtype: str) -> None:
@@ -94,10 +94,10 @@ class FusedNormalization(keras.layers.Layer):
         self.normalization = normalization
 
     def build(self, input_shape: Any) -> None:
-        """Do nothing: the layer that it is made of is built."""
+        """Do nothing: the layer that this one replaces is built already."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
-        """Normalize by the batch in training, and by the statistics otherwise; a mask, which pictures have none of, is refused."""
+        """Return inputs normalized by the batch in training, else by the statistics. A mask is refused: pictures have none."""
         assert mask is None
         layer = self.normalization
         mean, variance = (tf.convert_to_tensor(values) for values in (layer.moving_mean, layer.moving_variance))
@@ -111,7 +111,7 @@ class FusedNormalization(keras.layers.Layer):
             is_training=bool(training),
         )
         if training:
-            # The kernel divides by one less than the number of values, as an estimate of the population does; Keras does not.
+            # The kernel divides by the number of values less one, to estimate the population's variance. Keras does not.
             values = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
             of_batch = normalized.batch_variance * (values - 1) / values
             for variable, statistic in ((layer.moving_mean, normalized.batch_mean), (layer.moving_variance, of_batch)):
@@ -120,7 +120,7 @@ class FusedNormalization(keras.layers.Layer):
 
 
 class SharedDropout(keras.layers.Layer):
-    """A Dropout in another dtype, which draws from the seeds of the layer that it is made of: checkpoints have their state."""
+    """A Dropout in another dtype. It draws from the seeds of the layer that it replaces, whose state is in the checkpoints."""
 
     def __init__(self, dropout: keras.layers.Dropout, activation_dtype: str) -> None:
         super().__init__(name=dropout.name, dtype="float32", autocast=False)
@@ -128,10 +128,10 @@ class SharedDropout(keras.layers.Layer):
         self.dropout = dropout
 
     def build(self, input_shape: Any) -> None:
-        """Do nothing: the layer that it is made of is built."""
+        """Do nothing: the layer that this one replaces is built already."""
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop in training; a stochastic depth drops whole images by its noise shape."""
+        """Return inputs with dropout in training. Stochastic depth drops whole images, by its noise shape."""
         inputs, layer = tf.cast(inputs, self._activation_dtype), self.dropout
         if not training:
             return inputs
@@ -139,7 +139,7 @@ class SharedDropout(keras.layers.Layer):
 
 
 def scale_and_shift(normalization: keras.layers.BatchNormalization) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the two constants per channel, float32, that a frozen BatchNormalization is."""
+    """Return scale and shift, float32 `[channels]`, of a frozen BatchNormalization."""
     scale = tf.math.rsqrt(tf.convert_to_tensor(normalization.moving_variance) + normalization.epsilon)
     if normalization.scale:
         scale *= tf.convert_to_tensor(normalization.gamma)
@@ -150,10 +150,10 @@ def scale_and_shift(normalization: keras.layers.BatchNormalization) -> tuple[tf.
 
 
 def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str, Fusion]:
-    """Return what can be one layer, by the name of the convolution.
+    """Return the fusions of a backbone, by the name of their convolution.
 
-    Every convolution is in it. A BatchNormalization that learns is in none, because its statistics need the activations
-    before it; for inference none learns.
+    Every convolution has one. A BatchNormalization that learns is in no fusion, because its statistics need the activations
+    before it. With `inference`, none counts as learning.
     """
     readers = readers_of(backbone)
 
@@ -177,7 +177,7 @@ def find_fusions(backbone: keras.Model, *, inference: bool = False) -> dict[str,
 
 
 def fusions_in_words(backbone: keras.Model) -> str:
-    """Return a line about how many normalizations of a backbone are part of a convolution while they are frozen."""
+    """Return a line that says how many of a backbone's normalizations are fused into a convolution while frozen."""
     fused = sum(fusion.normalization is not None for fusion in find_fusions(backbone, inference=True).values())
     total = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in backbone.layers)
     left = f"; {total - fused} cannot be and stay as they are" if fused < total else ""
@@ -185,7 +185,7 @@ def fusions_in_words(backbone: keras.Model) -> str:
 
 
 def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
-    """Return for each layer, by its name, the layers of the model that read its output; none for the last one.
+    """Return, by the name of each layer, the layers of the model that read its output. Nothing reads the last layer.
 
     Operators between tensors count as layers: `x + y` reads both.
     """
@@ -193,7 +193,7 @@ def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
     giver = {id(operation.output): operation.name for operation in model.operations}
     for operation in model.operations:
         for tensor in {id(tensor) for tensor in keras.tree.flatten(operation.input)} & giver.keys():
-            # An input layer's input is its own output.
+            # The input of an input layer is its own output.
             if giver[tensor] != operation.name:
                 readers[giver[tensor]].append(operation)
     return readers
@@ -206,16 +206,16 @@ def fused_twin(
     input_shape: tuple[int, ...] | None = None,
     folded: bool = False,
 ) -> keras.Model:
-    """Build the twin of a backbone as it is now: what is frozen, and with `folded` what its variables are.
+    """Return the fused twin of a backbone, for the layers that are frozen now.
 
     Args:
-        backbone: a functional model, each of whose layers is called once. It is left as it is, and shares its variables.
-        compute_dtype: of the activations: float32, bfloat16 or float16. Variables stay float32.
-        input_shape: height, width and channels of the inputs; None for the backbone's own. Convolutions take any size.
-        folded: multiply the scales into kernels of the twin's own, for inference; it does not follow the backbone any more.
+        backbone: a functional model whose layers are each called once. It does not change, and shares its variables.
+        compute_dtype: dtype of the activations: float32, bfloat16 or float16. Variables stay float32.
+        input_shape: height, width and channels of the inputs; None takes the backbone's. Convolutions take any size.
+        folded: for inference: give the twin variables of its own, scales multiplied in. It no longer follows the backbone.
 
     Returns:
-        A model with the backbone's name, inputs and outputs; features are float32, whatever the compute dtype.
+        A model with the backbone's name, inputs and outputs. Features are float32, whatever the compute dtype.
     """
     fusions = find_fusions(backbone, inference=folded)
     readers = readers_of(backbone)
@@ -236,7 +236,7 @@ def fused_twin(
         if not folded and _is_one_kernel(layer):
             return FusedNormalization(layer, compute_dtype if readers[layer.name] else "float32")
         if isinstance(layer, keras.layers.Dropout):
-            # A frozen layer drops nothing, in training either.
+            # A frozen layer drops nothing, even in training.
             dropped = not folded and layer.trainable
             return SharedDropout(layer, compute_dtype) if dropped else keras.layers.Identity(name=layer.name)
         if layer.weights:
@@ -251,13 +251,13 @@ def fused_twin(
 
 
 def _with_dtype(layer: keras.layers.Layer, compute_dtype: str) -> keras.layers.Layer:
-    """Return a layer without variables like another, that computes in a dtype."""
+    """Return a copy of a layer without variables that computes in another dtype."""
     policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
     return type(layer).from_config({**layer.get_config(), "dtype": policy})
 
 
 def _copied(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Return a frozen layer that is the same, with variables of its own."""
+    """Return a frozen copy of a layer, with variables of its own."""
     copy = type(layer).from_config({**layer.get_config(), "trainable": False})
     copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
@@ -265,7 +265,7 @@ def _copied(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def _folded(fusion: Fusion) -> Fusion:
-    """Return a convolution of its own that computes the same without a normalization."""
+    """Return a fusion that computes the same with a new convolution and without a normalization."""
     convolution, normalization, activation = fusion
     settings = convolution.get_config() | {"use_bias": True, "dtype": "float32", "trainable": False}
     twin = type(convolution).from_config(settings)
@@ -287,7 +287,7 @@ def _is_normalization(layer: keras.Operation | None, *, inference: bool) -> bool
 
 
 def _is_one_kernel(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer is a BatchNormalization that learns, of pictures, whose statistics are those of one device's images."""
+    """Return whether one TensorFlow kernel computes a layer: a learning BatchNormalization of pictures, with statistics per device."""
     return (
         isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable

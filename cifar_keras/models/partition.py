@@ -1,4 +1,4 @@
-"""A classifier in two parts: what is frozen, whose outputs can be computed once for many epochs, and what learns."""
+"""Split a classifier into a frozen part and a part that learns. The frozen part's outputs can be computed once for many epochs."""
 
 from typing import Any, NamedTuple
 
@@ -16,19 +16,19 @@ class Partition(NamedTuple):
 
 
 def find_boundary(backbone: keras.Model) -> Any | None:
-    """Return the one tensor, of Keras's graph, that lies between the frozen layers and those that learn.
+    """Return the one tensor of Keras's graph between the frozen layers and those that learn.
 
-    If nothing learns, these are the features. None is returned where there are several such tensors, or where all layers learn.
+    If nothing learns, it is the tensor of the features. If there are several such tensors, or all layers learn, the result is None.
     """
     readers = readers_of(backbone)
     learning: set[str] = set()
-    # The operations come in the order of the graph, so that what an operation reads has been decided before.
+    # The operations come in the order of the graph, so for the inputs of an operation it has been decided before whether they learn.
     for operation in backbone.operations:
         if getattr(operation, "trainable_weights", ()) or operation.name in learning:
             learning |= {operation.name} | {reader.name for reader in readers[operation.name]}
     if not learning:
         return backbone.output
-    # Where nothing but padding lies below, there is nothing to save.
+    # If only layers without weights lie below, such as padding, there is nothing to save.
     if not any(layer.weights for layer in backbone.layers if layer.name not in learning):
         return None
     crossing = [
@@ -40,11 +40,11 @@ def find_boundary(backbone: keras.Model) -> Any | None:
 
 
 def partition(classifier: keras.Model, *, compute_dtype: str, image_size: int) -> Partition | None:
-    """Split a classifier at its boundary, if it has one, into fused twins.
+    """Return the two parts of a classifier as fused twins, or None if it has no boundary.
 
     Args:
-        classifier: what `build_classifier` made; what is trainable in its backbone says where to split.
-        compute_dtype: of the twins' activations.
+        classifier: what `build_classifier` returned. It is split where the trainable layers of its backbone begin.
+        compute_dtype: dtype of the twins' activations.
         image_size: side in pixels to which the frozen part resizes its images.
     """
     backbone = classifier.get_layer("backbone")

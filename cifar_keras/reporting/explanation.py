@@ -1,4 +1,4 @@
-"""What `explain` found, written for people: `explanation.json`, which the report shows, a map, and a table of suspect labels."""
+"""Write what `explain` found: entries of `explanation.json`, which the report shows, a map, and a table of suspect labels."""
 
 import csv
 import io
@@ -17,14 +17,21 @@ from cifar_keras.reporting import figures
 from cifar_keras.reporting.projector import PROJECTED_DIMENSIONS, PROJECTED_IMAGES, write_projector
 from cifar_keras.reporting.report import image_uri
 
-NEIGHBOURS = 6  # training images beside each error
-SUSPECTS = 48  # of which the report shows the images; the CSV file has all
+NEIGHBOURS = 6  # training images shown next to each error
+SUSPECTS = 48  # suspects whose images the report shows; the CSV file has all suspects
 
 
 def neighbours_of(
     features: NDArray[np.float32], among: NDArray[np.float32], train: LabelledImages, class_names: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
-    """Return the training images whose features `[m, features]` are most like those of each image, `[n, features]`."""
+    """Return for each image the training images with the most similar features.
+
+    Args:
+        features: float32 `[n, features]`, of the images.
+        among: float32 `[m, features]`, of the training images.
+        train: the training images and their labels.
+        class_names: the class names of the model.
+    """
     positions, cosines = nearest(features, among, NEIGHBOURS)
     return [
         [
@@ -48,15 +55,15 @@ def write_map(
     *,
     seed: int,
 ) -> None:
-    """Draw the test features into a workdir, and write some of them for TensorBoard's projector.
+    """Write a map of the test features into a workdir, and some of the features for TensorBoard's projector.
 
     Args:
         features: float32 `[n, features]`, of the test images.
         test: images and labels.
-        predicted: int64 `[n]`, what the model takes them for.
-        class_names: of the model.
+        predicted: int64 `[n]`, the class that the model predicts for each image.
+        class_names: the class names of the model.
         path: the workdir.
-        seed: of the projection, and of the choice of images.
+        seed: seed of the projection, and of the choice of images.
     """
     components, fractions = principal_components(features, PROJECTED_DIMENSIONS, seed=seed)
     picture = figures.feature_map_picture(components[:, :2], test.labels, class_names, fractions[:2])
@@ -66,20 +73,20 @@ def write_map(
         (heading, [class_names[index] for index in indices[shown]])
         for heading, indices in (("label", test.labels), ("predicted", predicted))
     ]
-    # Where the events are: TensorBoard looks for a projector in folders that have some.
+    # In the folder of the events, because TensorBoard looks for a projector only in folders that have events.
     write_projector(path / "tensorboard" / "train", components[shown], test.images[shown], columns)
 
 
 def write_suspects(
     found: Suspects, split: LabelledImages, places: NDArray[np.int64], class_names: Sequence[str], path: Path
 ) -> dict[str, Any]:
-    """Write all suspect labels into a workdir, and return what `explanation.json` says of them.
+    """Write all suspect labels into a workdir, and return what `explanation.json` says about them.
 
     Args:
         found: the suspects.
         split: the images that were looked at.
-        places: int64 `[m]`, their places in the published order of the train set.
-        class_names: of the model.
+        places: int64 `[m]`, the places of these images in the published order of the train set.
+        class_names: the class names of the model.
         path: the workdir.
     """
     (images, labels), probabilities = split, found.probabilities

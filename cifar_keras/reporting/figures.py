@@ -1,8 +1,7 @@
-"""Pictures of a run as PNG bytes.
+"""Draw the pictures of a run as PNG bytes.
 
-Each is drawn on a figure of its own, without pyplot, so that it changes no state of the program that draws it and needs no
-display. The colours are told apart by colour-blind readers (Okabe and Ito, https://jfly.uni-koeln.de/color/), and nothing is
-said by colour alone.
+Each picture is drawn on a figure of its own, without pyplot. So it changes no state of the program that draws it, and needs no display.
+Colour-blind readers can tell the colours apart (Okabe and Ito, https://jfly.uni-koeln.de/color/), and nothing is shown by colour alone.
 """
 
 import functools
@@ -31,7 +30,7 @@ DOTS_PER_INCH = 110
 CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
 DRAWN_CLASSES = 20  # at most, in a picture; more names could not be read
-# All of it given, because what is not comes from the user's style when the module is imported.
+# Every property is given, because a missing one would come from the user's style when the module is imported.
 CAPTION_FONT, HEADING_FONT = (
     FontProperties(family="DejaVu Sans", style="normal", variant="normal", stretch="normal", weight=weight, size=size)
     for weight, size in (("normal", 9), ("bold", 12))
@@ -41,9 +40,9 @@ Drawing = ParamSpec("Drawing")
 
 
 def _png(draw: Callable[Drawing, Figure]) -> Callable[Drawing, bytes]:
-    """Make of a function that draws a figure one that returns it as a PNG file, in matplotlib's own style whatever the user's is.
+    """Return a function that returns the figure of `draw` as a PNG file, in matplotlib's own style instead of the user's.
 
-    The settings of a `matplotlibrc`, or of the program that calls, hold again afterwards. Names are text: a `$` in one begins no formula.
+    Afterwards the settings of a `matplotlibrc`, or of the calling program, hold again. Names are text: a `$` in a name begins no formula.
     """
 
     @functools.wraps(draw)
@@ -73,14 +72,14 @@ class _Group(NamedTuple):
     captions: Sequence[str]
 
 
-# A marker, because a short run has one record.
+# With a marker, because a short run has a single record, which no line would show.
 _TRAIN_STYLE = {"color": BLUE, "linewidth": 1.0, "marker": ".", "markersize": 2.5}
 _VALIDATION_STYLE = {"color": VERMILION, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 5}
 
 
 _FOR_AND_AGAINST = LinearSegmentedColormap.from_list("for and against", [BLUE, "white", VERMILION])
 
-# Told apart by marker and stroke too.
+# The styles differ in marker and stroke too, not only in colour.
 _RUN_STYLES = [
     {"color": color, "marker": marker, "linestyle": stroke}
     for stroke, markers in (("-", "os^D"), ("--", "vP*X"))
@@ -94,8 +93,8 @@ def confusion_matrix_picture(
 ) -> Figure:
     """Draw a confusion matrix: counts in the cells, coloured by their fraction of the row.
 
-    The colour scale grows with the square root of the fraction, so that a confusion of 1 % can be told from none. Of more than
-    `DRAWN_CLASSES` classes those are drawn that take part in the most errors; fractions and accuracy are of all images.
+    The colour scale grows with the square root of the fraction, so that a confusion of 1 % can be told from none. With more than
+    `DRAWN_CLASSES` classes, those with the most errors are drawn; fractions and accuracy are still those of all images.
 
     Args:
         confusion_matrix: counts `[classes, classes]`, rows are true classes and columns predictions.
@@ -140,7 +139,7 @@ def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the accuracy on corrupted images: a row for each corruption, a column for each severity.
 
     Args:
-        rows: of `robustness.with_corruptions`: `name` is "none", or a corruption and its severity; `accuracy` is a fraction.
+        rows: the rows of `robustness.with_corruptions`. `name` is "none", or a corruption and its severity; `accuracy` is a fraction.
     """
     accuracy = {row["name"]: row["accuracy"] for row in rows}
     corrupted = [name.rpartition(" ")[::2] for name in accuracy if name != "none"]
@@ -173,9 +172,9 @@ def predictions_picture(
 ) -> Figure:
     """Draw right predictions above wrong ones, each with its probability.
 
-    Each group is sorted from the most to the least confident (ties keep the order of the images), and of a group with more images
-    than places those at even distances in that order are shown, the first and the last among them. So the same predictions
-    always give the same picture, and it shows neither only the best nor only the worst.
+    Each group is sorted from the most to the least confident; ties keep the order of the images. If a group has more images than places,
+    it shows images at even distances in that order, including the first and the last. So the same predictions always give the same
+    picture, and it shows neither only the best nor only the worst.
 
     Args:
         images: uint8 `[n, height, width, 3]`, RGB.
@@ -186,7 +185,7 @@ def predictions_picture(
         rows: rows of each group.
 
     Raises:
-        ValueError: images, labels and probabilities are not equally many.
+        ValueError: the numbers of images, labels and probabilities differ.
     """
     if not len(images) == len(labels) == len(probabilities):
         raise ValueError(
@@ -214,15 +213,15 @@ def predictions_picture(
 
 @_png
 def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> Figure:
-    """Draw how often predictions are right against how sure they are, as served and without temperature.
+    """Draw the reliability diagram: how often predictions are right against how sure they are, as served and without temperature.
 
-    Bars are 95 % intervals of the fractions (Wilson's score, which stays between 0 and 1 for the few images of a bin); below is how many
-    predictions lie where.
+    Bars are 95 % intervals of the fractions, by Wilson's score, which stays between 0 and 1 for the few images of a bin. The lower panel
+    shows the number of predictions in each bin.
 
     Args:
         logits: float32 `[n, classes]`, finite.
         labels: int64 `[n]`.
-        temperature: of `calibration.fit_temperature`.
+        temperature: what `calibration.fit_temperature` returned.
     """
     figure = _new_figure(5.6, 6.4)
     fractions, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -250,7 +249,8 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
         )
         counts.plot(confidence, count, linewidth=1.4, markersize=4.5, **style)
     fractions.set_ylabel("fraction that is right", fontsize=10)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper left")  # curves can lie anywhere
+    # The legend is outside, because curves can lie anywhere.
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     counts.set_ylabel("images", fontsize=10)
     _log_scale(counts)
     counts.set_xlabel("confidence: the largest probability", fontsize=10)
@@ -266,12 +266,12 @@ def attribution_picture(
     columns: Sequence[tuple[str, NDArray[np.float32]]],
     titles: Sequence[str],
 ) -> Figure:
-    """Draw images, and beside each the maps of what its prediction comes from.
+    """Draw images, and next to each image the attribution maps of its prediction.
 
     Args:
         images: uint8 `[n, height, width, 3]`, RGB, at least one.
-        columns: headings and maps, float32 `[n, rows, columns]` of any resolution. What speaks for a class is positive and
-            drawn in orange, what speaks against it in blue.
+        columns: headings and maps, float32 `[n, rows, columns]` of any resolution. Positive values speak for a class and are drawn in
+            orange; negative values speak against it and are drawn in blue.
         titles: one for each image.
     """
     size = 1 + len(columns)
@@ -288,7 +288,7 @@ def attribution_picture(
         limit = max(float(np.abs(maps).max()), 1e-12)
         for axes, values in zip(cells[:, place], maps, strict=True):
             axes.set_title(heading, fontproperties=CAPTION_FONT, pad=3)
-            # What says little is transparent, so that the image is seen below.
+            # Small values are transparent, so that the image below can be seen.
             axes.imshow(
                 values,
                 extent=(0, width, height, 0),
@@ -308,16 +308,16 @@ def feature_map_picture(
     class_names: Sequence[str],
     fractions: NDArray[np.float64],
 ) -> Figure:
-    """Draw images as points, in a panel for each class: its own dark before all others, which are grey.
+    """Draw images as points, in a panel for each class: the images of the class are dark, all others behind them are grey.
 
-    Ten colours in one cloud could not be told apart by everybody; ten panels can. Of more than `DRAWN_CLASSES` classes those at
-    even distances in their order have panels.
+    Not everybody can tell ten colours in one cloud apart; everybody can tell ten panels apart. With more than `DRAWN_CLASSES` classes,
+    those at even distances in their order have panels.
 
     Args:
-        points: float32 `[n, 2]`, e.g. two principal components of their features.
+        points: float32 `[n, 2]`, e.g. two principal components of the features of the images.
         labels: int64 `[n]`.
         class_names: the name of each class.
-        fractions: of the variance, that the two directions have.
+        fractions: float64 `[2]` or longer, the fractions of the variance that the two directions have.
     """
     count = min(DRAWN_CLASSES, len(class_names))
     drawn = np.linspace(0, len(class_names) - 1, count).round().astype(int)
@@ -349,7 +349,7 @@ def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns
         columns: images in a row.
 
     Raises:
-        ValueError: there are no images, or not as many as titles.
+        ValueError: there are no images, or their number is not that of the titles.
     """
     if len(images) == 0 or len(images) != len(titles):
         raise ValueError(f"each image has to have a title. Received: {len(images)} images and {len(titles)} titles")
@@ -364,9 +364,9 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw loss, accuracy and learning rate of both phases over the global step.
 
     Args:
-        records: lines of `metrics.jsonl`. Each has `phase` ("head" or "finetune"), `step`, which counts on through both phases,
-            `learning_rate`, and `loss` and `accuracy` as means since its epoch began; the last of an epoch has `validation_loss`
-            and `validation_accuracy` too. Accuracies are fractions, losses nats.
+        records: lines of `metrics.jsonl`. Each has `phase` ("head" or "finetune"), `step`, which counts through both phases, and
+            `learning_rate`. `loss` and `accuracy` are means since the epoch began. The last record of an epoch has `validation_loss`
+            and `validation_accuracy` too. Accuracies are fractions, and losses are in nats.
 
     Raises:
         ValueError: there are no records.
@@ -380,7 +380,7 @@ def learning_curves_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     _draw_series(rate, records, _Series("learning_rate", "learning rate", {**_TRAIN_STYLE, "color": GREY}))
     rate.set_ylabel("learning rate", fontsize=10)
-    # Of a finetune phase at a hundredth of the head phase's rate a linear axis would show nothing.
+    # A linear axis would show nothing of a finetune phase at a hundredth of the head phase's rate.
     highest = max(record["learning_rate"] for record in records)
     _log_scale(rate)
     rate.set_ylim(highest / 500, highest * 2)
@@ -402,9 +402,9 @@ def comparison_picture(
     """Draw the training loss and the validation accuracy of runs over the images that they had seen.
 
     Args:
-        names: of the runs, at most 8.
-        records: of each run, as in `learning_curves_picture`.
-        batch_sizes: images a step of each run.
+        names: the names of the runs, at most 8.
+        records: the records of each run, as in `learning_curves_picture`.
+        batch_sizes: the images per step of each run.
 
     Raises:
         ValueError: there are more runs than colours and markers that can be told apart.
@@ -430,7 +430,8 @@ def comparison_picture(
     numbers = [str(number) for number in range(len(names))]
     legend = figure.legend(accuracy.get_lines(), numbers, frameon=False, fontsize=9, loc="outside upper left")
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)  # afterwards, because matplotlib leaves out what begins with "_"
+        # The names are set afterwards, because matplotlib leaves out a label that begins with "_".
+        text.set_text(name)
     return figure
 
 
@@ -442,7 +443,7 @@ def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, lab
 
 
 def _draw_series(axes: Axes, records: Sequence[Mapping[str, Any]], series: _Series) -> None:
-    """Draw one value over the step, with a gap between the phases, whose losses are not the same function."""
+    """Draw one value over the step, with a gap between the phases, because their losses are not the same function."""
     for index, phase in enumerate(_phases_of(records)):
         of_phase = [record for record in records if record["phase"] == phase and series.key in record]
         steps = [record["step"] for record in of_phase]
@@ -455,7 +456,7 @@ def _phases_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[str, Any]]) -> None:
-    """Name the phases above the top panel, and draw a line where another one begins."""
+    """Name the phases above the top panel, and draw a line where the next phase begins."""
     begin = 0
     for phase in _phases_of(records):
         end = max((record["step"] for record in records if record["phase"] == phase), default=begin)
@@ -476,7 +477,7 @@ def _mark_phases(top: Axes, others: Sequence[Axes], records: Sequence[Mapping[st
 
 
 def _groups_picture(groups: Sequence[_Group], columns: int) -> Figure:
-    """Draw groups under one another, all on a grid of the same width; an empty one is its heading."""
+    """Draw groups under one another, all on a grid of the same width. An empty group is only its heading."""
     heights = [HEADING_INCHES + _grid_height(group.captions, columns) for group in groups]
     grid_width = columns * _cell_width([caption for group in groups for caption in group.captions])
     heading_width = max(_text_width(group.heading, HEADING_FONT) for group in groups) + 0.3
@@ -493,7 +494,8 @@ def _draw_images(figure: Figure | SubFigure, images: NDArray[np.uint8], titles: 
     cells = figure.subplots(math.ceil(len(images) / columns), columns, squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, image, title in zip(cells, images, titles, strict=False):  # cells may be left over
+    # Not strict, because cells may be left over.
+    for axes, image, title in zip(cells, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontproperties=CAPTION_FONT, pad=3)
 
@@ -504,9 +506,10 @@ def _cell_width(titles: Sequence[str]) -> float:
 
 
 def _text_width(line: str, font: FontProperties) -> float:
-    """Return the inches that a line of text takes at most."""
+    """Return the width in inches that a line of text takes at most."""
     points = float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
-    return 1.08 * points / 72  # drawn letters take whole pixels; "m" at 9 points becomes 5 % wider
+    # A margin of 8 %, because drawn letters take whole pixels: "m" at 9 points becomes 5 % wider.
+    return 1.08 * points / 72
 
 
 def _grid_height(titles: Sequence[str], columns: int) -> float:
@@ -515,7 +518,7 @@ def _grid_height(titles: Sequence[str], columns: int) -> float:
 
 
 def _log_scale(axes: Axes) -> None:
-    """Make the upright axis logarithmic, with plain numbers beside it: matplotlib's own are formulas."""
+    """Make the vertical axis logarithmic, with plain numbers as labels. Matplotlib's own labels are formulas."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -535,7 +538,10 @@ def _new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def image_png(image: NDArray[np.uint8]) -> bytes:
-    """Return an image, uint8 `[height, width, 3]`, as a PNG file. By Pillow, which no `matplotlibrc` tells which side is up."""
+    """Return an image, uint8 `[height, width, 3]`, as a PNG file.
+
+    Pillow writes it, because a `matplotlibrc` can tell matplotlib which side of an image is up.
+    """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What people look at in a workdir: pictures, the report and the model card, written from numbers."""
+"""Write what people look at in a workdir, from numbers: pictures, the report and the model card."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ def pictures_of_test(
     class_names: Sequence[str],
     temperature: float,
 ) -> dict[str, bytes]:
-    """Draw how a model does on the test split.
+    """Return pictures that show how a model does on the test split.
 
     Args:
         test: images and labels.
-        logits: float32 `[n, classes]`, of the model.
-        metrics: what `classification_metrics` returned of them.
-        class_names: of the model.
-        temperature: that it serves with.
+        logits: float32 `[n, classes]`, the model's logits of the images.
+        metrics: what `classification_metrics` returned for these logits.
+        class_names: the class names of the model.
+        temperature: the temperature that the model serves with.
 
     Returns:
         PNG files by their names in the workdir, without ".png".
@@ -51,14 +51,14 @@ def errors_picture(
     maps: Sequence[tuple[str, NDArray[np.float32]]],
     class_names: Sequence[str],
 ) -> bytes:
-    """Draw what errors come from.
+    """Return a picture of errors and of the parts of the images that they come from.
 
     Args:
         images: uint8 `[n, height, width, 3]`, classified wrongly.
-        labels: int64 `[n]`, what they show.
-        probabilities: float64 `[n, classes]`, what the model says.
-        maps: what `explaining_maps` returned of them.
-        class_names: of the model.
+        labels: int64 `[n]`, the true classes.
+        probabilities: float64 `[n, classes]`, the probabilities of the model.
+        maps: what `explaining_maps` returned for the images.
+        class_names: the class names of the model.
 
     Returns:
         A PNG file.
@@ -71,7 +71,7 @@ def errors_picture(
 
 
 def keep_robustness(measured: Robustness, path: Path) -> None:
-    """Print rows of robustness, merge them into those of a workdir, and draw the corruptions."""
+    """Print the rows of robustness, merge them into the rows of a workdir, and draw the corruptions."""
     if not measured.rows:
         return
     print(robustness_table(measured.rows))
@@ -79,13 +79,14 @@ def keep_robustness(measured: Robustness, path: Path) -> None:
     kept = writing.read_json(file) if file.is_file() else {"rows": [], "means": {}}
     rows = merged(kept["rows"], measured.rows)
     of_corruptions = [row for row in rows if row["kind"] == "corruption"]
-    if of_corruptions:  # before the file that says that there is one
+    # The picture is written before the file whose rows say that there is one.
+    if of_corruptions:
         writing.write_whole(path / "corruptions.png", figures.corruptions_picture(of_corruptions))
     writing.write_json(file, {"rows": rows, "means": kept["means"] | measured.means})
 
 
 def write_report_again(run: FinishedRun, dataset: Dataset) -> None:
-    """Write the report of a finished run with what other commands have put into its workdir since."""
+    """Write the report of a finished run again, with what other commands have put into its workdir since."""
     write_report(
         run.path, run.result, run.records, logits=run.logits, test=dataset.test, class_names=dataset.class_names
     )
@@ -100,7 +101,7 @@ def write_report(
     test: LabelledImages,
     class_names: Sequence[str],
 ) -> None:
-    """Write `report.html` and `model_card.md` of all that lies in a workdir.
+    """Write `report.html` and `model_card.md` from everything in a workdir.
 
     Args:
         path: the workdir.
@@ -108,7 +109,7 @@ def write_report(
         records: lines of `metrics.jsonl`.
         logits: float32 `[n, classes]`, of the test images.
         test: images and labels.
-        class_names: of the model.
+        class_names: the class names of the model.
     """
     content = Content(
         name=paths.shown(path.resolve().name),

@@ -1,4 +1,4 @@
-"""TensorBoard's projector: points that are images, to be turned and searched in a browser."""
+"""Write files for TensorBoard's projector, which shows images as points that can be turned and searched in a browser."""
 
 import csv
 import io
@@ -23,13 +23,13 @@ def write_projector(
     images: NDArray[np.uint8],
     columns: Sequence[tuple[str, Sequence[str]]],
 ) -> None:
-    """Write what TensorBoard's projector shows: points, what is known of them, and their images.
+    """Write what TensorBoard's projector shows: points, their labels, and their images.
 
     Args:
         folder: a folder under TensorBoard's `--logdir`.
         components: float32 `[n, dimensions]`.
         images: uint8 `[n, height, width, 3]`.
-        columns: headings, and what each says of every image; e.g. ("label", [...]).
+        columns: headings with the values of all images under each, e.g. ("label", [...]).
     """
     folder.mkdir(parents=True, exist_ok=True)
     points, labels = io.BytesIO(), io.StringIO(newline="")
@@ -49,7 +49,7 @@ def write_projector(
 
 
 def _sprite(images: NDArray[np.uint8]) -> bytes:
-    """Put images into one, in square rows, as the projector wants them."""
+    """Return one PNG file with all images in a square grid, as the projector expects it."""
     side = math.ceil(math.sqrt(len(images)))
     _, height, width, channels = images.shape
     rows = math.ceil(len(images) / side)

@@ -1,4 +1,4 @@
-"""`report.html` and `model_card.md`: what a run gave, each in one file that needs nothing else."""
+"""Make `report.html` and `model_card.md`: the results of a run, each in one file that needs nothing else."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,12 @@ from cifar_keras.reporting.tables import lowest_f1
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
 PROBABLE = 5  # classes that an image lists
-LISTED_CLASSES, LISTED_CLASSES_OF_A_CARD, NAMED_CLASSES = 100, 20, 20  # at most; `result.json` has all
+# At most; `result.json` has all classes.
+LISTED_CLASSES, LISTED_CLASSES_OF_A_CARD, NAMED_CLASSES = 100, 20, 20
 
 
 class Content(NamedTuple):
-    """What a report is made of."""
+    """The content of a report."""
 
     name: str  # of the run
     result: Mapping[str, Any]  # what result.json says
@@ -54,7 +55,7 @@ class Shown(NamedTuple):
 
 
 def report_html(content: Content) -> str:
-    """Return `report.html`: no script, style or picture in it comes from elsewhere."""
+    """Return the text of `report.html`. No script, style or picture in it comes from elsewhere."""
     temperature = content.result["calibration"]["temperature"]
     probabilities = softmax(content.logits, temperature)
     counts = np.asarray(content.result["test"]["confusion_matrix"])
@@ -80,7 +81,7 @@ def report_html(content: Content) -> str:
 
 
 def model_card(content: Content) -> str:
-    """Return `model_card.md`: what the model is, what it was trained and measured on, and what it is not for."""
+    """Return the text of `model_card.md`: what the model is, what it was trained and measured on, and what it is not for."""
     return _template("model_card.md.j2").render(
         name=content.name,
         result=content.result,
@@ -95,7 +96,12 @@ def model_card(content: Content) -> str:
 
 
 def short_commit(commit: str) -> str:
-    """Return the first seven digits of what `environment.source_commit` returned, and that the files were others, if they were."""
+    """Return the first seven digits of what `environment.source_commit` returned, and "+changes" if it names changes.
+
+    Examples:
+        >>> short_commit("0123456789abcdef"), short_commit("0123456789abcdef+changes")
+        ('0123456', '0123456+changes')
+    """
     digits, changes, _ = commit.partition("+changes")
     return digits[:7] + changes
 
@@ -118,12 +124,12 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _galleries(content: Content, probabilities: NDArray[np.float64]) -> list[tuple[str, list[Shown]]]:
-    """Return the galleries by their headings."""
+    """Return the galleries, each after its heading."""
     right = np.flatnonzero(probabilities.argmax(axis=1) == content.labels)
     sample = right[spread_over_confidence(probabilities[right].max(axis=1), RIGHT)]
     pairs = most_confused_pairs(probabilities, content.labels, PAIRS)
     chosen = [
-        ("Wrong, and sure of it", most_confident_errors(probabilities, content.labels, ERRORS)),
+        ("Most confident errors", most_confident_errors(probabilities, content.labels, ERRORS)),
         *(
             (f"{names_of(pair, content.class_names)}: {len(pair.images)} times", pair.images[:IMAGES_OF_A_PAIR])
             for pair in pairs
@@ -146,7 +152,7 @@ def _shown(content: Content, probabilities: NDArray[np.float64], index: np.int64
 
 
 def _bins(content: Content) -> list[dict[str, Any]]:
-    """Return the rows of the reliability diagram, as served and without temperature, but for its empty bins."""
+    """Return the rows of the reliability diagram without its empty bins, as served and without temperature."""
     return [
         {
             "probabilities": name,

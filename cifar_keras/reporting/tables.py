@@ -1,4 +1,4 @@
-"""Metrics as plain text for the terminal."""
+"""Lay out metrics as plain-text tables for the terminal."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ LISTED_CLASSES = 20  # at most
 
 
 def metrics_table(metrics: dict[str, Any], title: str) -> str:
-    """Lay out what `metrics.classification_metrics` returns.
+    """Return a table of what `metrics.classification_metrics` returned.
 
     Args:
-        metrics: the dict of `classification_metrics`; rates are printed as percentages with two decimals, the loss in nats.
+        metrics: the dict of `classification_metrics`. Rates are printed as percentages with two decimals, the loss in nats.
         title: what was measured, e.g. "CIFAR-10 test split".
 
     Returns:
-        Lines of at most 80 columns without a newline at the end; names too long for their column end in "...". Of more than
-        `LISTED_CLASSES` classes those with the lowest F1 are listed.
+        Lines of at most 80 columns without a newline at the end. Names that are too long for their column end in "...". With more than
+        `LISTED_CLASSES` classes, those with the lowest F1 are listed.
     """
     listed = lowest_f1(metrics["per_class"], LISTED_CLASSES)
     heading = textwrap.wrap(f"{title}, {metrics['n']:,} images", WIDTH)
@@ -40,20 +40,25 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
 
 
 def lowest_f1(per_class: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, Mapping[str, Any]]:
-    """Return the metrics of the classes with the lowest F1, in their own order: all of them, or at most `count`."""
+    """Return the metrics of at most `count` classes, those with the lowest F1, in the order of `per_class`.
+
+    Examples:
+        >>> list(lowest_f1({"cat": {"f1": 0.8}, "dog": {"f1": 0.9}, "frog": {"f1": 0.7}}, count=2))
+        ['cat', 'frog']
+    """
     lowest = sorted(per_class, key=lambda name: per_class[name]["f1"])[:count]
     return {name: values for name, values in per_class.items() if name in set(lowest)}
 
 
 def comparison_table(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
-    """Lay runs out under one another.
+    """Return a table with a row for each run.
 
     Args:
-        names: of the runs.
-        results: what their `result.json` says.
+        names: the names of the runs.
+        results: what the `result.json` of each run says.
 
     Returns:
-        Lines without a newline at the end; as wide as the longest name asks for.
+        Lines without a newline at the end, as wide as the longest name requires.
     """
     rows = [("run", "test accuracy, 95 % interval", "loss", "calibrated", "minutes")]
     for name, result in zip(names, results, strict=True):
@@ -71,7 +76,7 @@ def comparison_table(names: Sequence[str], results: Sequence[Mapping[str, Any]])
 
 
 def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
-    """Lay out McNemar's test of each two runs, in lines without a newline at the end."""
+    """Return a table of McNemar's test of each pair of runs, as lines without a newline at the end."""
     rows = [("first", "second", "only first right", "only second right", "p")]
     rows += [
         (first, second, f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p_value:.2g}")
@@ -81,7 +86,7 @@ def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
 
 
 def robustness_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out rows of `robustness.row`, in lines without a newline at the end."""
+    """Return a table of rows of `robustness.row`, as lines without a newline at the end."""
     cells = [("robustness", "images", "accuracy, 95 % interval", "loss", "calibration error")]
     cells += [
         (
@@ -97,7 +102,7 @@ def robustness_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out what `export` found of each format, in lines without a newline at the end."""
+    """Return a table of what `export` found for each format, as lines without a newline at the end."""
     cells = [
         (
             "format",
@@ -127,7 +132,12 @@ def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
-    """Return a rate in percent with the interval that it lies in, e.g. `90.79 % (90.22 to 91.35)`."""
+    """Return a rate in percent, with the interval in which it lies.
+
+    Examples:
+        >>> with_interval({"accuracy": 0.9079, "intervals": {"accuracy": [0.9022, 0.9135]}}, "accuracy")
+        '90.79 % (90.22 to 91.35)'
+    """
     low, high = metrics["intervals"][name]
     return f"{_percent(metrics[name])} % ({_percent(low)} to {_percent(high)})"
 
@@ -146,7 +156,7 @@ def _row(name: str, cells: tuple[str, ...], name_width: int) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], *, names: int) -> str:
-    """Put cells into columns; the first ones are names, the others numbers, which end where their heading ends."""
+    """Return rows as aligned columns. The first `names` columns are names; the others are numbers, which end where their heading ends."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

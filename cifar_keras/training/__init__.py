@@ -1,1 +1,1 @@
-"""How a phase is set, scheduled, run and watched."""
+"""Training: plan the phases of a run, fit them, save checkpoints, and log the progress."""

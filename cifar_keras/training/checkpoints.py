@@ -1,4 +1,7 @@
-"""Checkpoints of a run on disk. Each is a folder, there whole or not at all; hashes tell a damaged one."""
+"""Write and read the checkpoints of a run.
+
+Each checkpoint is a folder, which is either complete or absent. SHA-256 hashes reveal a damaged one.
+"""
 
 import contextlib
 import hashlib
@@ -22,7 +25,7 @@ ARRAYS, VALUES, MANIFEST = "arrays.npz", "values.json", "manifest.json"
 class Checkpoint(NamedTuple):
     """A run, or a part of it, at one moment: plain values and arrays."""
 
-    values: dict[str, Any]  # plain values of JSON
+    values: dict[str, Any]  # plain values that JSON can hold
     arrays: dict[str, NDArray[Any]]
 
 
@@ -30,8 +33,8 @@ class Checkpoints:
     """The newest checkpoints of a run, numbered in the order in which they were saved.
 
     Args:
-        folder: where they lie; made with the first of them.
-        keep: how many are kept.
+        folder: the folder of the checkpoints. The first `save` creates it.
+        keep: how many of the newest checkpoints are kept.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -42,14 +45,14 @@ class Checkpoints:
         """Write a checkpoint, and only then remove the oldest.
 
         Raises:
-            OSError: the folder cannot be written, or the disk is full. The checkpoints before are as they were.
+            OSError: the folder cannot be written, or the disk is full. The earlier checkpoints are unchanged.
         """
-        # Not its parents: a workdir that was removed is not made again.
+        # Parents are not created, so that a workdir that was removed meanwhile does not come back.
         self._folder.mkdir(exist_ok=True)
         earlier = self._paths()
         number = 1 + (int(earlier[-1].name) if earlier else 0)
         beside = self._folder / f".{number:06d}.part"
-        # Left by a process that was killed while it saved.
+        # A process that was killed while it saved leaves such a folder.
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir()
@@ -68,10 +71,12 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """Read the newest whole checkpoint; None where there is none at all. A damaged one is named on stderr and passed over.
+        """Return the newest undamaged checkpoint, or None if there are no checkpoints.
+
+        A damaged checkpoint is named on stderr and skipped.
 
         Raises:
-            UserError: there are checkpoints and every one of them is damaged.
+            UserError: there are checkpoints, and every one of them is damaged.
         """
         paths = self._paths()
         for path in reversed(paths):
@@ -84,7 +89,7 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Remove all of them, when the run is whole."""
+        """Remove all checkpoints, once the run is complete."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
@@ -110,7 +115,10 @@ def _digest(path: Path) -> str:
 def read_variables(
     group: str, variables: Mapping[str, keras.Variable], strategy: tf.distribute.Strategy
 ) -> dict[str, NDArray[Any]]:
-    """Return the values of variables, each under `GROUP/NAME/COPY`; of one whose copies on the devices differ, every copy."""
+    """Return the values of variables, each under the key `GROUP/NAME/COPY`.
+
+    A variable whose copies on the devices differ has a value for every copy. All others have one value, copy 0.
+    """
     return {
         f"{group}/{name}/{copy}": np.asarray(value)
         for name, variable in variables.items()
@@ -126,17 +134,17 @@ def write_variables(
     *,
     all_of_them: bool = True,
 ) -> list[str]:
-    """Set variables to the values that `read_variables` returned, and return the names of those that had none.
+    """Set variables to the values that `read_variables` returned, and return the names of variables without a value.
 
     Args:
-        group: of the arrays.
-        variables: by their names.
-        strategy: of the run.
-        arrays: of the checkpoint.
-        all_of_them: whether each has to have one, and each array a variable.
+        group: the group of the arrays.
+        variables: the variables by their names.
+        strategy: the strategy of the run.
+        arrays: the arrays of the checkpoint.
+        all_of_them: whether each variable must have a value, and each array of the group a variable.
 
     Raises:
-        ValueError: they are other variables.
+        ValueError: `all_of_them` is set, and the checkpoint has other variables.
     """
     kept = {name.removeprefix(f"{group}/").rpartition("/")[0] for name in arrays if name.startswith(f"{group}/")}
     if all_of_them and kept != variables.keys():
@@ -144,7 +152,7 @@ def write_variables(
     for name in variables.keys() & kept:
         copies = _copies(variables[name], strategy)
         if len(copies) == 1:
-            # This sets the copies of all devices.
+            # Assigning sets the copies on all devices.
             variables[name].assign(arrays[f"{group}/{name}/0"])
         else:
             for copy, value in enumerate(copies):
@@ -153,24 +161,27 @@ def write_variables(
 
 
 def numbered(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
-    """Name variables by their places, where the list is the same in every process of a run."""
+    """Return variables by their positions, written as text.
+
+    This suits a list that is the same in every process of a run.
+    """
     return {str(number): variable for number, variable in enumerate(variables)}
 
 
 def named(
     optimizer: keras.optimizers.Optimizer, classifier_variables: Sequence[keras.Variable]
 ) -> dict[str, keras.Variable]:
-    """Name the variables of an optimizer by what they are about, so that another one that has some of them can be given theirs.
+    """Return the variables of an optimizer by names that another optimizer shares.
 
-    A moment is named by the place of its weight in the classifier: Keras numbers some weights' names through the process, which
-    another process may begin elsewhere.
+    So another optimizer that has some of the variables can take over their values. A moment is named by the position of its weight in
+    the classifier. The weight's own name would not do: Keras numbers some names per process, and another process may count differently.
     """
     places = {variable.path.replace("/", "_"): str(number) for number, variable in enumerate(classifier_variables)}
     names: dict[str, keras.Variable] = {}
     for variable in optimizer.variables:
         weight, _, moment = variable.name.rpartition("_")
         name = f"{places[weight]}_{moment}" if weight in places else variable.name
-        # An optimizer that scales the loss has steps of its own beside those of the one in it.
+        # An optimizer that scales the loss counts its own steps, and its inner optimizer counts them too.
         names[f"inner_{name}" if name in names else name] = variable
     assert len(names) == len(optimizer.variables)
     return names
@@ -179,6 +190,6 @@ def named(
 def _copies(variable: keras.Variable, strategy: tf.distribute.Strategy) -> Sequence[tf.Variable]:
     if variable.synchronization != "on_read":
         return [variable]
-    # A metric's sum is kept by each device for itself; their sum, shared out anew, would round differently.
+    # Each device keeps its own part of a metric's sum. The total, distributed to the devices again, would round differently.
     copies: Sequence[tf.Variable] = strategy.experimental_local_results(variable.value)
     return copies

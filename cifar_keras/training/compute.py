@@ -1,4 +1,7 @@
-"""How a model is computed on this machine: in which dtype, and by which gradients of its kernels. Decided by measurement."""
+"""Choose how a model is computed on this machine, by measurement where the settings say AUTO.
+
+There are two choices: the dtype of the activations, and the method for the gradients of convolution kernels.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,25 +16,27 @@ from cifar_keras.files.environment import instruction_sets
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, crop_kernel
 from cifar_keras.models.fused import FusedConvolution
 
-# bfloat16 is taken from this gain on. It rounds to 8 bits where float32 has 24, so that a gain within the noise of the measurement
-# is not worth it. Processors are far from this limit: those with fast instructions gained about 2, others lost (0.6).
+# The least gain in speed for which bfloat16 is chosen. bfloat16 rounds to 8 bits where float32 has 24, so a gain within the noise of
+# the measurement is not worth it. Processors are far from this limit: those with fast instructions gained a factor of about 2, and
+# others lost (0.6).
 WORTHWHILE = 1.2
-# A matrix product is taken from this fraction of the convolution's time on. The margin keeps the choice, and with it the rounding, from
-# changing with every measurement of two ways that are about as fast; what is given up is a tenth of one convolution at most.
+# A matrix product is chosen if it takes less than this fraction of the convolution's time. If both methods are about as fast, the margin
+# keeps the choice, and with it the rounding, from changing with every measurement. It costs at most a tenth of one convolution.
 CLEARLY_FASTER = 0.9
 TIMED_CALLS = 3
 MEASURED_IMAGES = 32
 
 
 def choose_compute_dtype(wanted: ComputeDtype, *, deterministic: bool) -> tuple[str, str]:
-    """Return the dtype of the activations, and why.
+    """Return the dtype of the activations, and the reason for it in words.
 
     Args:
-        wanted: AUTO takes bfloat16 where it is faster.
-        deterministic: AUTO takes it wherever there are instructions for it, because what is measured can come out differently.
+        wanted: the setting. AUTO chooses bfloat16 where it is faster.
+        deterministic: AUTO chooses bfloat16 wherever the hardware has instructions for it. A measurement could come out differently
+            each time.
 
     Raises:
-        UserError: float16 is asked for and there is no GPU: TensorFlow's processor kernels do not train in it.
+        UserError: float16 is asked for, and there is no GPU. TensorFlow's CPU kernels do not train in float16.
     """
     gpus = tf.config.get_visible_devices("GPU")
     if wanted is ComputeDtype.FLOAT16 and not gpus:
@@ -55,12 +60,12 @@ def choose_compute_dtype(wanted: ComputeDtype, *, deterministic: bool) -> tuple[
 
 
 def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, compute_dtype: str, images: int) -> None:
-    """Choose for each fused convolution that learns how the gradient of its kernel is computed.
+    """Set the method by which each learning fused convolution computes the gradient of its kernel.
 
     Args:
-        model: what a phase fits, not traced yet.
-        wanted: AUTO measures each distinct shape, some milliseconds each; on a GPU it leaves all to cuDNN.
-        compute_dtype: of the activations.
+        model: the model that a phase fits, not traced yet.
+        wanted: the setting. AUTO measures each distinct shape, which takes some milliseconds each. On a GPU it leaves all to cuDNN.
+        compute_dtype: dtype of the activations.
         images: images of a step on one device.
     """
     measured: dict[Any, KernelGradient] = {}
@@ -76,12 +81,15 @@ def choose_kernel_gradients(model: keras.Model, wanted: KernelGradientChoice, co
 
 
 def kernel_gradients(model: keras.Model) -> dict[str, KernelGradient]:
-    """Return how each fused convolution that learns computes the gradient of its kernel, by its name."""
+    """Return the gradient method of each learning fused convolution, by the layer's name."""
     return {layer.name: layer.kernel_gradient for layer in _learning_convolutions(model)}
 
 
 def set_kernel_gradients(model: keras.Model, ways: Mapping[str, KernelGradient]) -> None:
-    """Set how each fused convolution computes the gradient, as `kernel_gradients` returned it. The model must not be traced yet."""
+    """Set the gradient method of each learning fused convolution to what `kernel_gradients` returned.
+
+    The model must not be traced yet.
+    """
     for layer in _learning_convolutions(model):
         layer.kernel_gradient = ways[layer.name]
 
@@ -105,7 +113,10 @@ def _learning_convolutions(model: keras.Model) -> list[FusedConvolution]:
 def faster_kernel_gradient(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], geometry: Geometry, compute_dtype: str, images: int
 ) -> KernelGradient:
-    """Time both gradients of one convolution; a matrix product has to be clearly faster to be taken."""
+    """Return the faster gradient method for one convolution, by timing both.
+
+    A matrix product is returned only if it is clearly faster (`CLEARLY_FASTER`).
+    """
     generator = tf.random.Generator.from_seed(0)
     inputs = tf.cast(generator.normal([min(images, MEASURED_IMAGES), *input_shape]), compute_dtype)
     whole = tf.cast(generator.normal(kernel_shape), compute_dtype)
@@ -140,7 +151,7 @@ def _step_seconds(dtype: str) -> float:
 
 
 def _fastest(function: Callable[[], Any]) -> float:
-    """Return the seconds of the fastest of some calls, after one that traces."""
+    """Return the seconds of the fastest of `TIMED_CALLS` calls. An untimed call before them traces the function."""
     seconds = []
     for _ in range(1 + TIMED_CALLS):
         started = time.perf_counter()

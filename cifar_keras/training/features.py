@@ -1,4 +1,4 @@
-"""Features that are computed once and learned from for many epochs."""
+"""Cached features: the frozen part of a classifier computes them once, and many epochs learn from them."""
 
 import keras
 import numpy as np
@@ -9,32 +9,31 @@ from cifar_keras.models.inference import image_parts, predict_part
 
 
 def features_gib(frozen: keras.Model, count: int, dtype: str) -> float:
-    """Return the GiB that so many features of a frozen part take."""
+    """Return the memory in GiB that the features of `count` images take in a dtype."""
     return float(count * np.prod(frozen.output_shape[1:]) * tf.as_dtype(dtype).size / 2**30)
 
 
 def compute_features(
     frozen: keras.Model, examples: Examples, *, mirrored: bool, dtype: str, batch_size: int, title: str
 ) -> Examples:
-    """Run the frozen part of a classifier once over a split.
+    """Return a split whose images are replaced by the features that a frozen part computes from them.
 
     Args:
-        frozen: the frozen part.
+        frozen: the frozen part of a classifier.
         examples: the split.
-        mirrored: also over the mirror images.
-        dtype: in which the features are kept.
+        mirrored: whether to compute the features of the mirror images too.
+        dtype: dtype in which the features are kept.
         batch_size: images at a time, over all devices together.
-        title: what the progress bar is called.
+        title: title of the progress bar.
 
     Returns:
-        The features `[n, views, ...]` in place of the images, with the same targets. While they are made they take their
-        memory twice.
+        The features `[n, views, ...]` with the targets of the split. While they are computed, they take twice their memory.
     """
     made = []
     for part in image_parts(np.asarray(examples.inputs), batch_size, title):
         views = [part, part[:, :, ::-1]] if mirrored else [part]
         features = np.stack([predict_part(frozen, view, batch_size) for view in views], axis=1)
-        # Around the features alone: a GPU's model that is called in here would be computed on the CPU.
+        # Only the cast is in this block: a GPU's model that is called in here would run on the CPU.
         with tf.device("CPU"):
             made.append(tf.cast(features, dtype))
     with tf.device("CPU"):
@@ -42,17 +41,19 @@ def compute_features(
 
 
 def only_view(examples: Examples) -> Examples:
-    """Take the first view of each: features `[n, views, ...]` to `[n, ...]`."""
+    """Return examples with only the first view of each image: features `[n, views, ...]` become `[n, ...]`."""
     with tf.device("CPU"):
         return examples._replace(inputs=examples.inputs[:, 0])
 
 
 def choose_view(batch: Batch, key: tf.Tensor) -> Batch:
-    """Choose one view of each image, `[n, views, ...]` to `[n, ...]`: the augmentation that `flip` is to images.
+    """Return a batch with one random view of each image: features `[n, views, ...]` become `[n, ...]`.
+
+    This augments cached features as `flip` augments images.
 
     Args:
-        batch: of features.
-        key: int64 `[2]`, on which the choice depends.
+        batch: a batch of features.
+        key: int64 `[2]`, the key on which the choice depends.
     """
     count, views = batch.inputs.shape[:2]
     chosen = tf.random.stateless_uniform([count], key, maxval=views, dtype=tf.int32)

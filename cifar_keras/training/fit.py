@@ -1,4 +1,4 @@
-"""What `fit` needs: what learns, the compiled model, and the epochs of a phase.
+"""Prepare and run Keras's `fit`: freeze layers, compile the model, and train the epochs of a phase.
 
 Keras ignores a change of `trainable` after compile, so each stage builds and compiles a model of its own.
 """
@@ -19,13 +19,13 @@ from cifar_keras.training.teacher import Distillation
 def set_trainable(
     classifier: keras.Model, learns_from: str | None, *, train_batch_norm: bool = False, synchronize: bool = False
 ) -> None:
-    """Freeze what does not learn in a stage.
+    """Freeze the layers that do not learn in a stage.
 
     Args:
-        classifier: what `models.classifier.build_classifier` made. Models that share its layers have to be built afterwards.
-        learns_from: the stage of the backbone from which on it learns; "" is all of it, None nothing.
-        train_batch_norm: let BatchNormalization learn too, where the backbone does.
-        synchronize: let BatchNormalization that learns share its statistics over devices.
+        classifier: what `models.classifier.build_classifier` returned. Models that share its layers have to be built afterwards.
+        learns_from: the first stage of the backbone that learns; "" means the whole backbone learns, None means nothing does.
+        train_batch_norm: whether BatchNormalization learns too, in the part of the backbone that learns.
+        synchronize: whether learning BatchNormalization shares its statistics over the devices.
     """
     backbone = classifier.get_layer("backbone")
     # This sets every layer, so it comes first.
@@ -37,16 +37,16 @@ def set_trainable(
         if isinstance(layer, keras.layers.BatchNormalization):
             # `training=False` at the call would not hold in `fit`; `trainable=False` does (keras#20285).
             layer.trainable = learns and train_batch_norm
-            # Without it the devices' statistics drift apart and the saved model is none of the trained ones.
+            # Otherwise the devices' statistics drift apart, and the saved model is none of the trained ones.
             layer.synchronized = synchronize and layer.trainable
 
 
 class Learner(keras.Model):
-    """A network whose `fit` takes `Targets`, where Keras's own takes labels alone.
+    """A network whose `fit` takes `Targets`. The `fit` of Keras's own models takes labels alone.
 
     Args:
-        network: whose layers it shares.
-        distillation: how to learn from a teacher; None where there is none.
+        network: the network whose layers it shares.
+        distillation: how to learn from a teacher; None without a teacher.
     """
 
     def __init__(self, network: keras.Model, distillation: Distillation | None = None) -> None:
@@ -68,7 +68,7 @@ class Learner(keras.Model):
     def compute_metrics(
         self, x: tf.Tensor, y: Targets, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
     ) -> dict[str, Any]:
-        """Measure against the labels."""
+        """Return the metrics of a batch, measured against its labels."""
         return dict(super().compute_metrics(x, y["labels"], y_pred, sample_weight))
 
 
@@ -78,10 +78,10 @@ def compile_phase(
     """Compile a model for a phase inside the strategy's scope.
 
     Args:
-        model: of the classifier, or of what shares its variables; built since `set_trainable`.
+        model: a learner of the classifier, or of a model that shares its variables; built after `set_trainable`.
         phase: the phase that comes next.
         strategy: the strategy of the run.
-        compute_dtype: of the activations; in float16 small gradients would vanish if the loss were not scaled.
+        compute_dtype: dtype of the activations. In float16 the loss is scaled, because small gradients would vanish otherwise.
     """
     with strategy.scope():
         optimizer = make_optimizer(phase.config, phase.steps)
@@ -94,7 +94,7 @@ def compile_phase(
             ),
             metrics=[
                 keras.metrics.CategoricalAccuracy(name="accuracy"),
-                # The loss without label smoothing and teacher: the same metric in all phases and at the evaluation.
+                # The loss without label smoothing and teacher. It is the same metric in all phases and in the evaluation.
                 keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True),
             ],
             # XLA makes a ResNet50's training step on a CPU half as fast.
@@ -112,16 +112,16 @@ def fit_phase(
     epochs: range | None = None,
     first_step: int = 0,
 ) -> None:
-    """Fit epochs of a phase.
+    """Train a model for epochs of a phase.
 
     Args:
-        model: what `compile_phase` compiled.
-        phase: the same phase.
-        batches: a `Batch` for each step that is to be done.
-        validation_batches: the validation split, gone through at the end of each epoch.
-        callbacks: called by Keras.
-        epochs: which epochs, counted on through the phases; None is all of the phase.
-        first_step: steps of the first of them that have been done.
+        model: the model that `compile_phase` compiled.
+        phase: the phase that it was compiled for.
+        batches: a `Batch` for each step that is left.
+        validation_batches: the validation split, evaluated at the end of each epoch.
+        callbacks: callbacks that Keras calls.
+        epochs: which epochs, counted through all phases; None means all epochs of the phase.
+        first_step: number of steps of the first of these epochs that are done already.
     """
     first, last = (epochs.start, epochs.stop) if epochs is not None else (phase.epochs.start, phase.epochs.stop)
 
@@ -135,11 +135,11 @@ def fit_phase(
             callbacks=list(callbacks),
             # The batches are shuffled already.
             shuffle=False,
-            # A line an epoch where a bar would fill a file.
+            # In a file, a progress bar would take many lines; 2 prints one line per epoch.
             verbose=1 if sys.stdout.isatty() else 2,
         )
 
-    # Keras knows epochs of one length only, so the rest of a begun epoch is a `fit` of its own.
+    # In one `fit` all epochs have the same length, so the rest of a begun epoch is a `fit` of its own.
     if first_step:
         left = phase.steps_per_epoch - first_step
         fit(batches.take(left), range(first, first + 1), left)

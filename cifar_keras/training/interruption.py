@@ -1,4 +1,4 @@
-"""Ending a run in order when a person or the system asks for it."""
+"""End a run in an orderly way when a person or the system asks for it."""
 
 import contextlib
 import signal
@@ -8,11 +8,15 @@ from types import FrameType
 
 from cifar_keras.errors import InterruptedRunError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `kill` or a scheduler, and a terminal that closes
+# Sent by Ctrl-C, by `kill` or a scheduler, and by a terminal that closes.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """Listens for signals that ask for an end. Where the run can save itself first, it is asked to; elsewhere it ends at once."""
+    """A listener for the signals that ask a run to end.
+
+    Inside `waiting` a signal only sets `asked`, so that the run can save a checkpoint first. Elsewhere a signal ends the run at once.
+    """
 
     def __init__(self) -> None:
         self._name = ""  # of the signal that came
@@ -20,9 +24,10 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block; only a process's main thread can.
+        """Handle the signals inside the block.
 
-        One that the process was started to ignore stays ignored: SIGHUP below `nohup`, SIGINT of a script's job in the background.
+        Only the main thread of a process can handle signals; in other threads this does nothing. A signal that the process was started
+        to ignore stays ignored: SIGHUP under `nohup`, SIGINT in a script's background job.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -37,7 +42,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wait for the block to end by itself, when it sees `asked`. A second signal ends it at once."""
+        """Let the block end by itself when it sees `asked`. A second signal ends the run at once."""
         self._waits = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Early stopping, and going back to the best epoch."""
+"""Stop a phase early, and go back to the best epoch."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from cifar_keras.training.checkpoints import Checkpoint
 class KeepBest(keras.callbacks.Callback):
     """Early stopping that remembers the best epoch of the whole run, so that a phase can end by going back to it.
 
-    An epoch is better when its validation accuracy is higher, or equal with a lower cross-entropy. keras.callbacks.
-    EarlyStopping forgets its best value at each `fit`, so a finetune phase that only does harm would be kept.
+    An epoch is better when its validation accuracy is higher, or equal with a lower cross-entropy. Keras's own `EarlyStopping` forgets
+    its best value at each `fit`, so it would keep a finetune phase that only does harm.
     """
 
     def __init__(self, classifier: keras.Model) -> None:
         super().__init__()
-        # The whole one, although a phase may fit a part that shares its variables.
+        # The whole classifier, although a phase may fit a part that shares its variables.
         self._classifier = classifier
         self.best: tuple[float, float] | None = None  # (accuracy, -cross-entropy)
         self.best_weights: list[NDArray[Any]] = []
@@ -25,24 +25,24 @@ class KeepBest(keras.callbacks.Callback):
         self._patience, self._first_epoch = 0, 0
 
     def state(self) -> Checkpoint:
-        """Return what a later process needs to go on."""
+        """Return the state that a later process needs to continue."""
         values = {"best": self.best, "waited": self.waited}
         return Checkpoint(values, {f"best/{number}": array for number, array in enumerate(self.best_weights)})
 
     def restore(self, state: Checkpoint) -> None:
-        """Go on from what `state` returned; a phase goes on by `begin_phase` with what was waited."""
+        """Restore what `state` returned. To continue a phase, call `begin_phase` with the restored `waited`."""
         self.best = None if state.values["best"] is None else tuple(state.values["best"])
         self.waited = state.values["waited"]
         count = sum(name.startswith("best/") for name in state.arrays)
         self.best_weights = [state.arrays[f"best/{number}"] for number in range(count)]
 
     def begin_phase(self, patience: int, *, first_epoch: int = 0, waited: int = 0) -> None:
-        """Begin a phase, or go on with it.
+        """Begin or continue a phase.
 
         Args:
-            patience: epochs without a better one after which it stops; 0 never stops.
+            patience: epochs without a better one after which training stops; 0 never stops.
             first_epoch: epochs before this one do not count.
-            waited: epochs since the best that it has behind it.
+            waited: epochs of the phase that were trained since the best one.
         """
         self._patience, self._first_epoch, self.waited = patience, first_epoch, waited
 
@@ -51,7 +51,7 @@ class KeepBest(keras.callbacks.Callback):
         self.best, self.best_weights = None, []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the weights of a better epoch; stop when patience is over."""
+        """Keep the weights of a better epoch. Stop training when patience is over."""
         if epoch < self._first_epoch:
             return
         metrics = logs or {}
@@ -65,6 +65,9 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def go_back(self) -> None:
-        """Set the classifier to the weights of the best epoch. It stays as it is where a phase ended before any could be the best."""
+        """Set the classifier to the weights of the best epoch.
+
+        The classifier stays as it is if training ended before any epoch could be the best.
+        """
         if self.best is not None:
             self._classifier.set_weights(self.best_weights)

@@ -1,7 +1,7 @@
-"""Keras's optimizers, each of whose updates is one pass over memory.
+"""Keras's optimizers with updates that are one pass over memory.
 
-Keras composes an update of operations of its own, each of which reads and writes all variables. TensorFlow has kernels that compute
-the same formula at once.
+Keras composes an update of several operations, each of which reads and writes all variables. TensorFlow has kernels that compute the
+same formula in one operation.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ _UNDECAYED = ["bias", "gamma", "beta"]
 
 
 class FusedSGD(keras.optimizers.SGD):
-    """Stochastic gradient descent with momentum, with decoupled weight decay: `keras.optimizers.SGD`."""
+    """Stochastic gradient descent with momentum and decoupled weight decay, like `keras.optimizers.SGD`."""
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
         """Set momentum to `self.momentum * momentum - learning_rate * gradient`, and add it to the variable."""
-        # A kernel takes the process down where a dtype is not the variable's.
+        # The kernel crashes the process if a dtype is not the variable's.
         rate, gradient = tf.cast(learning_rate, variable.dtype), tf.cast(gradient, variable.dtype)
-        # Without momentum Keras makes no variables for it.
+        # Without momentum Keras creates no variables for it.
         if not self.momentum:
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
             return
@@ -38,16 +38,17 @@ class FusedSGD(keras.optimizers.SGD):
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Adam (arXiv:1412.6980, algorithm 1 in the form of section 2), with decoupled weight decay: `keras.optimizers.AdamW`.
+    """Adam (arXiv:1412.6980, algorithm 1 in the form of section 2) with decoupled weight decay, like `keras.optimizers.AdamW`.
 
-    `first_steps` has for each variable the step at which it began to learn; nothing is the first for all. Its moments begin at 0
-    then, and their bias is corrected (section 3) by the steps since: by all steps its first update would be 3 times too large.
+    `first_steps` holds the step at which each variable began to learn; empty means that all began at step 0. The moments of a variable
+    begin at 0 at that step, and their bias is corrected (section 3) by the steps since. If it were corrected by all steps of the phase,
+    the variable's first update would be 3 times too large.
     """
 
     first_steps: Sequence[int] = ()
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
-        """Move both moments towards the gradient and its square, and the variable by the quotient of first and root of second."""
+        """Move both moments towards the gradient and its square, and the variable by the first moment over the root of the second."""
         rate, gradient = tf.cast(learning_rate, variable.dtype), tf.cast(gradient, variable.dtype)
         index = self._get_variable_index(variable)
         first_step = self.first_steps[index] if self.first_steps else 0
@@ -67,7 +68,7 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 def make_optimizer(config: PhaseConfig, steps: int) -> keras.optimizers.Optimizer:
-    """Build the optimizer of a phase of `steps` steps."""
+    """Return the optimizer of a phase of `steps` steps."""
     rate = warmup_cosine(config.learning_rate, steps, config.warmup_share)
     # A decay of 0 would still be a pass over all variables.
     decay = config.weight_decay or None

@@ -1,6 +1,6 @@
-"""The policy of a run: which phases it has, in which stages, what learns in each, and for how long.
+"""Plan a run: its phases and their stages, which layers learn in each, and for how long.
 
-It is data that one pure function makes of the config. Nothing is computed here, and TensorFlow is not imported.
+The plan is data, which one pure function makes from the config. Nothing is trained here, and TensorFlow is not imported.
 """
 
 from collections.abc import Iterator
@@ -12,33 +12,33 @@ from cifar_keras.models.backbones import BACKBONES
 
 
 class Stage(NamedTuple):
-    """A part of a phase. Stages share the phase's learning-rate schedule, and the optimizer's state is carried over."""
+    """A part of a phase. Stages share the phase's learning-rate schedule, and each takes over the optimizer's state."""
 
     image_size: int  # side in pixels to which images are resized
-    # What the name of the first layer that learns begins with; "" is the whole backbone, None nothing.
+    # Prefix of the name of the first layer that learns; "" means the whole backbone learns, None means nothing does.
     learns_from: str | None
     epochs: int
 
     def with_prefix(self, prefix: str) -> "Stage":
-        """Return the stage of a backbone whose layers' names all have a prefix."""
+        """Return the stage for a backbone whose layer names all begin with a prefix."""
         return self._replace(learns_from=f"{prefix}{self.learns_from}") if self.learns_from else self
 
 
 class StageLeft(NamedTuple):
-    """What is left of a stage."""
+    """A stage, and the epochs of it that are left."""
 
     number: int  # from 0
     stage: Stage
-    epochs: range  # counted on through the phases
+    epochs: range  # counted through all phases
 
 
 class Phase(NamedTuple):
     """One phase of a run."""
 
-    name: str  # of `config.PHASES`
+    name: str  # one of `config.PHASES`
     config: PhaseConfig
-    steps_per_epoch: int  # of the global batch size
-    first_epoch: int  # epochs are counted on through the phases
+    steps_per_epoch: int  # each step is one global batch
+    first_epoch: int  # counted through all phases
     stages: tuple[Stage, ...]
     train_batch_norm: bool = False
     sparsity: float = 0.0  # fraction of the weights of each learning convolution that is pruned
@@ -51,15 +51,18 @@ class Phase(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps of the whole phase."""
+        """The number of steps of the whole phase."""
         return len(self.epochs) * self.steps_per_epoch
 
     def steps_of(self, epochs: range, first_step: int = 0) -> range:
-        """Return the steps of some epochs, counted from epoch 0 as `data.pipeline` does, without the first ones of the first epoch."""
+        """Return the steps of some epochs, counted from epoch 0 as in `data.pipeline`.
+
+        The first `first_step` steps of the first epoch are left out.
+        """
         return range(epochs.start * self.steps_per_epoch + first_step, epochs.stop * self.steps_per_epoch)
 
     def stages_from(self, epoch: int) -> Iterator[StageLeft]:
-        """Yield what is left of each stage from an epoch on."""
+        """Yield each stage that has epochs left from `epoch` on, with those epochs."""
         end = self.first_epoch
         for number, stage in enumerate(self.stages):
             begin, end = end, end + stage.epochs
@@ -68,17 +71,17 @@ class Phase(NamedTuple):
 
 
 def stage_in_words(phase: Phase, left: StageLeft) -> str:
-    """Return what happens in a stage of a phase of several, as a line."""
+    """Return a line that describes one stage of a phase with several stages."""
     learns = f"{left.stage.learns_from} and what follows it learn" if left.stage.learns_from else "all layers learn"
     return f"{phase.name} phase, stage {left.number + 1} of {len(phase.stages)}: {left.stage.image_size} px, {learns}"
 
 
 def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
-    """List the phases that have epochs, head phase first.
+    """Return the phases that have epochs, the head phase first.
 
     Args:
-        config: of the run.
-        train_count: images of the train split.
+        config: the config of the run.
+        train_count: number of images of the train split.
 
     Raises:
         UserError: the train split has fewer whole batches than asked for.
@@ -97,13 +100,13 @@ def plan_phases(config: RunConfig, train_count: int) -> list[Phase]:
 
 
 def head_phase(settings: PhaseConfig, steps_per_epoch: int, *, image_size: int, first_epoch: int = 0) -> Phase:
-    """Plan a phase in which the backbone is frozen; `image_size` is what the settings' 0 stands for."""
+    """Return a head phase, in which the backbone is frozen. `image_size` replaces an image size of 0 in the settings."""
     stage = Stage(settings.image_size or image_size, None, settings.epochs)
     return Phase("head", settings, steps_per_epoch, first_epoch, (stage,))
 
 
 def finetune_phase(settings: FinetuneConfig, steps_per_epoch: int, *, image_size: int, first_epoch: int = 0) -> Phase:
-    """Plan a phase in which the backbone learns; `image_size` is what the settings' 0 stands for."""
+    """Return a finetune phase, in which the backbone learns. `image_size` replaces an image size of 0 in the settings."""
     stages = tuple(Stage(size or image_size, stage, epochs) for size, stage, epochs in finetune_stages(settings))
     return Phase(
         "finetune",
@@ -118,7 +121,7 @@ def finetune_phase(settings: FinetuneConfig, steps_per_epoch: int, *, image_size
 
 
 def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, steps_flag: str) -> int:
-    """Return the steps of an epoch, each a whole batch.
+    """Return the number of steps of an epoch. Each step takes a whole batch.
 
     Args:
         image_count: images of the train split.
@@ -128,6 +131,12 @@ def whole_steps(image_count: int, global_batch_size: int, steps_per_epoch: int, 
 
     Raises:
         UserError: the split is smaller than one batch, or has fewer whole batches than are asked for.
+
+    Examples:
+        >>> whole_steps(45_000, 32, 0, "head_steps_per_epoch")
+        1406
+        >>> whole_steps(45_000, 32, 100, "head_steps_per_epoch")
+        100
     """
     whole_batches = image_count // global_batch_size
     if whole_batches == 0:

@@ -1,11 +1,12 @@
-"""How far a run is: every counter of its training, in one typed place."""
+"""The progress of a run: every counter of its training, in one typed place."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from cifar_keras.errors import UserError
 
-# Of the checkpoints. 1 had optimizers' variables by their places. 2 called `mid_phase` otherwise, and its teachers saw plain images.
+# Format of the checkpoints. Format 1 named an optimizer's variables by their positions. Format 2 had another name for `mid_phase`, and
+# its teachers saw plain images.
 FORMAT = 3
 
 
@@ -15,14 +16,14 @@ class PhaseSummary(NamedTuple):
     images_per_second: float | None  # of training steps; with cached features, of the whole phase
     pipeline_images_per_second: float | None  # of the input pipeline alone
     cached_features: bool
-    kernel_gradients_by_matmul: int  # convolutions
+    kernel_gradients_by_matmul: int  # number of convolutions
 
 
 class Position(NamedTuple):
-    """Where a run is."""
+    """The phase, epoch and step that a run has reached."""
 
-    phase: int = 0  # its place in the list of phases; their number where all are done
-    epoch: int = 0  # counted on through the phases
+    phase: int = 0  # its position in the list of phases; the number of phases once all are done
+    epoch: int = 0  # counted through all phases
     step: int = 0  # steps of this epoch that are done
 
 
@@ -31,15 +32,15 @@ class Progress:
     """How far a run has come."""
 
     position: Position = dataclasses.field(default_factory=Position)
-    rate_fraction: float = 1.0  # of the learning rates that are asked for, after rolling back
+    rate_fraction: float = 1.0  # fraction of the learning rates in the config, after rollbacks
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     checkpoints: dict[str, float] = dataclasses.field(default_factory=lambda: {"saved": 0, "minutes": 0.0})
     summaries: dict[str, PhaseSummary] = dataclasses.field(default_factory=dict)  # of the phases that are done
-    # Of weights, by their places, that began to learn later in the phase.
+    # Weights that began to learn later in the phase, by their positions, with the step at which they began.
     first_steps: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return all counters as plain values for JSON."""
         summaries = {name: summary._asdict() for name, summary in self.summaries.items()}
         return {
             "format": FORMAT,
@@ -52,22 +53,22 @@ class Progress:
         }
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore the counters that `state` returned."""
         self.position = Position(**values["position"])
         self.rate_fraction, self.rollbacks = values["rate_fraction"], values["rollbacks"]
         self.checkpoints, self.first_steps = values["states"], values["first_steps"]
         self.summaries = {name: PhaseSummary(**summary) for name, summary in values["summaries"].items()}
 
     def count_checkpoint(self, minutes: float) -> None:
-        """Count a checkpoint that was saved."""
+        """Count a saved checkpoint, and the minutes that saving it took."""
         self.checkpoints = {"saved": self.checkpoints["saved"] + 1, "minutes": self.checkpoints["minutes"] + minutes}
 
 
 def check_format(values: dict[str, Any]) -> None:
-    """Check that a checkpoint is one of this version.
+    """Check that this version of the program can read a checkpoint.
 
     Raises:
-        UserError: it is of another one.
+        UserError: the checkpoint has another version's format.
     """
     found = values.get("progress", {}).get("format", 1)
     if found != FORMAT:

@@ -12,18 +12,19 @@ from cifar_keras.training.phases import Phase
 
 
 class SaveCheckpoints(keras.callbacks.Callback):
-    """Saves a checkpoint every so many steps and at the ends of epochs, and ends a run that is asked to end.
+    """A callback that saves a checkpoint every `every` steps and at the ends of epochs, and ends a run that is asked to end.
 
-    At an epoch's last step it saves nothing: the epoch's validation follows, and then its end. The trainer saves the phase's end.
+    At the last step of an epoch it saves nothing, because validation and then the end of the epoch follow. The trainer saves the end
+    of the phase.
 
     Args:
-        save: takes the model, the epoch, and the steps of it that are done.
+        save: function that takes the model, the epoch, and the number of its steps that are done.
         phase: the phase.
         every: steps of an epoch from one checkpoint to the next; 0 saves at the ends of epochs only.
-        first_step: steps of the first epoch that are done.
-        mid_phase: the checkpoint that the phase goes on from; None where it begins.
-        strategy: of the run.
-        interruption: asks the run to end.
+        first_step: number of steps of the first epoch that are done already.
+        mid_phase: the checkpoint from which the phase continues; None if the phase begins.
+        strategy: the strategy of the run.
+        interruption: knows whether the run is asked to end.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self._mid_phase = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save a checkpoint if it is time to."""
+        """Save a checkpoint if one is due or the run is asked to end."""
         self._step += 1
         asked = self._interruption.asked
         if self._step < self._phase.steps_per_epoch and (asked or (self._every and self._step % self._every == 0)):
@@ -59,11 +60,11 @@ class SaveCheckpoints(keras.callbacks.Callback):
             self._interruption.end()
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """End a run that is asked to. Its steps since the last checkpoint are done again when it goes on."""
+        """End the run if it is asked to end. When it is resumed, it repeats the steps since the last checkpoint."""
         if self._interruption.asked:
             self._interruption.end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save a checkpoint where another epoch follows."""
+        """Save a checkpoint if another epoch follows."""
         if epoch + 1 < self._phase.epochs.stop and not self.model.stop_training:
             self._save(self.model, epoch + 1, 0)

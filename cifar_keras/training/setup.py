@@ -1,4 +1,4 @@
-"""What a run needs before it trains: devices, images, phases, and a network with its starting weights."""
+"""Set up what a run needs before it trains: devices, images, phases, and a network with its starting weights."""
 
 import dataclasses
 from pathlib import Path
@@ -23,9 +23,9 @@ from cifar_keras.training.teacher import Teacher
 
 
 class RunSetup(NamedTuple):
-    """What a run needs before it trains."""
+    """Everything that a run needs before it trains."""
 
-    dataset: Dataset  # train and validation are NumPy's views of the examples below
+    dataset: Dataset  # its train and validation splits are NumPy views of the examples below
     train: Examples
     validation: Examples
     phases: list[Phase]
@@ -36,14 +36,14 @@ class RunSetup(NamedTuple):
 
 
 def set_up(config: RunConfig, path: Path) -> RunSetup:
-    """Set up the devices, and load data and weights.
+    """Configure the devices, load data and weights, and return all that the run needs.
 
     Args:
-        config: of the run.
-        path: its workdir.
+        config: the config of the run.
+        path: the workdir of the run.
 
     Raises:
-        UserError: something cannot be had, or does not fit together.
+        UserError: something that the run needs is missing, or two things do not fit together.
     """
     set_up_devices(config.virtual_devices, deterministic=config.deterministic)
     keras.utils.set_random_seed(config.seed)
@@ -51,7 +51,7 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     print(f"devices: {', '.join(device_names())}", flush=True)
     compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
-    # Before the data, which can take minutes.
+    # This comes before the data, whose loading can take minutes.
     check_weights(config.model.weights)
     teacher = Teacher(config, path / paths.CHECKPOINTS, strategy) if config.distillation.teacher else None
     if teacher is not None:
@@ -79,7 +79,7 @@ def _check_fits(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
-    """Load the images, and move the splits that training sees to where `tf.data` reads them."""
+    """Return the images. The splits that training sees are moved to where `tf.data` reads them."""
     dataset = load_dataset(config)
     train, train_split = to_examples(dataset.train, len(dataset.class_names))
     validation, validation_split = to_examples(dataset.validation, len(dataset.class_names))
@@ -87,7 +87,7 @@ def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
 
 
 def still_needed(config: RunConfig) -> RunConfig:
-    """Return a resumed run's config without what it need not read: the starting weights, and an archive that the folder was made from."""
+    """Return a resumed run's config without inputs it no longer reads: the starting weights, and the archive of a prepared folder."""
     data = config.data
     if data.archive and is_prepared(data):
         data = dataclasses.replace(data, archive="")
@@ -96,7 +96,7 @@ def still_needed(config: RunConfig) -> RunConfig:
 
 
 def ask_teacher(setup: RunSetup) -> RunSetup:
-    """Add a teacher's logits to the targets; not those of the train split where training asks in every step."""
+    """Return the setup with the teacher's logits in the targets, except in a train split whose teacher is asked in every step."""
     teacher, train = setup.teacher, setup.train
     if teacher is None:
         return setup

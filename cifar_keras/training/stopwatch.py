@@ -1,4 +1,4 @@
-"""Minutes of the parts of a run, over all processes that it took."""
+"""Measure the minutes of each part of a run, over all processes that the run took."""
 
 import time
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ PARTS = ("prepare", *PHASES, "evaluate")
 
 
 class Stopwatch:
-    """Minutes by name."""
+    """A stopwatch that adds up the minutes of each part of a run."""
 
     def __init__(self) -> None:
         self._minutes = dict.fromkeys(PARTS, 0.0)
         self._started = time.monotonic()
-        self._running: dict[str, float] = {}  # when it began
+        self._running: dict[str, float] = {}  # when each running part began
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
-        """Add what the block takes to its part."""
+        """Add the time that the block takes to a part."""
         self._running[part] = time.monotonic()
         try:
             yield
@@ -27,7 +27,7 @@ class Stopwatch:
             self._minutes[part] += _minutes_since(self._running.pop(part))
 
     def minutes(self) -> dict[str, float]:
-        """Return the minutes of each part until now, and of the whole run as `total`."""
+        """Return the minutes of each part until now, and those of the whole run as `total`."""
         parts = {
             part: minutes + (_minutes_since(self._running[part]) if part in self._running else 0.0)
             for part, minutes in self._minutes.items()
@@ -35,7 +35,7 @@ class Stopwatch:
         return parts | {"total": _minutes_since(self._started)}
 
     def restore(self, minutes: dict[str, float]) -> None:
-        """Count in what `minutes` returned in an earlier process of the run."""
+        """Add the minutes that `minutes` returned in an earlier process of the run."""
         for part in PARTS:
             self._minutes[part] += minutes[part]
         self._started -= 60 * minutes["total"]

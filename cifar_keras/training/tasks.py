@@ -1,4 +1,4 @@
-"""What a stage fits: the whole classifier on images, or the part above its frozen layers on features computed once."""
+"""Build what a stage trains: the whole classifier on images, or the part above its frozen layers on cached features."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from cifar_keras.training.teacher import Ask, Distillation
 
 
 class Task(NamedTuple):
-    """What a stage fits: the whole classifier and images, or its trainable part and features that were computed once."""
+    """What a stage trains: the whole classifier on images, or its trainable part on cached features, computed once."""
 
     model: Learner
     train: Examples
@@ -29,7 +29,7 @@ class Task(NamedTuple):
 
 
 def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) -> Task:
-    """Freeze what does not learn, and build what a stage of a phase fits."""
+    """Freeze the layers that do not learn in a stage of a phase, and return the task that the stage trains."""
     classifier, dtype, size = setup.classifier, setup.compute_dtype, stage.image_size
     set_trainable(
         classifier,
@@ -50,7 +50,7 @@ def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) ->
 
 def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Partition) -> Task:
     model, train = _learner(config, setup, parts.trainable), setup.train
-    # A teacher cannot look at features, so it is asked about each image ahead.
+    # A teacher needs images, not features, so it is asked about each image before training.
     if setup.teacher is not None and setup.teacher.is_asked_in_steps:
         train = setup.teacher.beside(train, "train")
     train, validation = (
@@ -71,7 +71,7 @@ def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Part
 
 
 def _learner(config: RunConfig, setup: RunSetup, network: keras.Model, ask: Ask | None = None) -> Learner:
-    """Return what learns from labels, and from the teacher if there is one."""
+    """Return a model that learns from labels, and from the teacher if there is one."""
     _choose_kernel_gradients(config, setup, network)
     return Learner(network, Distillation(config.distillation, ask) if setup.teacher is not None else None)
 
@@ -86,7 +86,7 @@ def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Mo
 
 
 def caching_pays(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage, parts: Partition) -> bool:
-    """Return whether the features of a stage are computed once, and print why not if they are not."""
+    """Return whether a stage trains on cached features. Print how many they are, or why there are none."""
     views = setup.train.total * (2 if config.augmentation.flip else 1)
     seen = stage.epochs * phase.steps_per_epoch * config.data.global_batch_size
     gib = features_gib(parts.frozen, views + setup.validation.total, setup.compute_dtype)

@@ -1,4 +1,4 @@
-"""Learning from a teacher (Hinton, Vinyals and Dean, arXiv:1503.02531): its logits, and the distance from them."""
+"""Learn from a teacher (Hinton, Vinyals and Dean, arXiv:1503.02531): the teacher's logits, and the student's distance from them."""
 
 import contextlib
 import functools
@@ -24,20 +24,21 @@ from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.inference import predict_all
 
-# uint8 images [n, height, width, 3] -> the teacher's logits, float32 [n, classes]
+# A function from uint8 images [n, height, width, 3] to the teacher's logits, float32 [n, classes].
 Ask = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Teacher:
-    """The classifier of a finished run, which another network learns from.
+    """The classifier of a finished run, from which another network, the student, learns.
 
-    It looks at the view of an image that the student looks at (Beyer et al., arXiv:2106.05237, section 3.1). Where there are at most
-    two views of an image, the image and its mirror image, it is asked about each once, ahead; otherwise in every step.
+    The teacher looks at the view of an image that the student looks at (Beyer et al., arXiv:2106.05237, section 3.1). If an image has at
+    most two views, itself and its mirror image, the teacher is asked about each view once, before training. Otherwise it is asked in
+    every step.
 
     Args:
-        config: of the student's run.
-        folder: where its logits and the digest of its weights are kept for a run that goes on.
-        strategy: of the student's run.
+        config: the config of the student's run.
+        folder: the folder that keeps the teacher's logits and the digest of its weights, for a resumed run.
+        strategy: the strategy of the student's run.
     """
 
     def __init__(self, config: RunConfig, folder: Path, strategy: tf.distribute.Strategy) -> None:
@@ -48,10 +49,10 @@ class Teacher:
         self._networks: dict[str, keras.Model] = {}  # by the dtype of their activations
 
     def check_is_there(self) -> None:
-        """Check that it can be asked; a teacher all of whose logits are kept need not be there any more.
+        """Check that the teacher can be asked. If all of its logits are kept already, it need not exist any more.
 
         Raises:
-            UserError: it cannot, or is another one than when the run began.
+            UserError: the teacher cannot be asked, or has other weights than when the run began.
         """
         if not self.is_asked_in_steps and all(self._kept(name) is not None for name in ("train", "validation")):
             return
@@ -66,10 +67,10 @@ class Teacher:
         self._network("float32")
 
     def check_classes(self, class_names: tuple[str, ...]) -> None:
-        """Check that it tells these classes apart, if `check_is_there` looked at it.
+        """Check that the teacher has these classes. Nothing is checked if `check_is_there` did not load the teacher.
 
         Raises:
-            UserError: it tells others apart.
+            UserError: the teacher has other classes.
         """
         if self._class_names and self._class_names != class_names:
             raise UserError(
@@ -77,11 +78,12 @@ class Teacher:
             )
 
     def beside(self, examples: Examples, name: str) -> Examples:
-        """Put its logits, computed in float32, beside the labels.
+        """Return examples whose targets have the teacher's logits, computed in float32, next to the labels.
 
         Args:
-            examples: images.
-            name: of the split: train gets logits of each view, `[n, views, classes]`, validation of the image, `[n, classes]`.
+            examples: a split with images.
+            name: name of the split. "train" gets the logits of each view, `[n, views, classes]`. "validation" gets the logits of the
+                image, `[n, classes]`.
 
         Raises:
             UserError: a logit is not finite.
@@ -99,7 +101,7 @@ class Teacher:
         return examples._replace(targets={**examples.targets, "teacher": teacher})
 
     def ask(self, compute_dtype: str) -> Ask:
-        """Return the function that a training step calls for its logits; its activations are of the dtype."""
+        """Return the function that a training step calls for the teacher's logits. Its activations have the dtype `compute_dtype`."""
         network = self._network(compute_dtype)
         return lambda images: tf.stop_gradient(network(images, training=False))
 
@@ -126,10 +128,10 @@ class Teacher:
         return None
 
     def _network(self, compute_dtype: str) -> keras.Model:
-        """Return its classifier as a fused twin for inference, loaded once.
+        """Return the teacher's classifier as a fused twin for inference. It is loaded once for each dtype.
 
         Raises:
-            UserError: it cannot be read, or is no classifier of a run.
+            UserError: the file cannot be read, or is no classifier of a run.
         """
         if compute_dtype in self._networks:
             return self._networks[compute_dtype]
@@ -158,10 +160,10 @@ class Teacher:
 
 
 class Distillation:
-    """How a student learns from its labels and its teacher (section 2): `(1 - w) * loss of the labels + w * distance`.
+    """The loss of a student with labels and a teacher (section 2): `(1 - w) * loss of the labels + w * distance`.
 
     Args:
-        config: the weight w, and the temperature of the distance.
+        config: settings with the weight w and the temperature of the distance.
         ask: the teacher, for batches whose targets do not have its logits.
     """
 
@@ -170,7 +172,7 @@ class Distillation:
         self._distance = DistillationLoss(config.distillation_temperature)
 
     def add(self, from_labels: tf.Tensor, batch: Batch, logits: tf.Tensor) -> tf.Tensor:
-        """Return the mean loss of a batch, from that of its labels and the student's logits."""
+        """Return the mean loss of a batch, given the mean loss of its labels and the student's logits."""
         if "teacher" in batch.targets:
             teacher = batch.targets["teacher"]
         elif self._ask is not None:

@@ -1,4 +1,4 @@
-"""What is written while a run trains: `metrics.jsonl` and TensorBoard events, both phases on one axis of steps."""
+"""Log a run while it trains: `metrics.jsonl` and TensorBoard events, with both phases on one axis of steps."""
 
 import json
 import math
@@ -20,10 +20,13 @@ LOG_EVERY_STEPS = 10
 
 
 class Sink(Protocol):
-    """Somewhere the history of a run is written to. What was opened before is no part of the run when it is opened again."""
+    """A place that the history of a run is written to.
+
+    When a sink is opened again, what was written to it before is no longer part of the run.
+    """
 
     def open(self) -> None:
-        """Begin anew."""
+        """Begin an empty history."""
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write the metrics of a step; `record["step"]` is its place on the axis."""
@@ -35,11 +38,11 @@ class Sink(Protocol):
         """Show a picture."""
 
     def close(self) -> None:
-        """Write everything out; nothing can follow."""
+        """Write everything out. Nothing can be written afterwards."""
 
 
 class JsonLines:
-    """`metrics.jsonl`: a JSON object a line. It has the records alone."""
+    """The sink `metrics.jsonl`: one JSON object per line. It holds only the records."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,7 +68,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """`tensorboard/train` and `tensorboard/validation`: the same metrics under the same names, so that a chart has both splits."""
+    """The sink for TensorBoard: the folders `tensorboard/train` and `tensorboard/validation`.
+
+    Both have the same metrics under the same names, so that one chart shows both splits.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -102,32 +108,34 @@ class TensorBoard:
 
 
 class RunLog:
-    """The log of one run, kept open through its phases: it counts the steps and gives everything to its sinks.
+    """The log of one run, kept open through its phases. It counts the steps and passes everything to its sinks.
 
-    A record is `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy", "learning_rate", "images_per_second"}` every
-    `LOG_EVERY_STEPS` steps, and with `validation_loss`, `validation_accuracy` and `validation_cross_entropy` at the end of an
-    epoch. The first three are means since the epoch began; `loss` is what the phase minimizes, with label smoothing or a teacher in
-    it, `cross_entropy` is of the labels alone; the speed is the phase's so far.
+    A record is written every `LOG_EVERY_STEPS` steps, as `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
+    "learning_rate", "images_per_second"}`. At the end of an epoch the record also has `validation_loss`, `validation_accuracy` and
+    `validation_cross_entropy`.
+
+    `loss`, `accuracy` and `cross_entropy` are means since the epoch began. `loss` is what the phase minimizes, including label
+    smoothing and a teacher. `cross_entropy` is the loss of the labels alone. The speed is that of the phase so far.
 
     Args:
-        workdir: of the run, for `metrics.jsonl` and TensorBoard's events.
-        more: other sinks.
+        workdir: the workdir of the run, for `metrics.jsonl` and TensorBoard's events.
+        more: further sinks.
     """
 
     def __init__(self, workdir: Path, more: Sequence[Sink] = ()) -> None:
         self.step = 0  # steps since the run began, over all phases
         self.records: list[dict[str, Any]] = []
         self._sinks: list[Sink] = [JsonLines(workdir / paths.METRICS), TensorBoard(workdir / "tensorboard"), *more]
-        self._shown: list[Callable[[Sink], None]] = []  # writes the texts and pictures again
+        self._shown: list[Callable[[Sink], None]] = []  # functions that show the texts and pictures again
         for sink in self._sinks:
             sink.open()
 
     def state(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the log as plain values for JSON."""
         return {"step": self.step, "records": self.records}
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Go back to an earlier moment. What was written since then is no part of the run."""
+        """Go back to an earlier state of the log. What was written since then is no longer part of the run."""
         self.close()
         self.step, self.records = values["step"], []
         for sink in self._sinks:
@@ -159,18 +167,18 @@ class RunLog:
             show(sink)
 
     def close(self) -> None:
-        """Write everything out; no record can follow."""
+        """Write everything out. No record can follow."""
         for sink in self._sinks:
             sink.close()
 
 
 class TellProgress(keras.callbacks.Callback):
-    """Prints a line every half minute, for what is no terminal, where Keras would draw a bar.
+    """A callback that prints a line every half minute, for an output that is no terminal. In a terminal Keras draws a bar.
 
     Args:
-        logger: counts the steps and knows the speed.
+        logger: the callback that counts the steps and measures the speed.
         phase: the phase.
-        validation_images: how many images the end of an epoch goes through.
+        validation_images: number of images that the validation at the end of an epoch goes through.
     """
 
     def __init__(self, logger: "LogPhase", phase: Phase, validation_images: int) -> None:
@@ -179,7 +187,7 @@ class TellProgress(keras.callbacks.Callback):
         self._told = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell the step, the rate and what is left of the phase, without its validation."""
+        """Print the step, the speed, and the minutes that are left of the phase without its validation."""
         step, speed = self._logger.step_of_phase, self._logger.images_per_second
         if speed and self._is_time():
             left = (self._phase.steps - step) * self._logger.global_batch_size / speed
@@ -189,7 +197,7 @@ class TellProgress(keras.callbacks.Callback):
             )
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell how far the validation is."""
+        """Print how far the validation is."""
         if self._is_time():
             done = min((batch + 1) * self._logger.global_batch_size, self._validation_images)
             print(f"{self._phase.name} phase: validation, {done:,} of {self._validation_images:,} images", flush=True)
@@ -203,10 +211,10 @@ class TellProgress(keras.callbacks.Callback):
 
 
 class LogPhase(keras.callbacks.Callback):
-    """Logs one phase, measures its speed, and notices a loss that is not a number any more.
+    """A callback that logs one phase, measures its speed, and detects a loss that is not finite.
 
-    `images_per_second` is measured from the end of an epoch's first step to the end of its last, so that neither
-    tracing nor validation is counted; it is None when no epoch has two steps.
+    `images_per_second` is measured from the end of an epoch's first step to the end of its last, so that neither tracing nor validation
+    is counted. It is None if no epoch has two steps.
     """
 
     def __init__(self, log: RunLog, phase: Phase, global_batch_size: int, first_step: int = 0) -> None:
@@ -224,7 +232,7 @@ class LogPhase(keras.callbacks.Callback):
 
     @property
     def step_of_phase(self) -> int:
-        """Steps of the phase that are done, those of an earlier process too."""
+        """The number of steps of the phase that are done, including those of an earlier process."""
         epochs = self._epoch - self._phase.first_epoch
         return epochs * self._phase.steps_per_epoch + self._steps_before + self._steps_in_epoch
 
@@ -246,11 +254,11 @@ class LogPhase(keras.callbacks.Callback):
         self._epoch_started = self._last_step_ended = time.monotonic()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Read the rate of this step; after it the optimizer tells the next one's."""
+        """Read the learning rate of this step. After the step, the optimizer has the rate of the next one."""
         self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the step and log every tenth; an epoch's last step is logged with its validation."""
+        """Count the step, and log every tenth. The last step of an epoch is logged later, with its validation."""
         self._last_step_ended = time.monotonic()
         if self._steps_in_epoch == 0:
             self._epoch_started = self._last_step_ended

@@ -30,25 +30,25 @@ from cifar_keras.training.stopwatch import Stopwatch
 from cifar_keras.training.tasks import Task, make_task
 from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 
-# Fraction of the input pipeline's own speed from which on training waits for it: on a processor both share the same cores.
+# Training waits for data if it is faster than this fraction of the input pipeline's own speed: on a CPU both share the same cores.
 WAITING_FRACTION = 0.5
-# A rollback halves the learning rate. Three of them reach an eighth of it; if the loss is not finite there either, the run ends, because
-# a rate that is that far from right is a mistake in the command.
+# A rollback halves the learning rate, and three of them reach an eighth of it. If the loss is not finite there either, the run ends: a
+# rate that is so far from right is a mistake in the command.
 ROLLBACK_FACTOR = 0.5
 ROLLBACKS = 3
 
 
 class Trainer:
-    """Trains the classifier of a run.
+    """The trainer of a run's classifier.
 
     Args:
-        config: of the run.
-        setup: what it trains with.
-        log: of the run.
-        watch: the run's; it gets the minutes of each phase.
-        checkpoints: of the run.
-        interruption: asks it to end.
-        callbacks: called in `fit` behind the run's own.
+        config: the config of the run.
+        setup: what the run trains with.
+        log: the log of the run.
+        watch: the stopwatch of the run, which gets the minutes of each phase.
+        checkpoints: the checkpoints of the run.
+        interruption: knows whether the run is asked to end.
+        callbacks: callbacks that `fit` calls after the run's own.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trainer:
         """Train the phases that are left, and leave the classifier at its best epoch.
 
         Args:
-            checkpoint: where the run stopped; None begins it.
+            checkpoint: the checkpoint to continue from; None begins the run.
 
         Raises:
             UserError: the loss diverged, or the run began on another number of devices.
@@ -79,7 +79,7 @@ class Trainer:
             InterruptedRunError: a signal asked the run to end. There is a checkpoint to go on from.
         """
         if checkpoint is None:
-            # A first one, so that a run that is killed in its first steps goes on with the same weights.
+            # A first checkpoint, so that a run that is killed in its first steps is resumed with the same weights.
             self._save(None)
         else:
             self._check_devices(checkpoint)
@@ -100,7 +100,7 @@ class Trainer:
                 self._interruption.end()
 
     def history(self) -> dict[str, Any]:
-        """Return what `result.json` says of the training."""
+        """Return what `result.json` says about the training."""
         return {
             "compute_dtype": self._setup.compute_dtype,
             "phases": {name: summary._asdict() for name, summary in self.progress.summaries.items()},
@@ -110,7 +110,7 @@ class Trainer:
 
     def _check_devices(self, checkpoint: Checkpoint) -> None:
         before, now = checkpoint.values["replicas"], self._setup.strategy.num_replicas_in_sync
-        # On another number of devices each gets another part of a batch, and sums up another part of the metrics.
+        # With another number of devices, each device gets another part of a batch and sums up another part of the metrics.
         if before != now:
             raise UserError(
                 f"--resume: the run began on {before} devices and has to go on there. Received: {now} devices"
@@ -119,7 +119,7 @@ class Trainer:
     def _train_phase(self, phase: Phase, checkpoint: Checkpoint | None) -> None:
         """Train a phase from its beginning, or from a checkpoint in the middle of it."""
         started, steps_before = time.monotonic(), self._log.step
-        # A checkpoint between two phases has nothing of the phase that follows.
+        # A checkpoint between two phases holds nothing of the next phase.
         mid_phase = checkpoint if checkpoint is not None and checkpoint.values["mid_phase"] is not None else None
         position = self.progress.position
         rate = self.progress.rate_fraction * phase.config.learning_rate
@@ -137,15 +137,15 @@ class Trainer:
             self.progress.position = Position(position.phase, left.epochs.stop)
             if left.number + 1 == len(phase.stages) or task.model.stop_training:
                 break
-            # The next stage has a model and an optimizer of its own; it takes over the optimizer's variables as from a checkpoint.
+            # The next stage has its own model and optimizer. It takes over the optimizer's variables as from a checkpoint.
             mid_phase = Checkpoint(
                 {"mid_phase": self._mid_phase(task.model, left.number)}, self._optimizer_arrays(task.model)
             )
-        # Before the checkpoint of the phase's end, which the next phase begins from.
+        # This comes before the checkpoint of the phase's end, from which the next phase begins.
         self._keep_best.go_back()
         speed = logger.images_per_second
         if task.cached:
-            # Computing the features takes nearly all of the time, and the steps next to none.
+            # Computing the features takes nearly all of the time; the steps take next to none.
             images = (self._log.step - steps_before) * self._config.data.global_batch_size
             speed = images / (time.monotonic() - started)
         elif speed and pipeline_speed and speed > WAITING_FRACTION * pipeline_speed:
@@ -180,7 +180,7 @@ class Trainer:
         compile_phase(model, phase, strategy, compute_dtype=self._setup.compute_dtype)
         if mid_phase is None:
             return
-        # Keras makes the optimizer's variables at the first step, which would be too late to restore them.
+        # Keras creates the optimizer's variables at the first step, which would be too late to restore them.
         with strategy.scope():
             model.optimizer.build(model.trainable_variables)
         same_stage = mid_phase.values["mid_phase"]["stage"] == number
@@ -188,10 +188,10 @@ class Trainer:
             "optimizer", self._named(model.optimizer), strategy, mid_phase.arrays, all_of_them=same_stage
         )
         if same_stage:
-            # Before the model is traced. Measured anew, they could come out differently, and so could the bits.
+            # This comes before the model is traced. A new measurement could choose differently, which would change the bits.
             set_kernel_gradients(model, mid_phase.values["mid_phase"]["kernel_gradients"])
         else:
-            # Weights that begin to learn in this stage have moments of zero, which Adam corrects by the steps since now.
+            # Weights that begin to learn in this stage have moments of zero. Adam corrects these by the steps since the stage began.
             stage_began = (self.progress.position.epoch - phase.first_epoch) * phase.steps_per_epoch
             begin = [name.removesuffix("_momentum") for name in new if name.endswith("_momentum")]
             self.progress.first_steps |= dict.fromkeys(begin, stage_began)
@@ -205,7 +205,7 @@ class Trainer:
     def _fit(
         self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, mid_phase: Checkpoint | None
     ) -> float | None:
-        """Fit a stage, or what is left of it, and return the images/s of the input pipeline alone."""
+        """Train a stage, or what is left of it, and return the images/s of the input pipeline alone."""
         batch_size = self._config.data.global_batch_size
         step = self.progress.position.step
         batches = training_batches(
@@ -217,12 +217,12 @@ class Trainer:
             augment=task.augment,
             parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
         )
-        # Before `fit`, which would compete with the pipeline for the cores.
+        # This comes before `fit`, which would compete with the pipeline for the cores.
         pipeline_speed = measure_speed(batches)
         validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
         callbacks = self._callbacks_of(phase, left.number, task, logger, mid_phase)
         if step:
-            # Keras makes the metrics' variables when it sees a batch, and `SaveCheckpoints` restores them before that.
+            # Keras creates the metrics' variables when it sees a batch, and `SaveCheckpoints` restores them before `fit` sees one.
             task.model.evaluate(validation_batches.take(1), verbose=0)
         with self._interruption.waiting():
             fit_phase(task.model, phase, batches, validation_batches, callbacks, epochs=left.epochs, first_step=step)
@@ -257,7 +257,7 @@ class Trainer:
         return [*callbacks, *self._callbacks]
 
     def _save(self, model: keras.Model | None, stage: int = 0) -> None:
-        """Save a checkpoint; `model` is what the running stage fits, None between two phases."""
+        """Save a checkpoint. `model` is the model that the running stage fits, or None between two phases."""
         started = time.monotonic()
         checkpoint = self._checkpoint(model, stage)
         try:
@@ -269,7 +269,7 @@ class Trainer:
             print("warning: the checkpoint was not saved, the disk is full; the one before is kept", file=sys.stderr)
 
     def _checkpoint(self, model: keras.Model | None, stage: int) -> Checkpoint:
-        """Return all that another process needs to go on with the same bits.
+        """Return a checkpoint from which another process can continue with the same bits.
 
         Raises:
             DivergedError: a weight is not finite.
@@ -277,7 +277,7 @@ class Trainer:
         strategy, best = self._setup.strategy, self._keep_best.state()
         arrays = read_variables("classifier", numbered(self._setup.classifier.variables), strategy)
         if model is not None:
-            # Here, so that no checkpoint is one that a rollback cannot go back to.
+            # This is checked here, so that a rollback can go back to every checkpoint.
             if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
                 raise DivergedError(f"a weight is not finite at step {self._log.step}")
             arrays |= self._optimizer_arrays(model)
@@ -314,10 +314,10 @@ class Trainer:
         self._log.restore(values["log"])
 
     def _roll_back(self, phase: Phase, error: DivergedError) -> Checkpoint:
-        """Go back to the newest whole checkpoint, at a lower rate.
+        """Go back to the newest undamaged checkpoint, at a lower learning rate, and return it.
 
         Raises:
-            UserError: the run is not to roll back, or did too often.
+            UserError: the run is not set to roll back, has no checkpoint, or rolled back too often.
         """
         rate = self.progress.rate_fraction * phase.config.learning_rate
         checkpoint = self._checkpoints.newest() if self._config.checkpoint.divergence is Divergence.ROLLBACK else None

@@ -1,1 +1,1 @@
-"""CIFAR-10: its layout, and where it comes from."""
+"""CIFAR-10: its layout, its sources, and its other test sets."""

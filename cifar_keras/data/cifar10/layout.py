@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays: its official order and layout in bytes, and the digests that tell a whole copy."""
+"""CIFAR-10 as arrays: its official order, its layout in bytes, and the digests that verify a copy."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ TFDS_VERSION = "3.0.2"
 
 
 class Contents(NamedTuple):
-    """What a whole copy holds: the MD5 digest of each batch in the layout of the binary version."""
+    """The content of a whole copy: the MD5 digest of each batch, in the layout of the binary version."""
 
     images_per_batch: int
     md5: dict[str, str]  # by the name of the batch
 
 
-# The digests were computed from the npm tarball that `sources` pins by SHA-512. They are there to tell a copy that is
-# broken, not one that was forged with effort.
+# The digests were computed from the npm tarball that `sources` pins by SHA-512. They find a copy that is broken, not one that was
+# forged with effort.
 OFFICIAL = Contents(
     images_per_batch=10_000,
     md5={
@@ -47,27 +47,27 @@ OFFICIAL = Contents(
 
 
 def folder_of(data_dir: Path) -> Path:
-    """Return where TFDS keeps the prepared dataset inside `data_dir`."""
+    """Return the folder inside `data_dir` in which TFDS keeps the prepared data set."""
     return data_dir / "cifar10" / TFDS_VERSION
 
 
 def is_prepared(data_dir: str) -> bool:
-    """Return whether the folder that a flag names holds a prepared dataset; that it is whole, its reader finds out.
+    """Return whether the folder that `--data_dir` names holds a prepared data set. It may be broken: its reader verifies it.
 
     Raises:
-        UserError: it is no path that can be used.
+        UserError: the folder is no path that can be used.
     """
     return folder_of(paths.expand("data_dir", data_dir)).exists()
 
 
 def from_planes(planes: NDArray[np.uint8], labels: NDArray[np.uint8]) -> LabelledImages:
-    """Turn uint8 `[n, 3072]` (red, green, blue plane) and uint8 labels `[n]` into images and labels."""
+    """Return the images and labels of uint8 `[n, 3072]` (red, green, blue plane) and uint8 labels `[n]`."""
     images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return LabelledImages(np.ascontiguousarray(images), labels.astype(np.int64))
 
 
 def dataset_from_batches(batches: dict[str, LabelledImages]) -> PublishedDataset:
-    """Join the five train batches in their official order and set the test batch beside them."""
+    """Return the data set of the five train batches, joined in their official order, and the test batch."""
     train = [batches[name] for name in TRAIN_BATCHES]
     return PublishedDataset(
         LabelledImages(
@@ -79,7 +79,7 @@ def dataset_from_batches(batches: dict[str, LabelledImages]) -> PublishedDataset
 
 
 def batches_of(dataset: PublishedDataset) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the bytes of each batch as the binary version has them, train batches first."""
+    """Yield the name and the bytes of each batch, as in the binary version, train batches first."""
     size = len(dataset.train.labels) // len(TRAIN_BATCHES)
     for index, name in enumerate(TRAIN_BATCHES):
         part = slice(index * size, (index + 1) * size)
@@ -88,7 +88,7 @@ def batches_of(dataset: PublishedDataset) -> Iterator[tuple[str, bytes]]:
 
 
 def verify(dataset: PublishedDataset, contents: Contents) -> None:
-    """Check the number, the order, the pixels and the labels of all images.
+    """Check the number, the order, the pixels and the labels of all images of a copy.
 
     Raises:
         SourceError: the copy is not whole; the message names the first batch that differs.

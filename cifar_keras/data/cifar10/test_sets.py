@@ -1,4 +1,4 @@
-"""Other test sets of CIFAR-10's classes, by their TFDS names, where the user has prepared them."""
+"""Other test sets with CIFAR-10's classes, by their TFDS names. The user has to prepare them."""
 
 import contextlib
 import sys
@@ -20,26 +20,27 @@ class OtherSet(NamedTuple):
 
     name: str
     split: LabelledImages
-    soft_labels: NDArray[np.float64] | None = None  # [n, classes], fraction of people who see each class; rows sum to 1
-    # Name of all sets with the same images in the same order, over which a mean is reported; "" is none.
+    # [n, classes], fraction of people who chose each class; rows sum to 1.
+    soft_labels: NDArray[np.float64] | None = None
+    # Common name of sets with the same images in the same order. A mean over them is reported. "" is none.
     suite: str = ""
 
 
 CORRUPTED = "cifar10_corrupted"
-# What people called the images of the train set (arXiv:2110.12088).
+# The labels that people gave the images of the train set (arXiv:2110.12088).
 NOISY_LABELS = ("aggre_label", "random_label1", "random_label2", "random_label3", "worse_label")
 
 
 def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
-    """Return the TFDS names that the settings' names stand for; all of them are prepared.
+    """Return the TFDS names for the names in the settings, and check that all of these sets are prepared.
 
     Args:
-        names: `cifar10_1`, whose newest version is v6, or `cifar10_1/v4`; `cifar10_corrupted`, all of it that is there, or one as
-            `cifar10_corrupted/fog_3`; `cifar10_h`; `cifar10_n`.
+        names: `cifar10_1` (stands for its newest version, v6) or `cifar10_1/v4`; `cifar10_corrupted` (stands for all of it that is
+            prepared) or one corruption such as `cifar10_corrupted/fog_3`; `cifar10_h`; `cifar10_n`.
         data_dir: TFDS folder.
 
     Raises:
-        UserError: one is not there.
+        UserError: a set is not prepared.
     """
     if not names:
         return []
@@ -58,7 +59,8 @@ def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
     for name in found:
         try:
             prepared = tfds.builder(name, data_dir=folder).is_prepared()
-        except Exception as error:  # TFDS raises about anything, an AssertionError among them
+        # TFDS may raise almost anything here, even an AssertionError.
+        except Exception as error:
             raise _missing(name, folder, reason_of(error)) from error
         if not prepared:
             raise _missing(name, folder, "it is not there")
@@ -66,19 +68,19 @@ def find_other_sets(names: Sequence[str], data_dir: str) -> list[str]:
 
 
 def read_other_set(name: str, data_dir: str, held_out: LabelledImages) -> list[OtherSet]:
-    """Read one of the sets that `find_other_sets` found.
+    """Return one of the sets that `find_other_sets` found.
 
     Args:
         name: its TFDS name.
         data_dir: TFDS folder.
-        held_out: the validation split. Of cifar10_n, which has the train set, only these images are given: `fit` has seen the
-            others.
+        held_out: the validation split. cifar10_n has labels for the train set; only these images of it are returned, because `fit`
+            has seen the others.
 
     Returns:
-        The set; of cifar10_n one with each kind of label.
+        A list of the one set. For cifar10_n, one set for each kind of label.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the set cannot be read.
     """
     folder = paths.expand("data_dir", data_dir)
     if name == "cifar10_n":
@@ -96,7 +98,7 @@ def read_other_set(name: str, data_dir: str, held_out: LabelledImages) -> list[O
     soft = ["soft_label"] if name == "cifar10_h" else []
     examples = _read(name, "test", folder, ["image", "label", *soft])
     fractions = examples["soft_label"].numpy().astype(np.float64) if soft else None
-    # The test split each, and TFDS orders all of them alike.
+    # Each corruption has the images of the test split, and TFDS gives all of them the same order.
     suite = CORRUPTED if name.startswith(f"{CORRUPTED}/") else ""
     return [OtherSet(name, _labelled(examples, "label"), fractions, suite)]
 
@@ -116,9 +118,8 @@ def _read(name: str, split: str, folder: Path, features: Sequence[str]) -> dict[
                 batch_size=-1,
                 decoders=tfds.decode.PartialDecoding(dict.fromkeys(features, True)),
             )
-    except (
-        Exception
-    ) as error:  # on what is not there or broken TFDS raises about anything, an AssertionError among them
+    # If a set is missing or broken, TFDS may raise almost anything, even an AssertionError.
+    except Exception as error:
         raise _missing(name, folder, reason_of(error)) from error
     return examples
 
@@ -131,6 +132,6 @@ def _missing(name: str, folder: Path, reason: str) -> UserError:
 
 
 def _places_of(wanted: NDArray[np.uint8], images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return where those of `images` are that are also in `wanted`, pixel by pixel."""
+    """Return the indices of the `images` that are also in `wanted`, with equal pixels."""
     known = {image.tobytes() for image in wanted}
     return np.flatnonzero([image.tobytes() in known for image in images])

@@ -1,6 +1,6 @@
-"""`python -m cifar_keras.data.cifar10.tfds_download URL FOLDER`: an archive by TFDS's downloader, in a process that can be ended.
+"""`python -m cifar_keras.data.cifar10.tfds_download URL FOLDER`: download an archive with TFDS, in a process that can be ended.
 
-The archive is named as the last part of the URL. Why it failed is said on stdout.
+The archive gets the last part of the URL as its name. If the download fails, the reason is printed on stdout.
 """
 
 import sys
@@ -12,10 +12,10 @@ CONNECT_SECONDS = 10
 
 
 def main() -> None:
-    """Download what the command line names."""
+    """Download the URL that the command line names."""
     url, folder = sys.argv[1:]
     try:
-        # Without network TFDS itself tries for minutes.
+        # Without a network, TFDS itself would try for minutes.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         sys.exit(_report(f"{url} cannot be reached ({error})"))
@@ -23,7 +23,8 @@ def main() -> None:
 
     try:
         downloaded = tfds.download.DownloadManager(download_dir=f"{folder}/downloads").download(url)
-    except Exception as error:  # whatever it is, the parent shows its first line
+    # Whatever the error is, the parent process shows its first line.
+    except Exception as error:
         sys.exit(_report(str(error) or type(error).__name__))
     Path(downloaded).replace(Path(folder, url.rpartition("/")[2]))
 

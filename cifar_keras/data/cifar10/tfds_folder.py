@@ -1,4 +1,4 @@
-"""The folder of TensorFlow Datasets that holds CIFAR-10: reading it verified, and making it appear whole or not at all."""
+"""The TensorFlow Datasets folder of CIFAR-10. It is verified when it is read, and appears whole or not at all."""
 
 import contextlib
 import errno
@@ -18,16 +18,17 @@ from cifar_keras.errors import SourceError, reason_of
 from cifar_keras.files import paths
 
 _NAME = f"cifar10:{layout.TFDS_VERSION}"
-ARCHIVE_BYTES = 170_052_171  # of cifar-10-binary.tar.gz, which TFDS notes as the size of its download
+# Size of cifar-10-binary.tar.gz, which TFDS records as the size of its download.
+ARCHIVE_BYTES = 170_052_171
 
 
 def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> types.PublishedDataset:
-    """Read and verify the prepared dataset with `tfds.load`.
+    """Return the prepared data set, read with `tfds.load` and verified.
 
-    TFDS keeps the images shuffled. Their ids (`train_00000` to `train_49999`) give the official order back.
+    TFDS keeps the images shuffled. Their ids (`train_00000` to `train_49999`) restore the official order.
 
     Raises:
-        SourceError: there is no such folder, or it is not whole; the message names it.
+        SourceError: there is no such folder, or it is not whole; the message names the folder.
     """
     folder = folder_of(data_dir)
     if not folder.is_dir():
@@ -43,7 +44,8 @@ def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> 
         if dataset.class_names != layout.CLASS_NAMES:
             raise SourceError(f"its classes are {dataset.class_names}")
         layout.verify(dataset, contents)
-    except Exception as error:  # on a broken folder TFDS raises about anything, an AssertionError among them
+    # On a broken folder TFDS may raise almost anything, even an AssertionError.
+    except Exception as error:
         raise SourceError(f"{folder} is not a whole CIFAR-10: {reason_of(error)}") from error
     return dataset
 
@@ -51,12 +53,12 @@ def read_folder(data_dir: Path, contents: layout.Contents = layout.OFFICIAL) -> 
 def write_folder(
     dataset: types.PublishedDataset, data_dir: Path, contents: layout.Contents = layout.OFFICIAL
 ) -> types.PublishedDataset:
-    """Prepare the TFDS folder from arrays that are here, with TFDS's own CIFAR-10 builder, and read it back.
+    """Write the TFDS folder from arrays in memory, with TFDS's own CIFAR-10 builder, and return what is read back.
 
-    The builder gets what it would have unpacked, so ids, features, class names and shuffling are its own.
+    The builder gets the files that it would have unpacked. So ids, features, class names and shuffling are the builder's own.
 
     Raises:
-        SourceError: what was written does not verify, or a broken folder has been put in its place meanwhile.
+        SourceError: the written folder does not verify, or another process has put a broken folder in its place.
         OSError: the disk is full or cannot be written.
     """
     with paths.scratch_folder(data_dir) as scratch:
@@ -69,7 +71,7 @@ def write_folder(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what TFDS prints to stderr, and without its bars where these would fill a file: each of their states is a line there."""
+    """Send the output of TFDS to stderr, without its progress bars if that is no terminal: there, each state of a bar is a line."""
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr):
@@ -77,7 +79,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _install(scratch: Path, data_dir: Path, contents: layout.Contents) -> types.PublishedDataset:
-    """Move the prepared dataset from `scratch` to `data_dir`, once it verifies. What is there already stays."""
+    """Move the prepared data set from `scratch` to `data_dir` once it verifies, and return it. A folder that is already there stays."""
     dataset = read_folder(scratch, contents)
     target = folder_of(data_dir)
     target.parent.mkdir(exist_ok=True)
@@ -86,7 +88,8 @@ def _install(scratch: Path, data_dir: Path, contents: layout.Contents) -> types.
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        return read_folder(data_dir, contents)  # another process was faster
+        # Another process was faster.
+        return read_folder(data_dir, contents)
     return dataset
 
 
@@ -119,7 +122,7 @@ def _local_builder(unpacked: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
     with tfds.core.registered.skip_registration():
 
         class LocalCifar10(Cifar10):
-            """TFDS's builder, reading what we verified. The folder keeps the name and the module of the original."""
+            """TFDS's builder, reading the images that we verified. The folder keeps the name and the module of the original."""
 
             name = Cifar10.name
             __module__ = Cifar10.__module__
