@@ -1,1 +1,1 @@
-"""Recipes, their results, and what makes tables of them."""
+"""Recipes, their results, and the programs that measure them and make tables of them."""

@@ -1,9 +1,9 @@
-"""`python -m experiments.photographs RUN`: what smoothing is worth for images that are larger than what the model sees.
+"""`python -m experiments.photographs RUN`: measure what smoothing is worth for images that are larger than the model's input.
 
-Test images of a finished run are enlarged tenfold and get the grain of a photograph, so that it is known what they show. They are
-classified by the SavedModel, by each export that takes any size, by the same network without smoothing, and by LiteRT, for which
-they are first made as small as it wants them. Writes `experiments/results/photographs.json`, from which
-`python -m experiments.tables` makes the table.
+Test images of a finished run are enlarged tenfold and get the grain of a photograph, so their labels are known. Four kinds of systems
+classify them: the SavedModel, each export that takes any size, the same network without smoothing, and LiteRT. LiteRT takes one size, so
+the images are shrunk for it first. The result is `experiments/results/photographs.json`, from which `python -m experiments.tables` makes
+the table.
 """
 
 import functools
@@ -29,11 +29,12 @@ IMAGES = 1000
 ENLARGED = 10  # times each side
 GRAIN = 30.0  # standard deviation of the noise of each pixel and colour, in levels of 255
 
-Classify = Callable[[NDArray[np.uint8]], int]  # of one image, [height, width, 3]
+# A function from one image, [height, width, 3], to its class.
+Classify = Callable[[NDArray[np.uint8]], int]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure the run that the command line names."""
+    """Measure the run that the command line names, and write the result."""
     run = read_finished_run(flags.parse_evaluate(["photographs", f"--model={''.join(argv[1:])}"]).model).with_data_dir(
         "", is_prepared
     )
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def photograph(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Return an image, uint8 `[height, width, 3]`, ten times as large, with grain."""
+    """Return an image, uint8 `[height, width, 3]`, with sides ten times as long and with grain."""
     height, width, _ = image.shape
     large = Image.fromarray(image).resize((ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC)
     grainy = np.asarray(large) + generator.normal(0, GRAIN, (ENLARGED * height, ENLARGED * width, 3))
@@ -71,7 +72,7 @@ def photograph(image: NDArray[np.uint8], generator: np.random.Generator) -> NDAr
 
 
 def systems_of(run: FinishedRun, *, side: int) -> dict[str, Classify]:
-    """Return what classifies a photograph, by its name in the table."""
+    """Return the systems that classify a photograph, by their names in the table."""
     import keras
 
     unsmoothed = keras.models.load_model(run.path / FORMATS["keras"].path, compile=False)
@@ -95,12 +96,12 @@ def predict_one(logits: Callable[[NDArray[np.uint8]], Any], image: NDArray[np.ui
 
 
 def predict_small(logits: Callable[[NDArray[np.uint8]], Any], side: int, image: NDArray[np.uint8]) -> int:
-    """Return the class that a model gives an image that Pillow makes as small as the model takes it, with smoothing."""
+    """Return the class that a model gives an image, after Pillow has shrunk the image to the model's size, with smoothing."""
     return predict_one(logits, np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)))
 
 
 def row(name: str, right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return what is kept of a system."""
+    """Return the row of a system: its name, the number of images, and its accuracy with an interval."""
     interval = mean_interval(right.astype(np.float64), seed=0, highest=1.0)
     return {"system": name, "n": len(right), "accuracy": float(right.mean()), "interval": interval}
 

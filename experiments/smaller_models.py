@@ -1,7 +1,7 @@
-"""`python -m experiments.smaller_models RUN...`: accuracy, size and speed of finished runs and of their int8 exports.
+"""`python -m experiments.smaller_models RUN...`: measure accuracy, size and speed of finished runs and of their int8 exports.
 
-All are timed in turns on the same images, at the batch size that their runtime takes. Writes `experiments/results/smaller_models.json`,
-from which `python -m experiments.tables` makes the table.
+All models are timed in turns on the same images, at the batch size that their runtime takes. The result is
+`experiments/results/smaller_models.json`, from which `python -m experiments.tables` makes the table.
 """
 
 import statistics
@@ -39,10 +39,10 @@ class Model(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure the runs that the command line names.
+    """Measure the runs that the command line names, and write the result.
 
     Raises:
-        UserError: it names none, or one that is not whole.
+        UserError: the command line names no run, or one that is not complete.
     """
     if not argv[1:]:
         raise UserError("name workdirs of runs, whose metrics replace the published ones. Received: none")
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def models_of(run: FinishedRun) -> list[Model]:
-    """Load a run's SavedModel, and its int8 export if it has one."""
+    """Return a run's SavedModel, and its int8 export if it has one, both loaded."""
     files = {name: run.path / FORMATS[name].path for name in SHOWN}
     return [
         Model(run, name, file, RUNTIMES[name][0](str(file)), RUNTIMES[name][2])
@@ -73,7 +73,7 @@ def models_of(run: FinishedRun) -> list[Model]:
 
 
 def images_per_second(model: Model, images: NDArray[np.uint8]) -> float:
-    """Time one trial, after a first batch that is not timed."""
+    """Return the speed of one trial, after a first batch that is not timed."""
     batch = images[: model.batch_size]
     model.predict(batch)
     started, count = time.perf_counter(), 0
@@ -84,7 +84,7 @@ def images_per_second(model: Model, images: NDArray[np.uint8]) -> float:
 
 
 def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
-    """Return what is kept of a model."""
+    """Return the row of a model: its settings, accuracy, size and speed."""
     run, exports = model.run, model.run.path / paths.EXPORTS
     served = model.format_name == "saved_model"
     metrics = run.result["test"] if served else writing.read_json(exports)[model.format_name]
@@ -95,7 +95,8 @@ def row_of(model: Model, speeds: Sequence[float]) -> dict[str, Any]:
         "format": model.format_name,
         "backbone": run.config.model.backbone,
         "image_size": run.config.model.image_size,
-        "sparsity": run.result.get("sparsity", 0.0),  # of a run from before there was pruning
+        # A run from before pruning existed has no sparsity in its result.
+        "sparsity": run.result.get("sparsity", 0.0),
         "teacher": bool(run.config.distillation.teacher),
         "accuracy": metrics["accuracy"],
         "intervals": {"accuracy": metrics["intervals"]["accuracy"]},

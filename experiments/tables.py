@@ -1,14 +1,16 @@
-"""`python -m experiments.tables`: write the tables of results into the READMEs, from `experiments/results/`.
+"""`python -m experiments.tables`: write the tables of results into the pages, from `experiments/results/`.
 
 A result is the `result.json` of a run, copied there as RECIPE.json, or as RECIPE_seedN.json for further seeds of it. A
-trial is one of a run with other flags, copied to `trials/RECIPE-WHAT.json`; the lab book lists what it changed. Trials
-are told apart by validation alone, because validation chooses. What `export` and `evaluate` left in the quickstart's workdir
-is copied to `exports/quickstart.json` and `further/quickstart.json`.
+trial is one of a run with other flags, copied to `trials/RECIPE-WHAT.json`; the lab book lists what it changed, and what it
+showed, by `lab_book/conclusions.json`. Trials are told apart by validation alone, because validation chooses. What `export`
+and `evaluate` left in the quickstart's workdir is copied to `exports/quickstart.json` and `further/quickstart.json`.
 
-`--check` writes nothing and ends with status 1 where a table is not what the results say.
+A page says where a table stands by two marks, `<!-- NAME: begin, ... -->` and `<!-- NAME: end -->`. `--check` writes nothing and
+ends with status 1 where a table is not what the results say.
 """
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -20,15 +22,18 @@ from cifar_keras.reporting.tables import exports_table, robustness_table, with_i
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-RESULT_HEADER = (
-    "| recipe | test accuracy | n | test loss | calibration error | minutes | images/s: head, finetune, evaluation "
-    "| hardware | commit |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-)
-TRIAL_HEADER = (
-    "| trial | differs in | validation accuracy | minutes | images/s: head, finetune, evaluation | hardware | commit |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |"
-)
+CONCLUSIONS = ROOT / "experiments" / "lab_book" / "conclusions.json"
+PAGES = ("README.md", "docs/*.md", "experiments/README.md", "experiments/lab_book/*.md")
+
+# A run that was measured, and whose result was not kept (lab book, "Wall time on three processors").
+INTEL_QUICKSTART = [
+    *(
+        "Intel Xeon (Sapphire Rapids), `avx512_bf16`, AMX hidden",
+        "float32",
+        "12.3",
+        "92.33 %, one run at `83b9307`, not kept",
+    ),
+]
 
 BENCHMARK_COLUMNS = {
     "ours": "ours",
@@ -41,6 +46,8 @@ BENCHMARK_COLUMNS = {
     "limit_float32": "matmul limit float32",
     "limit_bfloat16": "matmul limit bfloat16",
 }
+
+MARK = re.compile(r"<!-- (\w+): begin, written by experiments/tables.py -->")
 
 RATIO_COLUMNS = {
     "to Keras as it comes": ["keras_float32"],
@@ -70,37 +77,85 @@ def read_results() -> dict[str, list[Result]]:
     return results
 
 
-def result_row(recipe: str, results: list[Result]) -> str:
-    """Return a line of the table: means over the runs, with their spread as in `_percent`."""
+def recipes_table(recipes: dict[str, list[Result]]) -> str:
+    """Return the README's table: how good each recipe is, how long it takes, and how to run it; shortest first."""
+    lines = [["recipe", "test accuracy", "wall time", "command: `cifar-keras train`"], ["---"] * 4]
+    for recipe, results in sorted(recipes.items(), key=lambda item: _minutes(item[1])):
+        lines.append(
+            [
+                recipe,
+                _percent([result["test"] for result in results], "accuracy") + f", n={len(results)}",
+                f"{_minutes(results):.1f} min, {_processors(results)}",
+                f"`--flagfile=experiments/{recipe}.flags`",
+            ]
+        )
+    return _markdown(lines)
+
+
+def wall_times_table(recipes: dict[str, list[Result]]) -> str:
+    """Return the table of how long the quickstart takes on each kind of processor that was measured."""
+    lines = [["processor, two cores", "activations", "minutes", "test accuracy"], ["---"] * 4]
+    without_bfloat16 = RESULTS / "trials" / "quickstart-without_bfloat16.json"
+    for results in (recipes["quickstart"], [_read(without_bfloat16)]):
+        percent = _percent([result["test"] for result in results], "accuracy")
+        dtypes = " or ".join(sorted({result["compute_dtype"] for result in results}))
+        lines.append([_processors(results), dtypes, f"{_minutes(results):.1f}", f"{percent}, n={len(results)}"])
+    lines.insert(3, INTEL_QUICKSTART)
+    return _markdown(lines)
+
+
+def results_table(recipes: dict[str, list[Result]]) -> str:
+    """Return the lab book's table of recipes: means over the runs, with their spread as in `_percent`."""
+    header = ["recipe", "test accuracy", "n", "test loss", "calibration error", "minutes"]
+    header += ["images/s: head, finetune, evaluation", "hardware", "commit"]
+    return _markdown([header, ["---"] * len(header), *(result_row(*recipe) for recipe in recipes.items())])
+
+
+def result_row(recipe: str, results: list[Result]) -> list[str]:
+    """Return a line of the lab book's table of recipes."""
     served = [result["calibration"]["test"] for result in results]
-    cells = [
-        f"[`{recipe}`](experiments/{recipe}.flags)",
+    return [
+        f"[`{recipe}`]({recipe}.flags)",
         _percent([result["test"] for result in results], "accuracy"),
         str(len(results)),
         f"{statistics.mean(metrics['loss'] for metrics in served):.4f}",
         _percent(served, "calibration_error"),
-        f"{statistics.mean(result['minutes']['total'] for result in results):.1f}",
+        f"{_minutes(results):.1f}",
         _speeds(results),
         _hardware(results),
         ", ".join(sorted({_commit(result) for result in results})),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def trial_row(path: Path, recipes: dict[str, list[Result]]) -> str:
+def trials_table(recipes: dict[str, list[Result]]) -> str:
+    """Return the table of trials.
+
+    Raises:
+        ValueError: a trial has no conclusion, or a conclusion no trial.
+    """
+    trials = {path.stem: _read(path) for path in sorted(RESULTS.glob("trials/*.json"))}
+    conclusions = _read(CONCLUSIONS)
+    if missing := sorted(trials.keys() ^ conclusions.keys()):
+        raise ValueError(f"trials and conclusions have to have the same names. Received: {', '.join(missing)}")
+    header = ["trial", "differs in", "validation accuracy", "what it showed"]
+    header += ["commit, processor; minutes; images/s: head, finetune, evaluation"]
+    rows = [trial_row(name, trial, recipes[name.split("-")[0]][0], conclusions[name]) for name, trial in trials.items()]
+    return _markdown([header, ["---"] * len(header), *rows])
+
+
+def trial_row(name: str, trial: Result, recipe: Result, conclusion: str) -> list[str]:
     """Return a line of the table of trials."""
-    trial = json.loads(path.read_text(encoding="utf-8"))
-    recipe = recipes[path.stem.split("-")[0]][0]
-    cells = [
-        f"[`{path.stem}`](results/trials/{path.name})",
-        " ".join(f"`{difference}`" for difference in _differences(trial, recipe)) or "nothing",
-        f"{100 * trial['validation']['accuracy']:.2f} %",
-        "-" if trial["minutes"]["total"] is None else f"{trial['minutes']['total']:.1f}",
-        _speeds([trial]),
-        _hardware([trial]),
-        _commit(trial),
+    validation, minutes = trial["validation"], trial["minutes"]["total"]
+    accuracy = (
+        _percent([validation], "accuracy") if "intervals" in validation else f"{100 * validation['accuracy']:.2f} %"
+    )
+    return [
+        f"[`{name}`](../results/trials/{name}.json)",
+        " ".join(f"`{difference}`" for difference in _differences(trial, recipe)) or "no flag",
+        accuracy,
+        conclusion,
+        f"{_commit(trial)}, {_processors([trial])}; {'-' if minutes is None else f'{minutes:.1f}'}; {_speeds([trial])}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def benchmark_table(benchmarks: Result) -> str:
@@ -115,7 +170,7 @@ def benchmark_table(benchmarks: Result) -> str:
             for name, row in systems.items()
         }
         lines.append([work, str(image_size), *(cells.get(system, "-") for system in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def ratios_table(benchmarks: Result) -> str:
@@ -129,7 +184,7 @@ def ratios_table(benchmarks: Result) -> str:
             best = max((speeds[name] for name in others if name in speeds), default=None)
             ratios.append("-" if best is None else f"{speeds['ours'] / best:.2f}")
         lines.append([work, str(image_size), str(systems["ours"]["batch_size"]), *ratios])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def profile_table(profile: Result) -> str:
@@ -141,7 +196,7 @@ def profile_table(profile: Result) -> str:
     )
     lines = [["part", *fractions], ["---"] * (1 + len(fractions))]
     lines += [[name, *(f"{100 * fraction.get(name, 0):.1f} %" for fraction in fractions.values())] for name in names]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def smaller_models_table(smaller: Result) -> str:
@@ -193,7 +248,7 @@ def corruptions_table(robustness: Result) -> str:
         [name, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}"]
         for name, values in accuracies.items()
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def with_table(text: str, name: str, table: str) -> str:
@@ -213,16 +268,15 @@ def photographs_table(content: Result) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Write the tables, or check them."""
+def make_tables() -> dict[str, str]:
+    """Return every table by the name of its marks."""
     recipes = read_results()
-    results = "\n".join([RESULT_HEADER, *(result_row(*recipe) for recipe in recipes.items())])
-    trials = "\n".join([TRIAL_HEADER, *(trial_row(path, recipes) for path in sorted(RESULTS.glob("trials/*.json")))])
-    readme, lab_book = ROOT / "README.md", ROOT / "experiments" / "README.md"
-    benchmarks = json.loads((RESULTS / "benchmarks.json").read_text(encoding="utf-8"))
-    ratios = f"{ratios_table(benchmarks)}\n\n{measured_on(benchmarks)}"
-    wanted = {readme: with_table(with_table(readme.read_text(encoding="utf-8"), "results", results), "ratios", ratios)}
-    text = with_table(lab_book.read_text(encoding="utf-8"), "results", results.replace("](experiments/", "]("))
+    tables = {
+        "recipes": recipes_table(recipes),
+        "wall_times": wall_times_table(recipes),
+        "results": results_table(recipes),
+        "trials": trials_table(recipes),
+    }
     for mark, source, table in (
         ("benchmarks", "benchmarks", benchmark_table),
         ("ratios", "benchmarks", ratios_table),
@@ -237,12 +291,27 @@ def main() -> None:
         ("robustness", "further/quickstart", robustness_text),
         ("corruptions", "further/quickstart", corruptions_table),
     ):
-        path = RESULTS / f"{source}.json"
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            measured = f"\n\n{measured_on(content)}" if mark in MEASURED_AT_ONCE else ""
-            text = with_table(text, mark, table(content) + measured)
-    wanted[lab_book] = with_table(text, "trials", trials)
+        content = _read(RESULTS / f"{source}.json")
+        measured = f"\n\n{measured_on(content)}" if source in MEASURED_AT_ONCE else ""
+        tables[mark] = table(content) + measured
+    return tables
+
+
+def filled_pages(root: Path, tables: dict[str, str]) -> dict[Path, str]:
+    """Return what each page that has marks should say."""
+    pages = [path for pattern in PAGES for path in sorted(root.glob(pattern))]
+    filled = {}
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        for name in MARK.findall(text):
+            text = with_table(text, name, tables[name])
+            filled[path] = text
+    return filled
+
+
+def main() -> None:
+    """Write the tables, or check them."""
+    wanted = filled_pages(ROOT, make_tables())
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:
         for path in stale:
@@ -250,6 +319,19 @@ def main() -> None:
     elif stale:
         names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
         sys.exit(f"run `python -m experiments.tables`: the results are not in {names}")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _minutes(results: list[Result]) -> float:
+    minutes: list[float] = [result["minutes"]["total"] for result in results]
+    return statistics.mean(minutes)
 
 
 def _by_work(benchmarks: Result) -> dict[tuple[str, int, int], dict[str, Result]]:
@@ -281,6 +363,16 @@ def _hardware(results: list[Result]) -> str:
         for environment in (result["environment"] for result in results)
     }
     return "; ".join(sorted(machines))
+
+
+def _processors(results: list[Result]) -> str:
+    """Return the processor with its newest instruction set, or the GPU; and the number of cores where it is not two."""
+    names = set()
+    for environment in (result["environment"] for result in results):
+        gpus = [device for device in environment["devices"] if "CPU" not in device]
+        cores = "" if environment["cores"] == 2 else f"{environment['cores']} cores, "
+        names.add(", ".join(gpus) or f"{cores}{environment['processor']}, `{environment['instruction_sets'][-1]}`")
+    return "; ".join(sorted(names))
 
 
 def _commit(result: Result) -> str:

@@ -306,7 +306,7 @@ def test_help_begins_with_the_ten_settings_that_matter(capsys: pytest.CaptureFix
     assert len(flags.FIRST) == 10
     assert topics[1].splitlines()[0] == "The run as a whole:"
     # Every setting stands under the topic of its part of the config.
-    assert "--[no]flip" in next(topic for topic in topics if topic.startswith("Random changes to training images"))
+    assert "--[no]flip" in next(topic for topic in topics if topic.startswith("Augmentation: random changes"))
 
 
 def test_a_user_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

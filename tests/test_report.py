@@ -215,7 +215,7 @@ def test_every_column_has_what_its_heading_says(content: Content, html: str) -> 
         ["class", "precision", "95 %", "recall", "95 %", "F1", "95 %", "images"],
         ["cat", *(cell for rate in RATES for cell in (f"{100 * cat[rate]:.2f} %", ends[rate])), "100"],
     ]
-    assert rows_of(html, "What the probabilities are worth") == [
+    assert rows_of(html, "How good the probabilities are") == [
         ["probabilities", "calibration error", "95 %", "loss, nats", "95 %", "Brier score", "95 %"],
         *(
             [

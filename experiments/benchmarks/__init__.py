@@ -1,1 +1,1 @@
-"""How fast we are, beside plain Keras, PyTorch, and what the machine's matrix products allow."""
+"""Benchmarks: the speed of this package next to plain Keras, PyTorch, and what the machine's matrix products allow."""

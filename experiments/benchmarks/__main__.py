@@ -1,8 +1,8 @@
 """`python -m experiments.benchmarks`: measure every system side by side and write `experiments/results/benchmarks.json`.
 
-All systems are alive at once, each in a process of its own, and take turns: trial 1 of each, then trial 2 of each, so that a
-machine that gets slower gets slower for all. Only one works at a time. A case gives each system's median and its lowest and
-highest trial. Works with several batch sizes are measured at each system's best one, found by a short trial of each.
+All systems run at once, each in a process of its own, and take turns: trial 1 of each, then trial 2 of each. So a machine that gets
+slower gets slower for all. Only one system works at a time. For each case, the result has the median, the lowest and the highest trial
+of each system. Works with several batch sizes are measured at the best one of each system, which a short trial of each size finds.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from typing import IO, Any
 from cifar_keras.files import environment, writing
 from experiments.benchmarks.cases import BATCH_SIZES, FIXED, Case
 
-WORTHWHILE = 1.03  # what a larger batch has to gain
+WORTHWHILE = 1.03  # the speed that a larger batch has to reach, relative to the best one so far
 RESULT = Path(__file__).parent.parent / "results" / "benchmarks.json"
 
-# What `worker` loads, and the variables that it gets. Plain Keras and PyTorch run as they come; TensorFlow as it comes leaves
-# oneDNN off on processors without AVX-512 VNNI, so that plain Keras is measured once more with it on.
+# For each system, what `worker` loads, and the environment variables that it gets. Plain Keras and PyTorch run with their defaults. By
+# default TensorFlow leaves oneDNN off on processors without AVX-512 VNNI, so plain Keras is measured once more with oneDNN on.
 SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {
     "ours": ("ours:auto", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
     "ours_float32": ("ours:float32", {"TF_ENABLE_ONEDNN_OPTS": "1"}),
@@ -37,7 +37,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 class Worker:
-    """One system in its process; what its libraries print goes to `told`."""
+    """One system in a process of its own. What its libraries print goes to `told`."""
 
     def __init__(
         self, name: str, more_variables: dict[str, str] | None = None, told: IO[str] | int = subprocess.DEVNULL
@@ -55,7 +55,7 @@ class Worker:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer; a process that died says so for ever."""
+        """Send a request, and return its answer. If the process has died, every answer says so."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -72,7 +72,7 @@ class Worker:
 
 
 def main() -> None:
-    """Measure, show, and write."""
+    """Measure all cases, print the rows, and write them."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="all by default")
     parser.add_argument("--works", nargs="+", help="works to measure, such as train_step; all by default")
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def cases(works: list[str] | None, image_sizes: list[int] | None) -> Iterator[list[Case]]:
-    """Yield the cases, each with the batch sizes among which a system may choose; None asks for all."""
+    """Yield the cases, each as a list with the batch sizes among which a system may choose. None asks for all."""
     choices = [
         [Case(work, image_size, batch_size) for batch_size in batch_sizes]
         for (work, image_size), batch_sizes in BATCH_SIZES.items()
@@ -107,7 +107,7 @@ def cases(works: list[str] | None, image_sizes: list[int] | None) -> Iterator[li
 
 
 def measure(workers: list[Worker], candidates: list[Case], trials: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield a row for each system."""
+    """Yield a row for each system that does the work."""
     chosen = {worker: set_up_best(worker, candidates) for worker in workers}
     speeds: dict[Worker, list[float]] = {worker: [] for worker in workers}
     answers: dict[Worker, dict[str, Any]] = {}
@@ -135,9 +135,9 @@ def measure(workers: list[Worker], candidates: list[Case], trials: int, seconds:
 
 
 def set_up_best(worker: Worker, candidates: list[Case]) -> Case | None:
-    """Set a worker up for the batch size at which it is fastest; None if it does not do this work.
+    """Set up a worker at the batch size at which it is fastest, and return that case; None if it does not do this work.
 
-    Larger ones are tried as long as they gain something.
+    Larger batch sizes are tried as long as they are faster by `WORTHWHILE`.
     """
     best, best_speed = None, 0.0
     for case in candidates:

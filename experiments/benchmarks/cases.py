@@ -1,4 +1,4 @@
-"""What is measured. Standard library only."""
+"""The cases that are measured. This module imports only the standard library."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -21,17 +21,16 @@ class Case(NamedTuple):
 class Runnable(NamedTuple):
     """A case that a system has set up."""
 
-    run: Callable[
-        [int], float | None
-    ]  # does the work for so many batches; returns its seconds if it measured them itself
+    # Does the work for so many batches. Returns the seconds if it measured them itself.
+    run: Callable[[int], float | None]
     images_per_batch: float
 
 
 class NotMeasuredError(Exception):
-    """A system does not do a work; the message says why."""
+    """Raised if a system does not do a work. The message says why."""
 
 
-# Batch sizes of which each system may take its best.
+# Batch sizes of which each system takes its best.
 BATCH_SIZES: dict[tuple[Work, int], tuple[int, ...]] = {
     ("frozen_forward", 32): (64, 128, 256),
     ("frozen_forward", 64): (32, 64, 128),

@@ -1,4 +1,4 @@
-"""What the machine's own matrix products would allow: their rate over the model's floating-point operations."""
+"""The speed that the machine's matrix products would allow: their rate, divided by the model's floating-point operations."""
 
 import keras
 import tensorflow as tf
@@ -16,7 +16,10 @@ class System:
         self._multiply = tf.function(lambda: tf.matmul(self._matrix, self._matrix)[0, 0])
 
     def set_up(self, case: Case) -> Runnable:
-        """Count a training step as three forward passes: both its gradients cost as much as the forward convolution."""
+        """Return a case, ready to run.
+
+        A training step counts as three forward passes, because each of its two gradients costs as much as the forward convolution.
+        """
         if case.work not in ("frozen_forward", "train_step"):
             raise NotMeasuredError("not made of matrix products alone")
         operations = forward_operations(case.image_size) * (3 if case.work == "train_step" else 1)
@@ -29,7 +32,7 @@ class System:
 
 
 def forward_operations(image_size: int) -> float:
-    """Count the multiplications and additions of ResNet50's convolutions for one image."""
+    """Return the number of multiplications and additions of ResNet50's convolutions for one image."""
     base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(image_size, image_size, 3))
     total = 0
     for layer in base.layers:

@@ -1,4 +1,4 @@
-"""This package, as a run uses it."""
+"""The system `ours`: this package, as a run uses it."""
 
 import tempfile
 import time
@@ -36,7 +36,7 @@ class System:
         self._dtype, _ = choose_compute_dtype(ComputeDtype(variant), deterministic=False)
 
     def set_up(self, case: Case) -> Runnable:
-        """Build a case."""
+        """Return a case, ready to run."""
         if case.work == "pipeline":
             return pipeline_of(_augmented(case.batch_size), case.batch_size)
         classifier = build_classifier(build_backbone("resnet50", case.image_size), "caffe", CLASSES, 0.0, 0)
@@ -61,9 +61,9 @@ class System:
         return Runnable(lambda count: seconds_of_fit(model, batches, count), case.batch_size)
 
     def _head_phase(self, classifier: keras.Model, case: Case) -> Runnable:
-        """A whole head phase: features of the images and their mirror images, then ten epochs of them.
+        """Return a whole head phase: features of the images and their mirror images, then ten epochs of training on them.
 
-        Its beginning takes seconds, which is little of a real phase and most of one that is shorter than `HEAD_BATCHES`.
+        The beginning of a phase takes seconds. That is little of a real phase, but most of a phase shorter than `HEAD_BATCHES`.
         """
         set_trainable(classifier, None)
         parts = partition(classifier, compute_dtype=self._dtype, image_size=case.image_size)
@@ -100,7 +100,7 @@ def _examples(count: int) -> Examples:
 
 
 def _augmented(batch_size: int) -> tf.data.Dataset:
-    """Give augmented batches for longer than anybody waits."""
+    """Return augmented batches, enough for longer than anybody waits."""
     examples = _examples(8192)
     return training_batches(
         examples,

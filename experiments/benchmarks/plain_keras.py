@@ -1,4 +1,4 @@
-"""What the Keras guide to transfer learning teaches, as a person would write it, with BatchNormalization really frozen."""
+"""Plain Keras: what its guide to transfer learning teaches, as a person would write it, with BatchNormalization really frozen."""
 
 import time
 from typing import Any
@@ -17,11 +17,12 @@ class System:
         keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[variant])
 
     def set_up(self, case: Case) -> Runnable:
-        """Build a case."""
+        """Return a case, ready to run."""
         if case.work == "pipeline":
             return pipeline_of(_augmented(case.batch_size), case.batch_size)
         images, labels = some_examples(case.batch_size)
-        images = images.astype(np.float32)  # as the guide's datasets are
+        # The guide's datasets have float32 images too.
+        images = images.astype(np.float32)
         model, base = _model(case.image_size)
         if case.work == "frozen_forward":
             return forward_of(keras.Model(model.input, model.layers[-1].input), images)
@@ -52,7 +53,10 @@ def some_examples(count: int) -> tuple[Any, Any]:
 
 
 def forward_of(model: keras.Model, images: Any) -> Runnable:
-    """Run a model on one batch again and again. The batch is an argument, so that nothing is computed ahead of time."""
+    """Return a case that runs a model on one batch again and again.
+
+    The batch is an argument of the function, so that nothing is computed ahead of time.
+    """
     batch, forward = tf.constant(images), tf.function(lambda batch: model(batch, training=False))
 
     def run(count: int) -> None:
@@ -63,9 +67,10 @@ def forward_of(model: keras.Model, images: Any) -> Runnable:
 
 
 def seconds_of_fit(model: keras.Model, batches: tf.data.Dataset, steps: int) -> float:
-    """Time so many steps of `fit`, after a first one: what comes before and after is nothing to a run of minutes.
+    """Return the seconds of `steps` steps of `fit`, after a first step that is not timed.
 
-    After a short one it is much, because the thread that tunes the input pipeline sleeps for up to half of the time.
+    The time before and after these steps is negligible in a run of minutes. After a short run it is long, because the thread that tunes
+    the input pipeline sleeps for up to half of the time.
     """
     ends: list[float] = []
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
@@ -74,7 +79,7 @@ def seconds_of_fit(model: keras.Model, batches: tf.data.Dataset, steps: int) -> 
 
 
 def pipeline_of(batches: tf.data.Dataset, batch_size: int) -> Runnable:
-    """Take batches and do nothing with them; time starts with the first, as in `seconds_of_fit`."""
+    """Return a case that takes batches and does nothing with them. Time starts with the first batch, as in `seconds_of_fit`."""
 
     def run(count: int) -> float:
         ends = [time.perf_counter() for _ in batches.take(1 + count)]
@@ -84,7 +89,7 @@ def pipeline_of(batches: tf.data.Dataset, batch_size: int) -> Runnable:
 
 
 def repeated(images: Any, labels: Any) -> tf.data.Dataset:
-    """Give one batch for ever, so that no pipeline is measured."""
+    """Return a dataset that repeats one batch forever, so that no pipeline is measured."""
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
 
 

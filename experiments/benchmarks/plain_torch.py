@@ -17,13 +17,12 @@ class System:
         self._bfloat16 = variant == "bfloat16"
 
     def set_up(self, case: Case) -> Runnable:
-        """Build a case."""
+        """Return a case, ready to run."""
         if case.work == "pipeline":
             raise NotMeasuredError("torchvision is not installed")
         torch.manual_seed(0)
-        model = (
-            ResNet50(case.image_size).to(memory_format=torch.channels_last).eval()
-        )  # eval freezes BatchNorm's statistics
+        # `eval` freezes BatchNorm's statistics.
+        model = ResNet50(case.image_size).to(memory_format=torch.channels_last).eval()
         generator = np.random.default_rng(0)
         images = torch.from_numpy(
             generator.integers(0, 256, (case.batch_size, 3, SOURCE_SIZE, SOURCE_SIZE), dtype=np.uint8)
@@ -57,7 +56,10 @@ class System:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a shortcut (arXiv:1512.03385, figure 5); the stride is the first convolution's, as in Keras."""
+    """A block of 1x1, 3x3 and 1x1 convolutions with a shortcut (arXiv:1512.03385, figure 5).
+
+    The first convolution has the stride, as in Keras.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -72,12 +74,12 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(channels, 4 * width, 1, stride))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Add and activate."""
+        """Return the activated sum of the branch and the shortcut."""
         return nn.functional.relu(self.branch(inputs) + self.shortcut(inputs))
 
 
 class ResNet50(nn.Module):
-    """uint8 images of any size in, logits out."""
+    """A ResNet-50 from uint8 images of any size to logits."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class ResNet50(nn.Module):
         self.head = nn.Linear(channels, CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Resize, normalise, classify."""
+        """Return the logits of images, which are resized and normalised first."""
         pixels = images.to(torch.float32).to(memory_format=torch.channels_last)
         pixels = nn.functional.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear")
         features = self.features(pixels / 127.5 - 1)

@@ -1,6 +1,6 @@
-"""`python -m experiments.benchmarks.profile`: what oneDNN's time in a training step goes into, as it tells (`ONEDNN_VERBOSE`).
+"""`python -m experiments.benchmarks.profile`: measure what oneDNN's time in a training step goes into, by its `ONEDNN_VERBOSE` lines.
 
-What TensorFlow does by itself is not in it: reading, resizing, sums over pixels, the optimizer.
+The work that TensorFlow does itself is not included: reading, resizing, sums over pixels, and the optimizer.
 """
 
 import argparse
@@ -16,7 +16,7 @@ RESULT = Path(__file__).parent.parent / "results" / "profile.json"
 
 
 def main() -> None:
-    """Profile our training step, show, and write."""
+    """Profile our training step, print the fractions, and write them."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.profile", description=__doc__.split("\n")[0]
     )
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def profile(system: str, case: Case, seconds: float) -> dict[str, float]:
-    """Return the fraction of oneDNN's time that each kind of primitive takes, the largest first."""
+    """Return the fraction of oneDNN's time that each kind of primitive takes, the largest fraction first."""
     with tempfile.TemporaryFile("w+") as told:
         worker = Worker(system, {"ONEDNN_VERBOSE": "profile_exec"}, told)
         worker.ask(case=case)
@@ -55,7 +55,7 @@ def profile(system: str, case: Case, seconds: float) -> dict[str, float]:
 
 
 def milliseconds_of(verbose: str) -> dict[str, float]:
-    """Add up the milliseconds of each kind of primitive in oneDNN's lines.
+    """Return the milliseconds of each kind of primitive, summed over oneDNN's lines.
 
     A line is `onednn_verbose,v1,primitive,exec,cpu,KIND,IMPLEMENTATION,PASS,...,MILLISECONDS`, in some versions without `v1`.
     """

@@ -1,8 +1,9 @@
 """`python -m experiments.benchmarks.worker SYSTEM`: a process in which one system works, on requests from standard input.
 
-A system has to have a process of its own: its variables, its threads and its global dtype would be the others' too.
-Requests and answers are JSON, a line each. `{"case": [work, image_size, batch_size]}` sets a case up and warms it up;
-`{"trial": seconds}` repeats it for about so long. The answer holds `images_per_second` or `not_measured`.
+Each system needs a process of its own. In one process, the systems would share their variables, their threads and the global dtype.
+
+Requests and answers are JSON, one per line. `{"case": [work, image_size, batch_size]}` sets a case up and warms it up.
+`{"trial": seconds}` repeats the case for about that long. The answer has `images_per_second` or `not_measured`.
 """
 
 import contextlib
@@ -18,13 +19,15 @@ from typing import Any
 from cifar_keras.errors import reason_of
 from experiments.benchmarks.cases import Case, NotMeasuredError, Runnable
 
-PATIENCE_SECONDS = 40  # with the tracing; a processor without bfloat16 instructions can take minutes
+# The limit for a first batch, including tracing. A processor without bfloat16 instructions can take minutes.
+PATIENCE_SECONDS = 40
 
 
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    # What libraries print goes to stderr, because stdout is for the answers.
+    os.dup2(2, 1)
     module, _, variant = sys.argv[1].partition(":")
     system = importlib.import_module(f"experiments.benchmarks.{module}").System(variant)
     runnable, seconds_per_batch = None, 0.0
@@ -32,7 +35,8 @@ def main() -> None:
         request = json.loads(line)
         try:
             if "case" in request:
-                runnable = None  # frees the memory of the one before
+                # This frees the memory of the case before.
+                runnable = None
                 _forget_peak()
                 runnable = system.set_up(Case(*request["case"]))
                 if _seconds(runnable, 1) > PATIENCE_SECONDS:
@@ -58,14 +62,15 @@ def _seconds(runnable: Runnable, batches: int) -> float:
 
 
 def _forget_peak() -> None:
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of all cases so far
+    # Linux only; elsewhere the peak is that of all cases so far.
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_gib() -> float:
-    """Return the most memory that was resident, since `_forget_peak` where that was called.
+    """Return the peak of the resident memory in GiB, since the last call of `_forget_peak` if there was one.
 
-    On Linux not by `getrusage`, which counts in what the process was forked from.
+    On Linux `getrusage` is not used, because it includes the memory of the process that this one was forked from.
     """
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
