@@ -80,8 +80,8 @@ def check_as_reported(measured: "Mapping[str, Evaluation]", reported: Mapping[st
         f"{name} at another temperature" for name, found in measured.items() if not serves_at(found, temperature)
     ]
     if others:
-        sys.exit(f"error: {file} reports others. Received: {'; '.join(others)}")
-    print(f"as {file} reports")
+        sys.exit(f"error: the metrics differ from those in {file}. Received: {'; '.join(others)}")
+    print(f"the metrics agree with {file}")
 
 
 def differences(measured: Mapping[str, Mapping[str, Any]], reported: Mapping[str, Mapping[str, Any]]) -> list[str]:

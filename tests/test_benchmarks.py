@@ -24,6 +24,7 @@ def test_the_limit_counts_the_operations_of_the_paper() -> None:
     assert limit.forward_operations(32) * 49 == pytest.approx(limit.forward_operations(224), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_small_benchmark_writes_rows_that_others_read(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks.json"
     command = [sys.executable, "-m", "experiments.benchmarks", "--systems", "ours", "keras_float32", "torch_float32"]

@@ -24,6 +24,7 @@ def train(output: Path, *, virtual_devices: int = 0, train_batch_norm: int = 0, 
     return dict(np.load(output))
 
 
+@pytest.mark.slow
 def test_two_devices_train_the_model_that_one_trains(tmp_path: Path) -> None:
     one = train(tmp_path / "one.npz")
     two = train(tmp_path / "two.npz", virtual_devices=2)

@@ -182,6 +182,7 @@ def test_keras_is_that_of_a_new_machine(settings: dict[str, Any], tmp_path: Path
     assert json.loads(file.read_text()) == settings
 
 
+@pytest.mark.slow
 def test_keras_leaves_the_home_folder_as_it_is_and_says_nothing(tmp_path: Path) -> None:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("TF_CPP_MIN_LOG_LEVEL", "KERAS_HOME")

@@ -79,6 +79,7 @@ def test_all_formats_are_kept_and_proven(workdir: Path, exports: dict[str, Any])
     assert not [path for path in workdir.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_tensorflows_own_program_runs_the_saved_model(
     workdir: Path, tmp_path: Path, logits: NDArray[np.float32]
 ) -> None:
@@ -215,6 +216,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(workdir: Path, tmp_path: Pa
     assert (path / "exports" / "model.tflite").exists()
 
 
+@pytest.mark.slow
 def test_what_was_kept_before_one_fails_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what an export learns ranges from are images of the train split, each once."""
     given: list[NDArray[np.uint8]] = []

@@ -82,7 +82,9 @@ def identities(variables: Iterable[Any]) -> set[int]:
     return {id(variable) for variable in variables}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "DenseNet121" else ()) for name in FAMILIES]
+)
 def test_the_twins_give_the_features_of_the_plain_backbone(name: str) -> None:
     backbone = family(name)
     pixels = noise(backbone)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("fuzz_program.py")
-SECONDS = float(os.environ.get("CIFAR_KERAS_FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("CIFAR_KERAS_FUZZ_SECONDS", "1"))
 SEED = os.environ.get("CIFAR_KERAS_FUZZ_SEED", "0")
 PEAK_GIB = 2.0  # TensorFlow's own half, and three of the largest thing a reader takes
 

@@ -93,6 +93,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
     assert_identical(tmp_path, never_killed(virtual_devices))
 
 
+@pytest.mark.slow
 def test_the_program_can_tell_a_difference(never_killed: Callable[[int], Values], tmp_path: Path) -> None:
     """A run from its beginning that lost its first step would be seen."""
     wanted = never_killed(0)

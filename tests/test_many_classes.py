@@ -49,6 +49,7 @@ def test_metrics_of_any_number_of_classes_are_scikit_learns(classes: int) -> Non
     assert found["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"])
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_are_measured_in_less_than_a_gigabyte() -> None:
     """The one-hot cells of a confusion matrix would take 80 GB for 10,000 images."""
     program = (

@@ -250,6 +250,7 @@ print((resident() - before) / split.images.nbytes)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from Linux")
+@pytest.mark.slow
 def test_four_pipelines_hold_the_images_once() -> None:
     # 184 MB of images; TensorFlow's own growth is some tens. One more copy would give 2.
     command = [sys.executable, "-c", MEMORY]

@@ -102,6 +102,7 @@ def test_lines_come_as_they_are_known(workdir: Path, tmp_path: Path) -> None:
     assert rest[0].split("  ")[1:] == rest[1].split("  ")[1:]
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_shown_escaped(workdir: Path, tmp_path: Path) -> None:
     names: list[bytes] = [b"caf\xe9.png", b"two\nlines.png", "ünï.png".encode()]
     for name in names:

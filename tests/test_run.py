@@ -197,7 +197,7 @@ def test_tensorboard_has_curves_config_and_pictures(workdir: Path) -> None:
 
 def test_evaluate_repeats_the_numbers(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(["evaluate", f"--model={workdir}"])
-    assert capsys.readouterr().out.strip().endswith("result.json reports")
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"the metrics agree with {workdir / 'result.json'}"
 
 
 def test_one_image_may_have_another_prediction() -> None:
@@ -240,7 +240,9 @@ def test_evaluate_tells_a_model_that_is_not_the_reported_one(
     for name in ("saved_model", "predictions.npz", "metrics.jsonl"):
         (tmp_path / name).symlink_to(workdir / name)
     (tmp_path / "result.json").write_text(json.dumps(changed))
-    with pytest.raises(SystemExit, match=rf"^error: .*result\.json reports others\. Received: test {metric} [^;]*$"):
+    with pytest.raises(
+        SystemExit, match=rf"^error: .* differ from those in .*result\.json\. Received: test {metric} [^;]*$"
+    ):
         evaluate.main(["evaluate", f"--model={tmp_path}"])
 
 

@@ -148,7 +148,7 @@ def test_evaluate_measures_them(data_dir: Path, tmp_path: Path) -> None:
     assert again == found  # and the mean is still that of all of it
     html = (path / "report.html").read_text()
     assert f"Mean over the 2 sets of cifar10_corrupted: {100 * accuracy:.2f}" in html
-    assert "cifar10_h is the test images with what people see in them" in html
+    assert "cifar10_h has the test images with the labels of many people" in html
 
 
 def test_a_broken_set_is_named(data_dir: Path, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_a_roll_back_goes_to_the_last_checkpoint_at_half_the_rate(
     assert all(np.isfinite(weights).all() for weights in setup.classifier.get_weights())
 
 
+@pytest.mark.slow
 def test_a_roll_back_is_tried_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = poison(monkeypatch, "head", 0)
     with pytest.raises(UserError, match=r"--head_learning_rate is too high for this network\. Received: 0.00125$"):
@@ -186,7 +187,7 @@ class Signal(keras.callbacks.Callback):
         (Signal(signal.SIGTERM, step=1), {"phase": 0, "epoch": 0, "step": 2}),
         pytest.param(Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}, marks=pytest.mark.slow),
         # At the last step of an epoch and in its validation nothing is saved: the run goes on from the checkpoint before.
-        (Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}),
+        pytest.param(Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}, marks=pytest.mark.slow),
         pytest.param(
             Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}, marks=pytest.mark.slow
         ),
