@@ -215,7 +215,7 @@ class ComputeConfig:
     )
     cache_gib: float = setting(
         4.0,
-        "largest memory for cached features, in GiB; making them takes twice as much",
+        "largest memory for cached features, in GiB; computing them needs twice as much",
         minimum=0,
         maximum=65536,
     )
@@ -223,7 +223,7 @@ class ComputeConfig:
 
 _CACHED_FEATURES = (
     "compute the features of the frozen layers once, for each image and (with --flip) its mirror image, and learn from them "
-    "without other augmentation; applies where it saves work and fits --cache_gib"
+    "without other augmentation; used only if it saves work and the features fit into --cache_gib"
 )
 
 

@@ -237,8 +237,16 @@ def test_every_column_has_what_its_heading_says(content: Content, html: str) -> 
     ]
     assert rows_of(html, "Exports")[:2] == [
         [
-            *("format", "MB", "of float32", "largest difference of logits", "same class", "accuracy", "95 %"),
-            *("images/s", "at a time", "image size", "run by"),
+            *(
+                "format",
+                "MB",
+                "size vs float32 weights",
+                "largest difference of logits",
+                "same class",
+                "accuracy",
+                "95 %",
+            ),
+            *("images/s", "at a time", "image size", "runtime"),
         ],
         [
             *("onnx", "94.0", "25.7 %", "2.0e-06", "99.87 %", "87.65 %", "87.01 % to 88.01 %"),
