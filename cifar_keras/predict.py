@@ -2,38 +2,30 @@
 
 import contextlib
 import errno
-import io
 import os
 import stat
-import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import command, flags
+from cifar_keras.data import decoding
 from cifar_keras.errors import UserError
 from cifar_keras.files import environment, paths, writing
-
-if TYPE_CHECKING:  # it takes seconds to import
-    import tensorflow as tf
 
 # Files in a batch.
 BATCH_SIZE = 32
 # Pixels and bytes of a batch, added up. A large photograph is a batch of its own, so that its line is printed as soon as it is known.
 BATCH_PIXELS = 4_000_000
 FILE_BYTES_LIMIT = 64 * 2**20
-# EXIF's tag for the orientation of a photograph.
-ORIENTATION = 0x0112
-# For each value of the tag: how many quarter turns to the left, and whether to mirror the image after them.
-TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 # Characters of a file's name that are drawn.
 LONGEST_NAME = 40
-# An image of this size takes 300 MB when it is decoded, and twice that while it is turned.
-PIXELS_LIMIT = 100_000_000
+# Formats that the SavedModel's `serve_bytes` decodes, to the same pixels as `decoding`.
+SERVED_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 
 # Files, each with its content, or with the reason why it is no image.
 FileBatch = list[tuple[Path, bytes | UserError]]
@@ -102,7 +94,7 @@ def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[
 
     Args:
         model: a SavedModel, loaded.
-        files: JPEG or PNG files. At most `BATCH_SIZE` of them are in memory at a time, of at most `BATCH_PIXELS` pixels and bytes
+        files: picture files. At most `BATCH_SIZE` of them are in memory at a time, of at most `BATCH_PIXELS` pixels and bytes
             together; or one larger file.
     """
     for batch in _batches(files):
@@ -116,7 +108,7 @@ def _batches(files: Sequence[Path]) -> Iterator[FileBatch]:
         content: bytes | UserError
         try:
             content = read_file(path)
-            weight = len(content) + pixels_of(path, content)
+            weight = len(content) + header_of(path, content).pixels
         except UserError as error:
             content, weight = error, 0
         if batch and (len(batch) == BATCH_SIZE or filled + weight > BATCH_PIXELS):
@@ -133,8 +125,11 @@ def _classify(model: Any, batch: FileBatch) -> list[NDArray[np.float32] | UserEr
     import tensorflow as tf
 
     found: dict[int, NDArray[np.float32] | UserError] = {}
-    contents = {place: content for place, (_, content) in enumerate(batch) if not isinstance(content, UserError)}
-    as_stored = {place: content for place, content in contents.items() if _orientation_of(content) not in TURNS}
+    as_stored = {
+        place: content
+        for place, (path, content) in enumerate(batch)
+        if not isinstance(content, UserError) and _is_served_as_stored(path, content)
+    }
     if as_stored:
         # If one file cannot be decoded, each is tried alone below.
         with contextlib.suppress(tf.errors.InvalidArgumentError):
@@ -149,41 +144,31 @@ def _classify(model: Any, batch: FileBatch) -> list[NDArray[np.float32] | UserEr
     return [found[place] for place in range(len(batch))]
 
 
-def decode(path: Path, content: bytes | UserError) -> "tf.Tensor":
-    """Return the pixels of an image, uint8 `[height, width, 3]`, turned upright according to its EXIF data.
+def _is_served_as_stored(path: Path, content: bytes) -> bool:
+    header = header_of(path, content)
+    return header.format in SERVED_FORMATS and header.upright
+
+
+def decode(path: Path, content: bytes | UserError) -> NDArray[np.uint8]:
+    """Return the pixels of a picture, uint8 `[height, width, 3]`, as `decoding.decode` makes them.
 
     Args:
         path: of the file, for the message.
         content: of the file, or the error about it.
 
     Raises:
-        UserError: the content is that error, or is no JPEG or PNG image.
+        UserError: the content is that error, or is not a picture.
     """
-    import tensorflow as tf
-
     if isinstance(content, UserError):
         raise content
     try:
-        pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        raise _no_image(path) from error
-    quarter_turns, mirrored = TURNS.get(_orientation_of(content), (0, False))
-    if quarter_turns:
-        pixels = tf.image.rot90(pixels, quarter_turns)
-    return pixels[:, ::-1] if mirrored else pixels
+        return decoding.decode(content)
+    except decoding.PictureError as error:
+        raise _no_picture(path, error) from error
 
 
-def _no_image(path: Path) -> UserError:
-    return UserError(f"the file is no JPEG or PNG image that can be read. Received: {paths.shown(path)}")
-
-
-def _orientation_of(content: bytes) -> int:
-    from PIL import Image
-
-    # On broken data Pillow may raise almost anything. Then the orientation is unknown, and the pixels stay as they are stored.
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(content)) as image:
-        return int(image.getexif()[ORIENTATION])
-    return 1
+def _no_picture(path: Path, error: decoding.PictureError) -> UserError:
+    return UserError(f"the file is not a picture that can be read: {error}. Received: {paths.shown(path)}")
 
 
 def attribution(
@@ -243,41 +228,16 @@ def read_file(path: Path) -> bytes:
     return content
 
 
-def pixels_of(path: Path, content: bytes) -> int:
-    """Return the number of pixels of an image. Only its header is read, because a few KB can unpack to gigabytes.
+def header_of(path: Path, content: bytes) -> decoding.Header:
+    """Return the format and size of a picture.
 
     Raises:
-        UserError: the file is no JPEG or PNG image, or has more than `PIXELS_LIMIT` pixels.
+        UserError: the content is not a picture, or has too many pixels.
     """
-    import tensorflow as tf
-
     try:
-        height, width = _size_of(content)
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise _no_image(path) from error
-    if height * width > PIXELS_LIMIT:
-        raise UserError(
-            f"the image has more than {PIXELS_LIMIT:,} pixels: {width} x {height}. Received: {paths.shown(path)}"
-        )
-    return height * width
-
-
-def _size_of(content: bytes) -> tuple[int, int]:
-    """Return the height and width of an image in pixels.
-
-    Raises:
-        ValueError: the content is neither PNG nor JPEG, or its header is cut off.
-        tf.errors.InvalidArgumentError: the content is a JPEG that cannot be read.
-    """
-    import tensorflow as tf
-
-    if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) >= 24:
-        width, height = struct.unpack(">II", content[16:24])
-        return height, width
-    if content.startswith(b"\xff\xd8"):
-        height, width, _ = tf.io.extract_jpeg_shape(content).numpy().tolist()
-        return height, width
-    raise ValueError("neither PNG nor JPEG")
+        return decoding.read_header(content)
+    except decoding.PictureError as error:
+        raise _no_picture(path, error) from error
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def cases(reader: str, folder: Path) -> tuple[list[bytes], Callable[[bytes], obj
         return [tar_of(files)], packed(weights.read_package)
 
     def read_image(content: bytes) -> None:
-        predict.pixels_of(path, content)
+        predict.header_of(path, content)
         predict.decode(path, content)
 
     return images(), read_image

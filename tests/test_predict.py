@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import keras
@@ -118,12 +119,15 @@ def test_names_that_are_no_text_are_shown_escaped(workdir: Path, tmp_path: Path)
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
     content = bytearray(save(tmp_path / "a.png", IMAGES[0]).read_bytes())
     content[16:24] = (100_000).to_bytes(4, "big") * 2
-    with pytest.raises(UserError, match=r"more than 100,000,000 pixels: 100000 x 100000\. Received: a\.png$"):
-        predict.pixels_of(Path("a.png"), bytes(content))
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    with pytest.raises(UserError, match=r"more than 100,000,000 pixels.* Received: a\.png$"):
+        predict.header_of(Path("a.png"), bytes(content))
 
 
 def test_decoding_keeps_bytes(tmp_path: Path) -> None:
     file = save(tmp_path / "a.png", IMAGES[0])
     np.testing.assert_array_equal(predict.decode(file, file.read_bytes()), IMAGES[0])
-    with pytest.raises(UserError, match=r"no JPEG or PNG image"):
+    with pytest.raises(
+        UserError, match=r"^the file is not a picture that can be read: it is damaged: .* Received: .*a\.png$"
+    ):
         predict.decode(file, tf.io.encode_png(IMAGES[0]).numpy()[:400])

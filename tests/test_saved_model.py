@@ -77,7 +77,7 @@ def test_files_of_different_sizes_and_formats_make_a_batch(classifier: keras.Mod
     grey = tf.io.encode_png(small[..., :1])
     wanted = [
         classifier.predict(np.asarray(image)[None], verbose=0)[0]
-        for image in (tf.io.decode_jpeg(jpeg), np.repeat(small[..., :1], 3, axis=-1))
+        for image in (tf.io.decode_jpeg(jpeg, dct_method="INTEGER_ACCURATE"), np.repeat(small[..., :1], 3, axis=-1))
     ]
     loaded = saved_model.load_saved_model(workdir / "saved_model")
     served = loaded.serve_bytes(tf.stack([jpeg, grey]))
