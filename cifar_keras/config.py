@@ -292,7 +292,7 @@ class FinetuneConfig(PhaseConfig):
     )
     unfreeze_from: str = setting(
         "",
-        "first stage of the backbone that learns, such as conv4 of a ResNet; empty: the whole backbone. A list with commas has one "
+        "first block group of the backbone that learns, such as conv4 of a ResNet; empty: the whole backbone. A list with commas has one "
         "for each stage of this phase; conv5,conv3, ends with the whole backbone",
     )
     image_sizes: str = setting(
@@ -554,7 +554,7 @@ def _phases_of(config: RunConfig) -> list[tuple[str, PhaseConfig]]:
 
 
 def finetune_stages(settings: FinetuneConfig) -> list[tuple[int, str, int]]:
-    """Return each stage of the finetune phase: image size (0 is the model's), first stage of the backbone that learns, and epochs.
+    """Return each stage of the finetune phase: image size (0 is the model's), first block group that learns, and epochs.
 
     Raises:
         UserError: the lists of the settings do not fit together.
@@ -608,10 +608,10 @@ def _whole(flag: str, text: str, received: str) -> int:
 def _check_stages(settings: FinetuneConfig, backbone: str) -> None:
     row = BACKBONES[backbone]
     for size, stage, _ in finetune_stages(settings):
-        if stage and stage not in row.stages:
+        if stage and stage not in row.block_groups:
             raise UserError(
-                f"--finetune_unfreeze_from has to be a stage of {backbone} ({', '.join(row.stages)}) or empty, or a list of them. "
-                f"Received: {settings.unfreeze_from}"
+                f"--finetune_unfreeze_from has to be a block group of {backbone} ({', '.join(row.block_groups)}) or empty, or a list of "
+                f"them. Received: {settings.unfreeze_from}"
             )
         if 0 < size < row.minimum_size:
             raise UserError(

@@ -119,7 +119,8 @@ def test_every_row_builds_at_its_minimum_size_and_has_its_stages_in_order(name: 
     backbone = build_backbone(name, row.minimum_size)
     names = [layer.name for layer in backbone.layers]
     firsts = [
-        next(i for i, layer in enumerate(names) if layer.startswith(row.layer_prefix + stage)) for stage in row.stages
+        next(i for i, layer in enumerate(names) if layer.startswith(row.layer_prefix + stage))
+        for stage in row.block_groups
     ]
     assert firsts == sorted(set(firsts))
     assert pooling_of(backbone).output.shape == backbone.output.shape
@@ -172,7 +173,7 @@ def test_a_family_trains_is_exported_and_explained(name: str, tmp_path: Path) ->
     fit_one_step(classifier, head_phase(HeadConfig(learning_rate=0.01), 1, image_size=side), side)
     moved = {v.path for v, old in zip(classifier.weights, before, strict=True) if not np.array_equal(v, old)}
     assert {path.split("/")[0] for path in moved} == {"head"}
-    stage = row.layer_prefix + row.stages[len(row.stages) // 2]
+    stage = row.layer_prefix + row.block_groups[len(row.block_groups) // 2]
     settings = FinetuneConfig(epochs=1, learning_rate=1e-3, unfreeze_from=stage)
     fit_one_step(classifier, finetune_phase(settings, 1, image_size=side), side)
     names = [layer.name for layer in classifier.get_layer("backbone").layers]

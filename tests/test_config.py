@@ -203,7 +203,7 @@ WORKING = {
     "from scratch": {"weights": "none"},
     "momentum where sgd uses it": {"head_optimizer": "sgd", "head_momentum": 0.5, "finetune_momentum": 0.95},
     "from a stage up": {"finetune_unfreeze_from": "conv4"},
-    "from a stage of another family up": {"backbone": "vgg16", "finetune_unfreeze_from": "block5"},
+    "from a block group of another family up": {"backbone": "vgg16", "finetune_unfreeze_from": "block5"},
     "small images first": {"head_image_size": 32, "finetune_image_size": 48, "image_size": 128},
     "large images first": {"head_image_size": 128, "image_size": 32},
     "cached features in both phases": {"finetune_cached_features": True, "finetune_unfreeze_from": "conv5"},

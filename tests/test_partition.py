@@ -92,7 +92,7 @@ BOUNDARIES: dict[str, dict[str, str | None]] = {
         "block4": "block3_pool",
         "block5": "block4_pool",
     },
-    "inception_v3": dict.fromkeys(("", *BACKBONES["inception_v3"].stages)),
+    "inception_v3": dict.fromkeys(("", *BACKBONES["inception_v3"].block_groups)),
 }
 FEATURES = {
     "resnet50": "avg_pool",
@@ -105,7 +105,7 @@ FEATURES = {
 @pytest.mark.parametrize("name", BOUNDARIES)
 def test_the_boundary_of_each_stage(name: str) -> None:
     row = BACKBONES[name]
-    assert set(BOUNDARIES[name]) == {"", *row.stages}
+    assert set(BOUNDARIES[name]) == {"", *row.block_groups}
     classifier = build_classifier(build_backbone(name, row.minimum_size), "tf", class_count=10, dropout=0.0, seed=0)
     stages = BOUNDARIES[name]
     assert {stage: boundary_name(classifier, FinetuneConfig(unfreeze_from=stage)) for stage in stages} == stages

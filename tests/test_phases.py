@@ -88,7 +88,7 @@ def test_unfreezing_from_a_stage_leaves_what_lies_before_it(classifier: keras.Mo
     assert moved == {"conv2_conv", "head"}
 
 
-@pytest.mark.parametrize("stage", BACKBONES["resnet50"].stages)
+@pytest.mark.parametrize("stage", BACKBONES["resnet50"].block_groups)
 def test_a_stage_of_a_resnet_is_every_convolution_from_it_on(stage: str) -> None:
     classifier = build_classifier(build_backbone("resnet50", 32), "caffe", class_count=10, dropout=0.0, seed=0)
     set_trainable(classifier, stage)

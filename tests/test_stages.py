@@ -78,7 +78,7 @@ def test_stages_are_those_of_the_lists(flags: dict[str, Any], stages: list[tuple
         ({"image_sizes": "64,16,128"}, r"--finetune_image_sizes have to be at least 32 .* Received: 64,16,128$"),
         (
             {"unfreeze_from": "conv5,conv9,"},
-            r"--finetune_unfreeze_from has to be a stage of resnet50 .* Received: conv5,conv9,$",
+            r"--finetune_unfreeze_from has to be a block group of resnet50 .* Received: conv5,conv9,$",
         ),
     ],
 )

@@ -5,7 +5,7 @@ To add another network of keras.applications, add a row to `BACKBONES`. Standard
 Examples:
     >>> BACKBONES["resnet50"].application, BACKBONES["resnet50"].input_convention
     ('ResNet50', 'caffe')
-    >>> BACKBONES["resnet50"].stages
+    >>> BACKBONES["resnet50"].block_groups
     ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')
     >>> BACKBONES["inception_v3"].minimum_size
     75
@@ -33,8 +33,8 @@ class Backbone(NamedTuple):
     weights_digest: str  # MD5 or SHA-256 of that file, as Keras publishes it; "" if it publishes none
     input_convention: InputConvention
     minimum_size: int  # smallest image side that the constructor accepts, in pixels
-    stages: tuple[str, ...]  # prefixes of its layer names, input first; a finetune phase can start at any of them
-    layer_prefix: str = ""  # comes before the stage's prefix in all layer names
+    block_groups: tuple[str, ...]  # prefixes of its layer names, input first; a finetune phase can start at any of them
+    layer_prefix: str = ""  # comes before the group's prefix in all layer names
     preprocessing: Preprocessing = "none"
 
 
@@ -53,51 +53,51 @@ def _keras(
     stem: str,
     digest: str,
     convention: InputConvention,
-    stages: tuple[str, ...],
+    block_groups: tuple[str, ...],
     *,
     minimum_size: int = 32,
 ) -> Backbone:
     """Return the row of a network whose weights file has the usual name."""
     file = f"{stem}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    return Backbone(application, file, digest, convention, minimum_size, stages)
+    return Backbone(application, file, digest, convention, minimum_size, block_groups)
 
 
 def _mobilenet_v3(size: str, digest: str, blocks: int) -> Backbone:
-    stages = ("conv", "expanded_conv", *(f"expanded_conv_{block}" for block in range(1, blocks)), "conv_1")
+    block_groups = ("conv", "expanded_conv", *(f"expanded_conv_{block}" for block in range(1, blocks)), "conv_1")
     file = f"weights_mobilenet_v3_{size.lower()}_224_1.0_float_no_top_v2.h5"
-    return Backbone(f"MobileNetV3{size}", file, digest, "tf", 32, stages, preprocessing="left out")
+    return Backbone(f"MobileNetV3{size}", file, digest, "tf", 32, block_groups, preprocessing="left out")
 
 
 def _nasnet(size: str, digest: str, repeats: int) -> Backbone:
-    """Return the row of a NASNet. Its stages are the joints of cells: from one on means all layers that follow that joint."""
+    """Return the row of a NASNet. Its block groups are the joints of cells: from one on means all layers that follow that joint."""
     # There are three times as many normal cells as repeats. The first reduction takes one of their numbers.
     joints = tuple(f"normal_concat_{cell}" for cell in range(3 * repeats + 1) if cell != repeats)
-    stages = ("reduction_concat_stem_1", "reduction_concat_stem_2", *joints)
-    return Backbone(f"NASNet{size}", f"nasnet_{size.lower()}_no_top.h5", digest, "tf", 32, stages)
+    block_groups = ("reduction_concat_stem_1", "reduction_concat_stem_2", *joints)
+    return Backbone(f"NASNet{size}", f"nasnet_{size.lower()}_no_top.h5", digest, "tf", 32, block_groups)
 
 
 def _efficientnet(variant: int, digest: str) -> Backbone:
-    stages = ("stem", *(f"block{block}" for block in range(1, 8)), "top")
+    block_groups = ("stem", *(f"block{block}" for block in range(1, 8)), "top")
     file = f"efficientnetb{variant}_notop.h5"
-    return Backbone(f"EfficientNetB{variant}", file, digest, "torch", 32, stages, preprocessing="cut off")
+    return Backbone(f"EfficientNetB{variant}", file, digest, "torch", 32, block_groups, preprocessing="cut off")
 
 
 def _efficientnet_v2(variant: str, digest: str, blocks: int) -> Backbone:
     convention: InputConvention = "torch" if variant.startswith("B") else "efficientnet_v2"
-    stages = ("stem", *(f"block{block}" for block in range(1, blocks + 1)), "top")
+    block_groups = ("stem", *(f"block{block}" for block in range(1, blocks + 1)), "top")
     file = f"efficientnetv2-{variant.lower()}_notop.h5"
-    return Backbone(f"EfficientNetV2{variant}", file, digest, convention, 32, stages, preprocessing="left out")
+    return Backbone(f"EfficientNetV2{variant}", file, digest, convention, 32, block_groups, preprocessing="left out")
 
 
 def _convnext(size: str, digest: str) -> Backbone:
-    stages = (
+    block_groups = (
         "stem",
         "stage_0",
         *(f"{kind}_{n + more}" for n in range(3) for kind, more in (("downsampling_block", 0), ("stage", 1))),
     )
     prefix = f"convnext_{size.lower()}_"
     file = f"convnext_{size.lower()}_notop.h5"
-    return Backbone(f"ConvNeXt{size}", file, digest, "torch", 32, stages, prefix, "left out")
+    return Backbone(f"ConvNeXt{size}", file, digest, "torch", 32, block_groups, prefix, "left out")
 
 
 BACKBONES: dict[str, Backbone] = {

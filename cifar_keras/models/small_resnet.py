@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 
-# Channels of ResNet-20's stages conv2, conv3 and conv4.
+# Channels of ResNet-20's block groups conv2, conv3 and conv4.
 WIDTHS = (16, 32, 64)
-# Blocks in each of its stages.
+# Blocks in each of its block groups.
 BLOCKS = 3
 
 
@@ -14,7 +14,7 @@ def build_resnet9(input_shape: tuple[int, int, int], *, name: str) -> keras.Mode
     """Return ResNet-9, a network of few wide layers that learns in few epochs: Page's for CIFAR-10 at half width, without classifier.
 
     The original is in "How to Train Your ResNet 4: Architecture" (myrtle.ai, 2018). It has eight convolutions, maximum pooling where
-    the width grows, and a residual block in its second and in its last stage. At the end this network takes means over positions,
+    the width grows, and a residual block in its second and in its last group. At the end this network takes means over positions,
     where the original takes maxima. It has 1.64 million weights.
 
     Args:
@@ -26,13 +26,13 @@ def build_resnet9(input_shape: tuple[int, int, int], *, name: str) -> keras.Mode
     """
     images = keras.Input(input_shape)
     features = _activated(images, 32, 1, "conv1")
-    for stage, width, residual in (("conv2", 64, True), ("conv3", 128, False), ("conv4", 256, True)):
-        features = _activated(features, width, 1, stage)
-        features = keras.layers.MaxPooling2D(name=f"{stage}_pool")(features)
+    for group, width, residual in (("conv2", 64, True), ("conv3", 128, False), ("conv4", 256, True)):
+        features = _activated(features, width, 1, group)
+        features = keras.layers.MaxPooling2D(name=f"{group}_pool")(features)
         if residual:
-            block = _activated(features, width, 1, f"{stage}_block1_1")
-            block = _activated(block, width, 1, f"{stage}_block1_2")
-            features = keras.layers.Add(name=f"{stage}_block1_out")([features, block])
+            block = _activated(features, width, 1, f"{group}_block1_1")
+            block = _activated(block, width, 1, f"{group}_block1_2")
+            features = keras.layers.Add(name=f"{group}_block1_out")([features, block])
     pooled = keras.layers.GlobalAveragePooling2D(name="avg_pool")(features)
     return keras.Model(images, pooled, name=name)
 
@@ -51,10 +51,10 @@ def build_resnet20(input_shape: tuple[int, int, int], *, name: str) -> keras.Mod
     """
     images = keras.Input(input_shape)
     features = _activated(images, WIDTHS[0], 1, "conv1")
-    for stage, width in enumerate(WIDTHS, start=2):
+    for group, width in enumerate(WIDTHS, start=2):
         for block in range(1, BLOCKS + 1):
-            stride = 2 if block == 1 and stage > 2 else 1
-            features = _block(features, width, stride, f"conv{stage}_block{block}")
+            stride = 2 if block == 1 and group > 2 else 1
+            features = _block(features, width, stride, f"conv{group}_block{block}")
     pooled = keras.layers.GlobalAveragePooling2D(name="avg_pool")(features)
     return keras.Model(images, pooled, name=name)
 

@@ -207,9 +207,9 @@ def keras_layer_name(old_name: str) -> str:
     if old_name in fixed:
         return fixed[old_name]
     place, branch = old_name.split("_branch")
-    kind, stage, block = ("conv", place[3], place[4]) if place.startswith("res") else ("bn", place[2], place[3])
+    kind, group, block = ("conv", place[3], place[4]) if place.startswith("res") else ("bn", place[2], place[3])
     position = "0" if branch == "1" else str("abc".index(branch[1]) + 1)
-    return f"conv{stage}_block{ord(block) - ord('a') + 1}_{position}_{kind}"
+    return f"conv{group}_block{ord(block) - ord('a') + 1}_{position}_{kind}"
 
 
 def assign_tensors(backbone: keras.Model, tensors: Tensors) -> None:
