@@ -12,7 +12,6 @@ JPEG, PNG, BMP, GIF and WebP files become RGB with 8 bits:
 
 import contextlib
 import io
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,9 +70,7 @@ def decode(content: bytes) -> NDArray[np.uint8]:
 @contextlib.contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
     try:
-        with warnings.catch_warnings():
-            # Of the size, which is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _without_pillows_limit():
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         with image:
             if image.width * image.height > PIXELS_LIMIT:
@@ -83,11 +80,19 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise PictureError("it is not a JPEG, PNG, BMP, GIF or WebP file") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"it has more than {PIXELS_LIMIT:,} pixels") from error
     # On damaged data Pillow may raise almost anything.
     except Exception as error:
         raise PictureError(f"it is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Let Pillow open a picture of any size. Its own limit warns, or raises an error without the sides of the picture."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation_of(image: Image.Image) -> int:
