@@ -279,34 +279,33 @@ def _define_flag(leaf: config_lib.Setting, values: flags.FlagValues) -> None:
             flags.ArgumentSerializer(),
             leaf.flag,
             str(leaf.field.default),
-            _help_of(leaf),
+            help_of(leaf),
             boolean=True,
         )
         flags.DEFINE_flag(flag, values, module_name=leaf.section)
         return
     define = _DEFINERS.get(leaf.type, flags.DEFINE_string)
     default = str(leaf.field.default) if issubclass(leaf.type, enum.StrEnum) else leaf.field.default
-    define(leaf.flag, default, _help_of(leaf), flag_values=values, module_name=leaf.section or "run")
+    define(leaf.flag, default, help_of(leaf), flag_values=values, module_name=leaf.section or "run")
 
 
 def _help_of_command(values: flags.FlagValues, command: str) -> str:
     """Return what `--help` prints: of `train` and `prepare` the settings of `FIRST`, then all others by topic."""
-    names = list(values)
     if command in ("train", "prepare"):
         sections = {leaf.flag: leaf.section for leaf in config_lib.settings_of()}
         topics = {"Most runs change these": list(FIRST)}
-        for name in names:
+        for name in values:
             if name not in FIRST:
-                topics.setdefault(_topic(sections.get(name, "")), []).append(name)
+                topics.setdefault(topic_of(sections.get(name, "")), []).append(name)
     else:
-        topics = {"Flags": names}
+        topics = {"Flags": list(values)}
     lines = [f"usage: cifar-keras {command} [--flag=value ...]{BEHIND_THE_FLAGS.get(command, '')}"]
     for topic, members in topics.items():
         lines += ["", f"{topic}:", *(paragraph for name in members for paragraph in _help_of_flag(values[name]))]
     return "\n".join(lines)
 
 
-def _topic(section: str) -> str:
+def topic_of(section: str) -> str:
     """Return what a part of the config is about: the first line of its documentation."""
     part = typing.get_type_hints(config_lib.RunConfig)[section] if section else None
     return "The run as a whole" if part is None else str(part.__doc__).splitlines()[0].rstrip(".")
@@ -332,7 +331,8 @@ def _help_of_flag(flag: flags.Flag) -> list[str]:
     ]
 
 
-def _help_of(leaf: config_lib.Setting) -> str:
+def help_of(leaf: config_lib.Setting) -> str:
+    """Return what a setting means, and the values that it may have."""
     bounds = leaf.field.metadata
     choices = tuple(leaf.type) if issubclass(leaf.type, enum.StrEnum) else bounds["choices"]
     limits = [f"{name} {bounds[name]}" for name in ("minimum", "above", "maximum", "below") if bounds[name] is not None]

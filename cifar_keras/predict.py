@@ -7,7 +7,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,13 @@ LONGEST_NAME = 40
 # Formats that the SavedModel's `serve_bytes` decodes, to the same pixels as `decoding`.
 SERVED_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 
-# Files, each with its content, or with the reason why it is no image.
-FileBatch = list[tuple[Path, bytes | UserError]]
+
+class PictureFile(NamedTuple):
+    """A file, and what its beginning says."""
+
+    path: Path
+    content: bytes | UserError  # the error about a file that is not a picture
+    as_stored: bool = False  # `serve_bytes` takes the file as it is
 
 
 def main(argv: Sequence[str]) -> None:
@@ -98,55 +103,47 @@ def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[
             together; or one larger file.
     """
     for batch in _batches(files):
-        yield from zip((path for path, _ in batch), _classify(model, batch), strict=True)
+        yield from zip((file.path for file in batch), _classify(model, batch), strict=True)
 
 
-def _batches(files: Sequence[Path]) -> Iterator[FileBatch]:
-    batch: FileBatch = []
+def _batches(files: Sequence[Path]) -> Iterator[list[PictureFile]]:
+    batch: list[PictureFile] = []
     filled = 0
     for path in files:
-        content: bytes | UserError
         try:
             content = read_file(path)
-            weight = len(content) + header_of(path, content).pixels
+            header = header_of(path, content)
+            weight = len(content) + header.pixels
+            file = PictureFile(path, content, header.format in SERVED_FORMATS and header.upright)
         except UserError as error:
-            content, weight = error, 0
+            file, weight = PictureFile(path, error), 0
         if batch and (len(batch) == BATCH_SIZE or filled + weight > BATCH_PIXELS):
             yield batch
             batch, filled = [], 0
-        batch.append((path, content))
+        batch.append(file)
         filled += weight
     if batch:
         yield batch
 
 
-def _classify(model: Any, batch: FileBatch) -> list[NDArray[np.float32] | UserError]:
+def _classify(model: Any, batch: Sequence[PictureFile]) -> list[NDArray[np.float32] | UserError]:
     """Return for each file of a batch its probabilities, float32 `[classes]`, or the error about it."""
     import tensorflow as tf
 
     found: dict[int, NDArray[np.float32] | UserError] = {}
-    as_stored = {
-        place: content
-        for place, (path, content) in enumerate(batch)
-        if not isinstance(content, UserError) and _is_served_as_stored(path, content)
-    }
+    as_stored = {place: file.content for place, file in enumerate(batch) if file.as_stored}
     if as_stored:
         # If one file cannot be decoded, each is tried alone below.
         with contextlib.suppress(tf.errors.InvalidArgumentError):
             served = model.serve_bytes(tf.constant(list(as_stored.values())))["probabilities"].numpy()
             found = dict(zip(as_stored, served, strict=True))
-    for place, (path, content) in enumerate(batch):
+    for place, file in enumerate(batch):
         if place not in found:
             try:
-                found[place] = model.serve(decode(path, content)[None])["probabilities"].numpy()[0]
+                found[place] = model.serve(decode(file.path, file.content)[None])["probabilities"].numpy()[0]
             except UserError as error:
                 found[place] = error
     return [found[place] for place in range(len(batch))]
-
-
-def _is_served_as_stored(path: Path, content: bytes) -> bool:
-    header = header_of(path, content)
-    return header.format in SERVED_FORMATS and header.upright
 
 
 def decode(path: Path, content: bytes | UserError) -> NDArray[np.uint8]:

@@ -16,23 +16,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cifar_keras.config import RunConfig, to_values
+from cifar_keras import flags
+from cifar_keras.config import RunConfig, settings_of, to_values
 from cifar_keras.reporting.report import short_commit
 from cifar_keras.reporting.tables import exports_table, robustness_table, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 CONCLUSIONS = ROOT / "experiments" / "lab_book" / "conclusions.json"
-PAGES = ("README.md", "docs/*.md", "experiments/README.md", "experiments/lab_book/*.md")
+PAGES = ("README.md", "docs/*.md", "experiments/**/*.md")
 
 # A run that was measured, and whose result was not kept (lab book, "Wall time on three processors").
 INTEL_QUICKSTART = [
-    *(
-        "Intel Xeon (Sapphire Rapids), `avx512_bf16`, AMX hidden",
-        "float32",
-        "12.3",
-        "92.33 %, one run at `83b9307`, not kept",
-    ),
+    "Intel Xeon (Sapphire Rapids), `avx512_bf16`, AMX hidden",
+    "float32",
+    "12.3",
+    "92.33 %, one run at `83b9307`, not kept",
 ]
 
 BENCHMARK_COLUMNS = {
@@ -102,6 +101,17 @@ def wall_times_table(recipes: dict[str, list[Result]]) -> str:
         lines.append([_processors(results), dtypes, f"{_minutes(results):.1f}", f"{percent}, n={len(results)}"])
     lines.insert(3, INTEL_QUICKSTART)
     return _markdown(lines)
+
+
+def settings_tables() -> str:
+    """Return a table of the settings for each part of the config: flag, default, and meaning with bounds."""
+    parts: dict[str, list[list[str]]] = {}
+    for leaf in settings_of():
+        default = to_values(RunConfig())[leaf.flag]
+        row = [f"`--{leaf.flag}`", "" if default == "" else f"`{default}`", flags.help_of(leaf)]
+        parts.setdefault(flags.topic_of(leaf.section), []).append(row)
+    header = [["flag", "default", "meaning, and what it may be"], ["---"] * 3]
+    return "\n\n".join(f"## {topic}\n\n{_markdown(header + rows)}" for topic, rows in parts.items())
 
 
 def results_table(recipes: dict[str, list[Result]]) -> str:
@@ -201,8 +211,9 @@ def profile_table(profile: Result) -> str:
 
 def smaller_models_table(smaller: Result) -> str:
     """Return the table of smaller models: how good, how large and how fast each is."""
-    header = "| run | format | network | zeros | test accuracy | MB | deflated MB | images/s (low to high; at a time) | commit |"
-    lines = [header, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    header = ["run", "format", "network", "zeros", "test accuracy", "MB", "deflated MB"]
+    header += ["images/s (low to high; at a time)", "commit"]
+    lines = [header, ["---"] * len(header)]
     for row in smaller["rows"]:
         taught = ", with a teacher" if row["teacher"] else ""
         cells = [
@@ -216,8 +227,8 @@ def smaller_models_table(smaller: Result) -> str:
             f"{row['images_per_second']:,.0f} ({row['low']:,.0f} to {row['high']:,.0f}; {row['batch_size']})",
             _commit(row),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return _markdown(lines)
 
 
 def measured_on(content: Result) -> str:
@@ -261,11 +272,11 @@ def with_table(text: str, name: str, table: str) -> str:
 
 def photographs_table(content: Result) -> str:
     """Lay out how photographs are classified, in Markdown."""
-    rows = ["| system | images | accuracy |", "| --- | --- | --- |"]
+    lines = [["system", "images", "accuracy"], ["---"] * 3]
     for row in content["rows"]:
         low, high = (100 * end for end in row["interval"])
-        rows.append(f"| {row['system']} | {row['n']:,} | {100 * row['accuracy']:.2f} % ({low:.2f} to {high:.2f}) |")
-    return "\n".join(rows)
+        lines.append([row["system"], f"{row['n']:,}", f"{100 * row['accuracy']:.2f} % ({low:.2f} to {high:.2f})"])
+    return _markdown(lines)
 
 
 def make_tables() -> dict[str, str]:
@@ -276,6 +287,7 @@ def make_tables() -> dict[str, str]:
         "wall_times": wall_times_table(recipes),
         "results": results_table(recipes),
         "trials": trials_table(recipes),
+        "settings": settings_tables(),
     }
     for mark, source, table in (
         ("benchmarks", "benchmarks", benchmark_table),
@@ -297,9 +309,9 @@ def make_tables() -> dict[str, str]:
     return tables
 
 
-def filled_pages(root: Path, tables: dict[str, str]) -> dict[Path, str]:
+def filled_pages(tables: dict[str, str]) -> dict[Path, str]:
     """Return what each page that has marks should say."""
-    pages = [path for pattern in PAGES for path in sorted(root.glob(pattern))]
+    pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
     filled = {}
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -311,7 +323,7 @@ def filled_pages(root: Path, tables: dict[str, str]) -> dict[Path, str]:
 
 def main() -> None:
     """Write the tables, or check them."""
-    wanted = filled_pages(ROOT, make_tables())
+    wanted = filled_pages(make_tables())
     stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
     if "--check" not in sys.argv:
         for path in stale:

@@ -77,7 +77,7 @@ def test_what_is_in_memory_does_not_depend_on_the_number_of_files(tmp_path: Path
     photograph = save(tmp_path / "photograph.jpg", np.zeros((3000, 4000, 3), np.uint8))
     batches = list(predict._batches([small] * 70 + [photograph] * 5 + [small]))
     assert [len(batch) for batch in batches] == [32, 32, 6, 1, 1, 1, 1, 1, 1]
-    assert [path for batch in batches for path, _ in batch] == [small] * 70 + [photograph] * 5 + [small]
+    assert [file.path for batch in batches for file in batch] == [small] * 70 + [photograph] * 5 + [small]
 
 
 def test_lines_come_as_they_are_known(workdir: Path, tmp_path: Path) -> None:

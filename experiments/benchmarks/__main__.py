@@ -71,8 +71,8 @@ class Worker:
         self._process.communicate()
 
 
-def main() -> None:
-    """Measure all cases, print the rows, and write them."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="all by default")
     parser.add_argument("--works", nargs="+", help="works to measure, such as train_step; all by default")
@@ -80,7 +80,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5, help="trials of each system and case")
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long a trial takes")
     parser.add_argument("--output", type=Path, default=RESULT, help="the JSON file to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure all cases, print the rows, and write them."""
+    arguments = make_parser().parse_args()
     workers = [Worker(name) for name in arguments.systems]
     rows = []
     for candidates in cases(arguments.works, arguments.image_sizes):

@@ -15,8 +15,8 @@ from experiments.benchmarks.cases import Case
 RESULT = Path(__file__).parent.parent / "results" / "profile.json"
 
 
-def main() -> None:
-    """Profile our training step, print the fractions, and write them."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.profile", description=__doc__.split("\n")[0]
     )
@@ -25,7 +25,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long is measured")
     parser.add_argument("--output", type=Path, default=RESULT, help="the JSON file to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Profile our training step, print the fractions, and write them."""
+    arguments = make_parser().parse_args()
     rows = []
     for image_size in arguments.image_sizes:
         case = Case("train_step", image_size, arguments.batch_size)
