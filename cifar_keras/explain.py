@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
 
     published = load_published(run.config)
     dataset = make_splits(published, run.config.data.validation_share, run.config.seed)
+    workdir.check_same_images(run.path, dataset.digest())
     with workdir.claimed(run.path, "--model"):
         # The labels come first, so that too few images or missing weights are reported before anything takes long.
         suspects = explain_labels(run, published, arguments.train_images)
@@ -50,7 +51,6 @@ def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int)
     """
     import keras
 
-    from cifar_keras.data.types import LabelledImages
     from cifar_keras.evaluation.calibration import softmax
     from cifar_keras.evaluation.explanation import choose, features_of
     from cifar_keras.evaluation.galleries import most_confident_errors
@@ -61,7 +61,7 @@ def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int)
     features = features_of(classifier, run.config.data.global_batch_size)
     test, class_names = dataset.test, dataset.class_names
     chosen = choose(len(dataset.train.labels), train_images, run.config.seed)
-    train = LabelledImages(dataset.train.images[chosen], dataset.train.labels[chosen])
+    train = dataset.train.at(chosen)
     of_test, of_train = features(test.images, "test"), features(train.images, "train")
     write_map(of_test, test, run.logits.argmax(axis=1), class_names, run.path, seed=run.config.seed)
     probabilities = softmax(run.logits, run.result["calibration"]["temperature"])
@@ -98,7 +98,6 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
     Raises:
         UserError: too few images of a class are checked.
     """
-    from cifar_keras.data.types import LabelledImages
     from cifar_keras.evaluation.explanation import choose, features_of, find_suspects
     from cifar_keras.models.classifier import make_classifier
     from cifar_keras.reporting.explanation import write_suspects
@@ -108,7 +107,7 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
         print("no suspect labels: they need a run with --weights=imagenet")
         return None
     places = choose(len(published.train.labels), train_images, config.seed)
-    looked_at = LabelledImages(published.train.images[places], published.train.labels[places])
+    looked_at = published.train.at(places)
     began = make_classifier(
         config.model,
         len(class_names),
