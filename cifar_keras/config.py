@@ -182,6 +182,27 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SubsetConfig:
+    """Subset: which images and labels of the data set a run learns from."""
+
+    classes: str = setting("", "names of the classes that are kept in all splits, with commas between; empty: all")
+    examples_per_class: int = setting(
+        0, "images of each class that the train split keeps, drawn by the seed; 0: all", minimum=0
+    )
+    label_noise: float = setting(
+        0.0,
+        "fraction of the training labels that another class replaces, drawn by the seed; for studies. Validation and test stay as they are",
+        minimum=0,
+        below=1,
+    )
+    exclude: str = setting(
+        "",
+        "CSV file with the column name of training images to leave out, such as suspect_labels.csv of explain; an image whose column "
+        "new_label is not empty gets that label instead",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
     """Augmentation: random changes to training images at their own size, before any resize."""
 
@@ -444,6 +465,7 @@ class RunConfig:
         60.0, "seconds without progress after which a source of data or weights is given up", above=0, maximum=86400
     )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    subset: SubsetConfig = dataclasses.field(default_factory=SubsetConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
@@ -518,6 +540,7 @@ def from_values(values: dict[str, Any]) -> RunConfig:
     return RunConfig(
         **by_section[""],
         data=DataConfig(**by_section["data"]),
+        subset=SubsetConfig(**by_section["subset"]),
         augmentation=AugmentationConfig(**by_section["augmentation"]),
         model=ModelConfig(**by_section["model"]),
         distillation=DistillationConfig(**by_section["distillation"]),

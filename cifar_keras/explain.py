@@ -22,12 +22,11 @@ def main(argv: Sequence[str]) -> None:
     paths.check_has_model(run.path)
     check_found(run.path)
     environment.load_keras()
-    from cifar_keras.data.datasets import load_published
-    from cifar_keras.data.splits import make_splits
+    from cifar_keras.data.datasets import divide, load_published
     from cifar_keras.reporting import pages
 
     published = load_published(run.config)
-    dataset = make_splits(published, run.config.data.validation_share, run.config.seed)
+    dataset = divide(published, run.config)
     workdir.check_same_images(run.path, dataset.digest())
     with workdir.claimed(run.path, "--model"):
         # The labels come first, so that too few images or missing weights are reported before anything takes long.
@@ -117,7 +116,8 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
     )
     features = features_of(began, config.data.global_batch_size)
     found = find_suspects(features, looked_at, len(class_names), seed=config.seed)
-    return write_suspects(found, looked_at, places, class_names, run.path)
+    names = [published.names[place] for place in places]
+    return write_suspects(found, looked_at, names, places, class_names=class_names, path=run.path)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from cifar_keras.evaluation.explanation import choose
 from cifar_keras.models import classifier
 from cifar_keras.reporting import explanation
 
-DATASET = make_dataset(0)
+DATASET = make_dataset(0)._replace(names=tuple(f"train[{place}]" for place in range(400)))
 WRONG = np.arange(0, 400, 40)  # training images that are given the label of another class
 DATASET.train.labels[WRONG] = (DATASET.train.labels[WRONG] + 5) % 10
 SPLITS = make_splits(DATASET, 0.1, seed=0)
@@ -86,6 +86,7 @@ def test_suspects_are_listed_by_their_place_in_the_train_set(workdir: Path, foun
     assert len({int(row["index"]) for row in rows} & set(WRONG.tolist())) >= 7  # of ten
     for row in rows:
         assert row["label"] == CLASS_NAMES[DATASET.train.labels[int(row["index"])]] != row["likely"]
+        assert row["name"] == f"train[{row['index']}]"
     confidences = [float(row["probability_of_label"]) for row in rows]
     assert confidences == sorted(confidences)
     shown = found["suspects"]["shown"]

@@ -33,25 +33,41 @@ def load_published(config: RunConfig) -> PublishedDataset:
     Raises:
         UserError: the images are not available or cannot be used, or two classes have the same name.
     """
+    # NumPy, for which no command should wait.
+    from cifar_keras.data.subset import keep_classes
+
     published = DATASETS[dataset_of(config.data).kind].load(config)
     names = Counter(published.class_names)
     if repeated := [class_name for class_name, count in names.items() if count > 1]:
         raise UserError(
             f"--dataset={config.data.dataset} has classes of the same name. Received: {', '.join(repeated)}"
         )
-    return published
+    if not published.names:
+        published = published._replace(names=tuple(f"train[{place}]" for place in range(len(published.train.labels))))
+    return keep_classes(published, config.subset.classes)
 
 
 def load_dataset(config: RunConfig) -> Dataset:
-    """Return the three splits of a run: what `load_published` loads, divided by `make_splits`.
+    """Return the three splits of a run: what `load_published` loads, divided by `divide`.
 
     Raises:
-        UserError: as in `load_published` and `make_splits`.
+        UserError: as in `load_published` and `divide`.
+    """
+    return divide(load_published(config), config)
+
+
+def divide(published: PublishedDataset, config: RunConfig) -> Dataset:
+    """Return the three splits of a run: the images and labels that the config keeps, divided by `make_splits`.
+
+    Raises:
+        UserError: as in `make_splits`, `without_suspects` and `reduce_train`.
     """
     # This imports scikit-learn, for which no command should wait.
     from cifar_keras.data.splits import make_splits
+    from cifar_keras.data.subset import reduce_train, without_suspects
 
-    return make_splits(load_published(config), config.data.validation_share, config.seed)
+    kept = without_suspects(published, config.subset.exclude)
+    return reduce_train(make_splits(kept, config.data.validation_share, config.seed), config.subset, config.seed)
 
 
 def load_again(run: FinishedRun) -> Dataset:
@@ -99,6 +115,13 @@ def _load_cifar10(config: RunConfig) -> PublishedDataset:
     return prepare_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds)
 
 
+def _load_cifar100(config: RunConfig) -> PublishedDataset:
+    # This imports TensorFlow.
+    from cifar_keras.data import cifar100
+
+    return cifar100.load(config)
+
+
 def _load_synthetic(config: RunConfig) -> PublishedDataset:
     from cifar_keras.data import synthetic
 
@@ -123,9 +146,7 @@ def _load_tfds(config: RunConfig) -> PublishedDataset:
     from cifar_keras.data.pictures.dataset import load_pictures
     from cifar_keras.data.pictures.tfds_set import list_tfds
 
-    may_download = config.data.data_source is not DataSource.PREPARED
-    listing = list_tfds(dataset_of(config.data).place, config.data.data_dir, may_download=may_download)
-    return load_pictures(listing, config)
+    return load_pictures(list_tfds(dataset_of(config.data).place, config.data), config)
 
 
 def _is_place(settings: DataConfig) -> bool:
@@ -139,6 +160,14 @@ DATASETS = {
         "CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images.",
         _load_cifar10,
         lambda settings: layout.is_prepared(settings.data_dir),
+    ),
+    DatasetKind.CIFAR100: DatasetRow(
+        "CIFAR-100",
+        "uoft-cs/cifar100",
+        "CIFAR-100 (Krizhevsky, 2009): 32 x 32 colour images of 100 classes.",
+        _load_cifar100,
+        # Its reader finds out, and downloads nothing for a finished run.
+        lambda _settings: True,
     ),
     DatasetKind.FOLDER: DatasetRow(
         "the pictures of {place}",

@@ -28,19 +28,20 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
         >>> len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)
         (360, 40, 100)
     """
-    train, validation = in_content_order(dataset.train), dataset.validation
+    train, validation = dataset.train.at(content_order(dataset.train)), dataset.validation
     if validation is None:
         left, held_out = hold_out(train.labels, validation_share, seed, "validation_share")
         train, validation = train.at(left), train.at(held_out)
     else:
-        validation = in_content_order(validation)
+        validation = validation.at(content_order(validation))
     return Dataset(train, validation, dataset.test, dataset.class_names, dataset.skipped)
 
 
-def in_content_order(split: LabelledImages) -> LabelledImages:
-    """Return labelled images in the order of the SHA-256 digests of their pixels. Equal images come in the order of their labels."""
-    digests = digests_of(split.images).astype(np.uint8).view(">u8")
-    return split.at(np.lexsort([split.labels, *digests.T[::-1]]))
+def content_order(split: LabelledImages) -> NDArray[np.int64]:
+    """Return the places of labelled images in the order of the SHA-256 digests of their pixels; equal images by their labels."""
+    digests = digests_of(split.images).view(">u8")
+    order: NDArray[np.int64] = np.lexsort([split.labels, *digests.T[::-1]])
+    return order
 
 
 def hold_out(

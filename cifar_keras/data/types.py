@@ -107,6 +107,8 @@ class PublishedDataset(NamedTuple):
     test: LabelledImages
     class_names: tuple[str, ...]
     validation: LabelledImages | None = None  # None: it is taken from the train set
+    # Of the images of `train`: the path of a file in the data set, or `train[PLACE]` in the published order.
+    names: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
 

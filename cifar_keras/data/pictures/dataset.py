@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cifar_keras.config import BadImages, RunConfig, largest_image_size
 from cifar_keras.data.pictures.listing import Listing
 from cifar_keras.data.pictures.store import Entry, Size, Store, store
-from cifar_keras.data.splits import hold_out, in_content_order
+from cifar_keras.data.splits import content_order, hold_out
 from cifar_keras.data.types import LabelledImages, PublishedDataset, Skipped
 from cifar_keras.errors import UserError
 
@@ -35,33 +36,48 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     received = f"Received: --dataset={data.dataset}"
     keep_all = is_published or data.allow_duplicates
     _check_files(stored, data.bad_images, keep_all, received)
-    places = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
-    class_names = tuple(sorted({stored.entries[place].label for place in places}))
+    kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
+    class_names = tuple(sorted({stored.entries[place].label for place in kept}))
     if len(class_names) < 2:
         found = f"one class, {class_names[0]}" if class_names else "no pictures"
         raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
+    _tell(stored, kept, class_names)
+    labels = np.array([class_names.index(entry.label) for entry in stored.entries], np.int64)
 
-    def part(split: str) -> LabelledImages | None:
-        chosen = np.array([place for place in places if (stored.entries[place].split or "train") == split], np.int64)
-        labels = [class_names.index(stored.entries[place].label) for place in chosen]
-        return LabelledImages(stored.images.at(chosen), np.array(labels, np.int64)) if len(chosen) else None
+    def images(places: NDArray[np.int64]) -> LabelledImages:
+        return LabelledImages(stored.images.at(places), labels[places])
 
-    train, validation, test = part("train"), part("validation"), part("test")
-    if train is None:
-        raise UserError(f"--dataset has to have pictures for training. {received}")
-    _check_classes(train, 1 + (validation is None) + (test is None), class_names, received)
-    if test is None:
-        pool = in_content_order(train)
-        left, held_out = hold_out(pool.labels, data.test_share, config.seed, "test_share")
-        train, test = pool.at(left), pool.at(held_out)
-    skipped = tuple(stored.skipped)
+    train, validation, test = (_places_of(split, stored.entries, kept) for split in ("train", "validation", "test"))
+    needed = 1 + (len(validation) == 0) + (len(test) == 0)
+    _check_classes(labels[train], needed, class_names, received)
+    if len(test) == 0:
+        pool = train[content_order(images(train))]
+        left, held_out = hold_out(labels[pool], data.test_share, config.seed, "test_share")
+        train, test = pool[left], pool[held_out]
+    return PublishedDataset(
+        images(train),
+        images(test),
+        class_names,
+        validation=images(validation) if len(validation) else None,
+        names=tuple(stored.entries[place].name for place in train),
+        skipped=tuple(stored.skipped),
+    )
+
+
+def _tell(stored: Store, kept: Sequence[int], class_names: Sequence[str]) -> None:
+    """Print what the data set has."""
+    copies, skipped = len(stored.entries) - len(kept), len(stored.skipped)
     print(
-        f"pictures: {len(places):,} of {len(class_names)} classes, {' x '.join(map(str, stored.images.shape[1:3]))} px"
-        + (f"; {len(stored.entries) - len(places):,} copies left out" if len(places) < len(stored.entries) else "")
-        + (f"; {len(skipped):,} files skipped" if skipped else ""),
+        f"pictures: {len(kept):,} of {len(class_names)} classes, {' x '.join(map(str, stored.images.shape[1:3]))} px"
+        + (f"; {copies:,} copies left out" if copies else "")
+        + (f"; {skipped:,} files skipped" if skipped else ""),
         flush=True,
     )
-    return PublishedDataset(train, test, class_names, validation, skipped)
+
+
+def _places_of(split: str, entries: Sequence[Entry], kept: Sequence[int]) -> NDArray[np.int64]:
+    """Return the places of a split's entries. Of a data set that is not divided, all are for training."""
+    return np.array([place for place in kept if (entries[place].split or "train") == split], np.int64)
 
 
 def _different(entries: Sequence[Entry]) -> list[int]:
@@ -100,8 +116,8 @@ def _check_files(stored: Store, bad_images: BadImages, keep_all: bool, received:
         raise UserError(f"--dataset: {'; '.join(parts)}. {received}")
 
 
-def _check_classes(train: LabelledImages, needed: int, class_names: Sequence[str], received: str) -> None:
-    counts = np.bincount(train.labels, minlength=len(class_names))
+def _check_classes(labels: NDArray[np.int64], needed: int, class_names: Sequence[str], received: str) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
     if small := [f"{class_names[index]} ({counts[index]})" for index in np.flatnonzero(counts < needed).tolist()]:
         raise UserError(
             f"--dataset has to have at least {needed} pictures of each class for training, and for the splits that are taken from them; "

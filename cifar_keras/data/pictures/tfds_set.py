@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from cifar_keras.config import DataConfig, DataSource
 from cifar_keras.data.pictures.listing import SPLITS, Listing, Picture
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.files import paths
@@ -45,29 +46,28 @@ class TfdsPictures:
                 yield Picture(f"{split}[{number}]", label, SPLITS[split], functools.partial(bytes, example["image"]))
 
 
-def list_tfds(name: str, data_dir: str, *, may_download: bool) -> Listing:
+def list_tfds(name: str, data: DataConfig) -> Listing:
     """List the pictures of a TFDS data set that has `image` and `label`.
 
     Args:
         name: as TFDS knows the set: `NAME` or `NAME/CONFIG`, perhaps with `:VERSION`.
-        data_dir: TFDS folder.
-        may_download: whether TFDS may prepare a set that is missing.
+        data: the TFDS folder, and the source of the data. If it is PREPARED, a set that is missing is not downloaded.
 
     Raises:
         UserError: there is no such set, it is not prepared and cannot be, or it is not for classification.
     """
-    folder, received = paths.expand("data_dir", data_dir), f"Received: --dataset=tfds:{name}"
-    builder = _prepared(name, folder, may_download, received)
+    folder, received = paths.expand("data_dir", data.data_dir), f"Received: --dataset={data.dataset}"
+    builder = _prepared(name, folder, data.data_source is not DataSource.PREPARED, received)
     features = builder.info.features
     image, label = (features.get(key) for key in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
-            f"--dataset=tfds:NAME has to name a set with an image and a class label; its features are {', '.join(features)}. {received}"
+            f"--dataset has to name a set with an image and a class label; its features are {', '.join(features)}. {received}"
         )
     splits = [split for split in builder.info.splits if split in SPLITS]
     if not splits:
         raise UserError(
-            f"--dataset=tfds:NAME has to name a set with a train split; its splits are {', '.join(builder.info.splits)}. {received}"
+            f"--dataset has to name a set with a train split; its splits are {', '.join(builder.info.splits)}. {received}"
         )
     return Listing(TfdsPictures(builder, splits), [], _fingerprint(Path(builder.data_dir)))
 
@@ -87,7 +87,7 @@ def _prepared(name: str, folder: Path, may_download: bool, received: str) -> Any
     except Exception as error:
         reason = reason_of(error)
     raise UserError(
-        f"--dataset=tfds:NAME cannot be read: {reason}. TFDS lists its sets on https://www.tensorflow.org/datasets/catalog/overview. "
+        f"--dataset cannot be read: {reason}. TFDS lists its sets on https://www.tensorflow.org/datasets/catalog/overview. "
         f"{received}"
     )
 
