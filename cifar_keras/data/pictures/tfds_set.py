@@ -58,7 +58,7 @@ def list_tfds(name: str, data: DataConfig) -> Listing:
     """
     folder, received = paths.expand("data_dir", data.data_dir), f"Received: --dataset={data.dataset}"
     builder = _prepared(name, folder, data.data_source is not DataSource.PREPARED, received)
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     image, label = (features.get(key) for key in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
