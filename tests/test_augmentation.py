@@ -231,7 +231,8 @@ def test_the_parts_of_resized_crops_have_the_areas_ratios_and_places_of_the_pape
     else:
         # Of small areas every ratio fits; of a large one those that leave both sides within the image.
         widest = np.minimum(np.log(ratio), -np.log(np.minimum(area, 1)))
-        clear = widest > 0.1
+        clear = widest > 0.2
+        assert 0.96 < np.abs(logs / widest)[clear].max() < 1.03
         assert stats.kstest((logs / widest)[clear], stats.uniform(-1, 2).cdf).pvalue > 1e-4
         assert np.abs(stats.spearmanr(area[clear], (logs / widest)[clear]).statistic) < 4 / np.sqrt(clear.sum())
     for start, side in ((top, height), (left, width)):
