@@ -209,9 +209,24 @@ class AugmentationConfig:
     flip: bool = setting(True, "mirror half of the images")
     crop_padding: int = setting(
         4,
-        "pixels that are padded on each side by reflection, before a random crop to the old size; 0 is off",
+        "pixels that are padded on each side by reflection, before a random crop to the old size; less than the side of the images; "
+        "0 is off",
         minimum=0,
-        maximum=16,
+        maximum=2048,
+    )
+    resized_crop_scale: float = setting(
+        1.0,
+        "smallest area of the random part that is enlarged to the whole image, as a fraction of the image's; 0.08 is usual for ImageNet; "
+        "1 is off",
+        above=0,
+        maximum=1,
+    )
+    # As in torchvision, and in arXiv:1409.4842, section 6.
+    resized_crop_ratio: float = setting(
+        4 / 3,
+        "largest factor by which the aspect ratio of that part is above or below the image's; 1 keeps it",
+        minimum=1,
+        maximum=100,
     )
     rotation_degrees: float = setting(
         0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180

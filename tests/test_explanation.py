@@ -221,6 +221,7 @@ def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.C
         assert plain["loss"] == pytest.approx(result["calibration"]["test"]["loss"], rel=1e-5)
     printed, html = capsys.readouterr().out, (path / "report.html").read_text()
     assert "corruption: pixelate 5" in printed
+    assert "The corruptions are as strong as those of CIFAR-10-C." in printed
     assert f"{100 * content['means']['corruptions']['accuracy']:.2f}" in html
     assert (path / "corruptions.png").is_file()
     assert "under noise, blur" in (path / "model_card.md").read_text()

@@ -27,7 +27,9 @@ from cifar_keras.training.stopwatch import TIMED_BATCHES, measure_speed
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
 # One operation of each kind: our own, Keras's layers, the two of keras-cv.
-MANY = AugmentationConfig(flip=True, crop_padding=4, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
+MANY = AugmentationConfig(
+    flip=True, crop_padding=4, resized_crop_scale=0.5, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3
+)
 
 
 def examples_of(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:

@@ -71,7 +71,7 @@ def test_every_corruption_has_a_row_and_the_mean_is_theirs() -> None:
     ]
     accuracy = np.mean([row["accuracy"] for row in rows[1:]])
     assert mean["accuracy"] == pytest.approx(accuracy)
-    assert (mean["sets"], mean["n"]) == (40, 100)
+    assert (mean["sets"], mean["n"], mean["strengths"]) == (40, 100, "CIFAR-10-C")
     assert mean["interval"][0] < accuracy < mean["interval"][1]
     assert rows[0]["accuracy"] == (linear(TEST.images[:], "test").argmax(axis=1) == TEST.labels).mean()
 

@@ -14,7 +14,7 @@ from cifar_keras.config import CORRUPTION_SUITE, RunConfig, Views, other_sets_of
 from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.calibration import softmax
-from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, published_set
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.saved_model import serve_all
@@ -153,7 +153,7 @@ def with_corruptions(
 
     Returns:
         The rows, and `mean_accuracy` of the corrupted images. There is a row for the same images as they are, and one for each
-        corruption and severity.
+        corruption and severity. `strengths` of the mean names the published set whose strengths they have.
     """
     count = min(CORRUPTED_IMAGES, len(test.labels))
     chosen = np.sort(np.random.default_rng(seed).choice(len(test.labels), count, replace=False))
@@ -164,7 +164,7 @@ def with_corruptions(
         logits = predict(corrupt(images, name, severity, seed=seed), f"{name} {severity}")
         rows.append(row("corruption", f"{name} {severity}", logits, labels, class_names, seed=seed))
         right.append(logits.argmax(axis=1) == labels)
-    return rows, mean_accuracy(right, seed=seed)
+    return rows, mean_accuracy(right, seed=seed) | {"strengths": published_set(images)}
 
 
 def mean_accuracy(right: Sequence[NDArray[np.bool_]], *, seed: int) -> dict[str, Any]:
