@@ -41,11 +41,31 @@ def parse_config(argv: Sequence[str]) -> config_lib.RunConfig:
     Raises:
         UserError: an unknown or malformed flag, a flagfile that cannot be opened, or a config that cannot work.
     """
-    values = _flags_of("train")
+    return _config_of(_flags_of("prepare"), argv)
+
+
+def _config_of(values: flags.FlagValues, argv: Sequence[str]) -> config_lib.RunConfig:
     parse_arguments(values, argv)
     config = config_lib.from_values({leaf.flag: values[leaf.flag].value for leaf in config_lib.settings_of()})
     config_lib.validate(config)
     return config
+
+
+class TrainArguments(NamedTuple):
+    """What `cifar_keras.train` is told."""
+
+    config: config_lib.RunConfig
+    dry_run: bool  # check everything and say what the run would take
+
+
+def parse_train(argv: Sequence[str]) -> TrainArguments:
+    """Turn `[program, --flag=value, ...]` into what `train` is told.
+
+    Raises:
+        UserError: as in `parse_config`.
+    """
+    values = _flags_of("train")
+    return TrainArguments(_config_of(values, argv), values["dry_run"].value)
 
 
 class EvaluateArguments(NamedTuple):
@@ -203,6 +223,9 @@ def _flags_of(command: str) -> flags.FlagValues:
     if command in ("train", "prepare"):
         for leaf in config_lib.settings_of():
             _define_flag(leaf, values)
+        if command == "train":
+            help_text = "check everything, print what the run has and what it would take, and train nothing"
+            flags.DEFINE_bool("dry_run", False, help_text, flag_values=values)
         return values
     if command != "compare":
         flags.DEFINE_string("model", "", "workdir of a run", flag_values=values)

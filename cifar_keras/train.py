@@ -8,12 +8,17 @@ from cifar_keras.files import environment, workdir
 
 def main(argv: Sequence[str]) -> None:
     """Train, evaluate, export and report as the flags say."""
-    config = flags.parse_config(argv)
+    config, dry_run = flags.parse_train(argv)
     workdir.check_workdir(config.workdir, config.checkpoint.resume)
     environment.load_keras()
-    from cifar_keras import run  # TensorFlow reads the variables when it is imported
+    # TensorFlow reads the variables when it is imported.
+    from cifar_keras import run
+    from cifar_keras.training.rehearsal import rehearse
 
-    run.run(config)
+    if dry_run:
+        print(rehearse(config))
+    else:
+        run.run(config)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def test_bash_completes_commands_flags_and_values() -> None:
     assert completed("cifar-keras", "train", "--") == {
         "--help",
         "--flagfile=",
+        "--dry_run=",
         *(f"--{leaf.flag}=" for leaf in settings_of()),
     }
     assert completed("cifar-keras", "train", "--backbone", "=") == BACKBONES.keys()

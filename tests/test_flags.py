@@ -62,7 +62,7 @@ def help_text() -> dict[str, tuple[str, str]]:
 
 
 def test_there_is_one_flag_for_each_setting(help_text: dict[str, tuple[str, str]]) -> None:
-    assert sorted(help_text) == sorted([*ALWAYS, *(leaf.flag for leaf in SETTINGS)])
+    assert sorted(help_text) == sorted([*ALWAYS, "dry_run", *(leaf.flag for leaf in SETTINGS)])
 
 
 @pytest.mark.parametrize("leaf", SETTINGS, ids=lambda leaf: leaf.flag)

@@ -71,7 +71,9 @@ class Phase(NamedTuple):
 
 
 def stage_in_words(phase: Phase, left: StageLeft) -> str:
-    """Return a line that describes one stage of a phase with several stages."""
+    """Return a line that describes one stage of a phase."""
+    if len(phase.stages) == 1:
+        return f"{phase.name} phase"
     learns = f"{left.stage.learns_from} and what follows it learn" if left.stage.learns_from else "all layers learn"
     return f"{phase.name} phase, stage {left.number + 1} of {len(phase.stages)}: {left.stage.image_size} px, {learns}"
 

@@ -30,21 +30,33 @@ class Task(NamedTuple):
 
 def make_task(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) -> Task:
     """Freeze the layers that do not learn in a stage of a phase, and return the task that the stage trains."""
-    classifier, dtype, size = setup.classifier, setup.compute_dtype, stage.image_size
+    parts = freeze(config, setup, phase, stage)
+    with setup.strategy.scope():
+        return _from_features(config, setup, phase, parts) if parts else from_images(config, setup, stage)
+
+
+def freeze(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) -> Partition | None:
+    """Freeze the layers that do not learn in a stage. Return the two parts of the classifier if it trains on cached features."""
     set_trainable(
-        classifier,
+        setup.classifier,
         stage.learns_from,
         train_batch_norm=phase.train_batch_norm,
         synchronize=setup.strategy.num_replicas_in_sync > 1,
     )
+    if not phase.config.cached_features:
+        return None
     with setup.strategy.scope():
-        parts = partition(classifier, compute_dtype=dtype, image_size=size) if phase.config.cached_features else None
-        if parts and caching_pays(config, setup, phase, stage, parts):
-            return _from_features(config, setup, phase, parts)
-        twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(size, size, 3))
-        teacher = setup.teacher
-        ask = teacher.ask(dtype) if teacher is not None and teacher.is_asked_in_steps else None
-        model = _learner(config, setup, assemble(classifier, twin), ask)
+        parts = partition(setup.classifier, compute_dtype=setup.compute_dtype, image_size=stage.image_size)
+        return parts if parts and caching_pays(config, setup, phase, stage, parts) else None
+
+
+def from_images(config: RunConfig, setup: RunSetup, stage: Stage) -> Task:
+    """Return the task that trains the whole classifier on images, with the layers frozen as they are. Call it in the strategy's scope."""
+    classifier, dtype, size = setup.classifier, setup.compute_dtype, stage.image_size
+    twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(size, size, 3))
+    teacher = setup.teacher
+    ask = teacher.ask(dtype) if teacher is not None and teacher.is_asked_in_steps else None
+    model = _learner(config, setup, assemble(classifier, twin), ask)
     return Task(model, setup.train, setup.validation, make_augmentation(config.augmentation), False)
 
 
