@@ -10,6 +10,7 @@ from cifar_keras.errors import UserError
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+CLASS_WEIGHTS = "class_weights.json"
 RESULT = "result.json"
 MODEL = "model.keras"
 SAVED_MODEL = "saved_model"
