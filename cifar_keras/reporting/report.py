@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.config import ChooseBy
 from cifar_keras.data.datasets import row_of
 from cifar_keras.evaluation.calibration import BINS, reliability, softmax
 from cifar_keras.evaluation.galleries import (
@@ -17,6 +18,7 @@ from cifar_keras.evaluation.galleries import (
     names_of,
     spread_over_confidence,
 )
+from cifar_keras.evaluation.metrics import RATES, is_imbalanced
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.reporting import markdown
 from cifar_keras.reporting.figures import DRAWN_CLASSES, image_png
@@ -75,6 +77,9 @@ def report_html(content: Content) -> str:
         explanation=content.explanation,
         dataset=row_of(content.result["config"]),
         per_class=lowest_f1(content.result["test"]["per_class"], LISTED_CLASSES),
+        imbalanced=_is_imbalanced(content),
+        rates=RATES,
+        choose_by=_other_choice(content),
         confused=[content.class_names[index] for index in confused],
         confusions=counts[np.ix_(confused, confused)].tolist(),
     )
@@ -91,8 +96,21 @@ def model_card(content: Content) -> str:
         image_sides=content.images.shape[1:3],
         dataset=row_of(content.result["config"]),
         per_class=lowest_f1(content.result["test"]["per_class"], LISTED_CLASSES_OF_A_CARD),
+        imbalanced=_is_imbalanced(content),
+        rates=RATES,
+        choose_by=_other_choice(content),
         named=content.class_names[:NAMED_CLASSES],
     )
+
+
+def _is_imbalanced(content: Content) -> bool:
+    return is_imbalanced(values["support"] for values in content.result["test"]["per_class"].values())
+
+
+def _other_choice(content: Content) -> str:
+    """Return the metric that chose the best epoch if it was not the accuracy, and "" if it was, as in older runs."""
+    chosen = content.result["config"].get("choose_by", str(ChooseBy.ACCURACY))
+    return "" if chosen == ChooseBy.ACCURACY else str(chosen)
 
 
 def short_commit(commit: str) -> str:

@@ -14,6 +14,7 @@ from cifar_keras.files import paths, writing
 # float32 holds the loss of such a weight, and its gradient: a larger one is a mistake.
 LARGEST = 1_000_000
 NAMED_CLASSES = 5  # at most, in a message
+LONGEST = 40  # characters of a weight that is none, in a message
 
 
 def check_class_weights(value: str) -> None:
@@ -118,7 +119,8 @@ def _read(value: str) -> dict[str, float]:
         # A bool is an int.
         if type(weight) not in (int, float) or not 0 <= weight <= LARGEST:
             raise UserError(
-                f"--class_weights has to give each class a number from 0 to {LARGEST:,}. Received: {weight!r} for {name!r} in {path}"
+                f"--class_weights has to give each class a number from 0 to {LARGEST:,}. "
+                f"Received: {repr(weight)[:LONGEST]} for {name!r} in {path}"
             )
     return content
 
