@@ -22,7 +22,7 @@ from cifar_keras.evaluation.metrics import RATES, is_imbalanced
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.reporting import markdown
 from cifar_keras.reporting.figures import DRAWN_CLASSES, image_png
-from cifar_keras.reporting.tables import lowest_f1
+from cifar_keras.reporting.tables import in_words, lowest_f1
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
 PROBABLE = 5  # classes that an image lists
@@ -137,6 +137,7 @@ def _template(name: str) -> jinja2.Template:
     environment.filters["percent"] = lambda fraction, digits=2: f"{100 * fraction:.{digits}f}{space}%"
     environment.filters["short_commit"] = short_commit
     environment.filters["text"], environment.filters["code"] = markdown.text, markdown.code
+    environment.filters["words"] = in_words
     environment.filters["thousands"] = lambda count: f"{count:,}"
     return environment.get_template(name)
 

@@ -128,7 +128,13 @@ def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Difference]]]) -> 
     Args:
         pairs: the names of two runs, and what `paired_differences` returned for them: the same metrics for each pair.
     """
-    rows = [("first", "second", *(f"{name.replace('_', ' ')} of second - first" for name in pairs[0][2]))]
+    rows = [
+        (
+            "first",
+            "second",
+            *(f"{in_words(name)} of second - first" for name in pairs[0][2]),
+        )
+    ]
     for first, second, found in pairs:
         cells = (
             f"{100 * each.value:+.2f} ({100 * each.interval.low:+.2f} to {100 * each.interval.high:+.2f})"
@@ -182,6 +188,16 @@ def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
         for name, export in exports.items()
     ]
     return _aligned(cells, names=1)
+
+
+def in_words(metric: str) -> str:
+    """Return the key of a metric as a page says it.
+
+    Examples:
+        >>> in_words("balanced_accuracy"), in_words("macro_f1")
+        ('balanced accuracy', 'macro F1')
+    """
+    return metric.replace("_", " ").replace("f1", "F1")
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
