@@ -43,8 +43,8 @@ def make_class_weights(value: str, labels: NDArray[np.int64], class_names: Seque
         UserError: as in `check_class_weights`; or the file does not name each class, or weighs none of the images.
 
     Examples:
-        >>> make_class_weights("auto", np.array([0, 0, 0, 1]), ["rest", "eight"]).round(3).tolist()
-        [0.667, 2.0]
+        >>> make_class_weights("auto", np.array([0, 0, 0, 0, 1]), ["rest", "eight"]).tolist()
+        [0.625, 2.5]
     """
     if value == NO_WEIGHTS:
         return None
