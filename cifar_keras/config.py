@@ -14,11 +14,34 @@ from cifar_keras.errors import UserError
 from cifar_keras.models.backbones import BACKBONES
 
 
-class DatasetName(enum.StrEnum):
-    """The data sets. Each has a row in `data.datasets`."""
+class DatasetKind(enum.StrEnum):
+    """The kinds of data sets. Each has a row in `data.datasets`."""
 
     CIFAR10 = "cifar10"
+    CIFAR100 = "cifar100"
+    FOLDER = "folder"
+    CSV = "csv"
+    TFDS = "tfds"
     SYNTHETIC = "synthetic"
+
+
+# After these kinds follows a colon, and what it names: a folder, a file or a TFDS set.
+WITH_A_PLACE = {DatasetKind.FOLDER: "DIR", DatasetKind.CSV: "FILE", DatasetKind.TFDS: "NAME"}
+DATASETS_IN_WORDS = ", ".join(f"{kind}:{WITH_A_PLACE[kind]}" if kind in WITH_A_PLACE else kind for kind in DatasetKind)
+
+
+class DatasetAddress(NamedTuple):
+    """What `--dataset` names."""
+
+    kind: DatasetKind
+    place: str  # "" if the kind says all
+
+
+class BadImages(enum.StrEnum):
+    """What happens if files of a data set cannot be used: the run is refused, or leaves them out."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
 
 
 class DataSource(enum.StrEnum):
@@ -118,7 +141,11 @@ def setting(
 class DataConfig:
     """Images, their splits and batches."""
 
-    dataset: DatasetName = setting(DatasetName.CIFAR10, "data set; synthetic is a small one that the program draws")
+    dataset: str = setting(
+        "cifar10",
+        f"data set: {DATASETS_IN_WORDS}. folder is DIR/CLASS/* or DIR/{{train,val,test}}/CLASS/*; csv has the columns file_name, label and "
+        "perhaps split; tfds is a set of TFDS with image and label, as NAME or NAME/CONFIG; synthetic is a small set that is drawn",
+    )
     data_source: DataSource = setting(
         DataSource.AUTO,
         "source of CIFAR-10; auto tries prepared, archive, npm and tfds in this order; synthetic is the same as --dataset=synthetic",
@@ -132,9 +159,56 @@ class DataConfig:
         "official cifar-10-binary.tar.gz or cifar-10-python.tar.gz; empty: either one in DATA_DIR or DATA_DIR/downloads/manual",
     )
     validation_share: float = setting(
-        0.1, "fraction of the train set that is held out as the validation split, stratified by class", above=0, below=1
+        0.1,
+        "fraction of the train set that is held out as the validation split, stratified by class, if the data set has none",
+        above=0,
+        below=1,
     )
+    test_share: float = setting(
+        0.2,
+        "fraction of the train set that is held out as the test split, stratified by class, if the data set has none; it is taken before "
+        "the validation split",
+        above=0,
+        below=1,
+    )
+    stored_size: int = setting(
+        0,
+        "side in pixels in which the pictures of a folder, csv or tfds set are stored: the central square, resized. 0: the size that they "
+        "have if it is the same for all, otherwise the largest image size of the run",
+        minimum=0,
+        maximum=2048,
+    )
+    bad_images: BadImages = setting(
+        BadImages.REFUSE,
+        "what happens if files of the set are broken, empty, too large or wrongly named. refuse: the run ends and names them. skip: it "
+        "leaves them out and lists them in skipped_images.csv",
+    )
+    allow_duplicates: bool = setting(
+        False, "train although a picture lies in two splits or has two labels; pictures with equal pixels are all kept"
+    )
+    cache_dir: str = setting("~/.cache/cifar_keras", "folder for decoded pictures, so that they are decoded only once")
     global_batch_size: int = setting(64, "images per step, over all devices together", minimum=1, maximum=65536)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetConfig:
+    """Subset: which images and labels of the data set a run learns from."""
+
+    classes: str = setting("", "names of the classes that are kept in all splits, with commas between; empty: all")
+    examples_per_class: int = setting(
+        0, "images of each class that the train split keeps, drawn by the seed; 0: all", minimum=0
+    )
+    label_noise: float = setting(
+        0.0,
+        "fraction of the training labels that another class replaces, drawn by the seed; for studies. Validation and test stay as they are",
+        minimum=0,
+        below=1,
+    )
+    exclude: str = setting(
+        "",
+        "CSV file with the column name of training images to leave out, such as suspect_labels.csv of explain; an image whose column "
+        "new_label is not empty gets that label instead",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +218,24 @@ class AugmentationConfig:
     flip: bool = setting(True, "mirror half of the images")
     crop_padding: int = setting(
         4,
-        "pixels that are padded on each side by reflection, before a random crop to the old size; 0 is off",
+        "pixels that are padded on each side by reflection, before a random crop to the old size; less than the side of the images; "
+        "0 is off",
         minimum=0,
-        maximum=16,
+        maximum=2048,
+    )
+    resized_crop_scale: float = setting(
+        1.0,
+        "smallest area of the random part that is enlarged to the whole image, as a fraction of the image's; 0.08 is usual for ImageNet; "
+        "1 is off",
+        above=0,
+        maximum=1,
+    )
+    # As in torchvision, and in arXiv:1409.4842, section 6.
+    resized_crop_ratio: float = setting(
+        4 / 3,
+        "largest factor by which the aspect ratio of that part is above or below the image's; 1 keeps it",
+        minimum=1,
+        maximum=100,
     )
     rotation_degrees: float = setting(
         0.0, "largest rotation to either side, in degrees; 0 is off", minimum=0, maximum=180
@@ -422,6 +511,7 @@ class RunConfig:
         60.0, "seconds without progress after which a source of data or weights is given up", above=0, maximum=86400
     )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    subset: SubsetConfig = dataclasses.field(default_factory=SubsetConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
@@ -437,7 +527,7 @@ MOST_IN_A_LIST = 100_000
 
 # A resumed run may change these: where files lie, robustness, and how the run survives.
 FREE_WHEN_RESUMED = (
-    *("workdir", "data_dir", "archive", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
+    *("workdir", "data_dir", "archive", "cache_dir", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
     *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),
 )
 
@@ -497,6 +587,7 @@ def from_values(values: dict[str, Any]) -> RunConfig:
     return RunConfig(
         **by_section[""],
         data=DataConfig(**by_section["data"]),
+        subset=SubsetConfig(**by_section["subset"]),
         augmentation=AugmentationConfig(**by_section["augmentation"]),
         model=ModelConfig(**by_section["model"]),
         distillation=DistillationConfig(**by_section["distillation"]),
@@ -514,9 +605,28 @@ def to_values(config: RunConfig) -> dict[str, Any]:
     return {leaf.flag: _plain(value_of(config, leaf)) for leaf in settings_of()}
 
 
-def dataset_of(settings: DataConfig) -> DatasetName:
-    """Return the data set of the settings: `--dataset`, or synthetic by `--data_source=synthetic`."""
-    return DatasetName.SYNTHETIC if settings.data_source is DataSource.SYNTHETIC else settings.dataset
+def dataset_of(settings: DataConfig) -> DatasetAddress:
+    """Return the data set of the settings: `--dataset`, or synthetic by `--data_source=synthetic`.
+
+    Raises:
+        UserError: there is no such data set.
+
+    Examples:
+        >>> dataset_of(DataConfig(dataset="folder:photos"))
+        DatasetAddress(kind=<DatasetKind.FOLDER: 'folder'>, place='photos')
+    """
+    kind, colon, place = settings.dataset.partition(":")
+    if kind not in tuple(DatasetKind) or bool(colon and place) != (kind in WITH_A_PLACE) or (colon and not place):
+        raise UserError(f"--dataset has to be one of {DATASETS_IN_WORDS}. Received: {settings.dataset!r}")
+    if settings.data_source is DataSource.SYNTHETIC:
+        return DatasetAddress(DatasetKind.SYNTHETIC, "")
+    return DatasetAddress(DatasetKind(kind), place)
+
+
+def largest_image_size(config: RunConfig) -> int:
+    """Return the largest size in pixels to which a run resizes images, in any of its phases or in the evaluation."""
+    stages = [size for size, _, _ in finetune_stages(config.finetune)]
+    return max(config.model.image_size, config.head.image_size, *stages)
 
 
 def other_sets_of(settings: EvaluationConfig) -> list[str]:
@@ -558,15 +668,9 @@ def validate(config: RunConfig) -> None:
 
 
 def _check_combinations(config: RunConfig) -> None:
-    for flag, folder in (("workdir", config.workdir), ("data_dir", config.data.data_dir)):
-        if not folder:
-            raise UserError(f"--{flag} has to name a folder. Received: ''")
+    _check_data(config)
     if not config.objective.class_weights:
         raise UserError("--class_weights has to be none, auto or the path of a JSON file. Received: ''")
-    if config.data.archive and config.data.data_source not in (DataSource.AUTO, DataSource.ARCHIVE):
-        raise UserError(
-            f"--archive is read with --data_source=archive or auto only. Received: --data_source={config.data.data_source}"
-        )
     if config.virtual_devices > config.data.global_batch_size:
         raise UserError(
             f"--global_batch_size has to be at least --virtual_devices, so that each device gets an image. "
@@ -582,6 +686,25 @@ def _check_combinations(config: RunConfig) -> None:
         raise UserError(
             "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
         )
+
+
+def _check_data(config: RunConfig) -> None:
+    data = config.data
+    for flag, folder in (("workdir", config.workdir), ("data_dir", data.data_dir), ("cache_dir", data.cache_dir)):
+        if not folder:
+            raise UserError(f"--{flag} has to name a folder. Received: ''")
+    if data.archive and data.data_source not in (DataSource.AUTO, DataSource.ARCHIVE):
+        raise UserError(
+            f"--archive is read with --data_source=archive or auto only. Received: --data_source={data.data_source}"
+        )
+    kind = dataset_of(data).kind
+    if data.archive and kind not in (DatasetKind.CIFAR10, DatasetKind.CIFAR100):
+        raise UserError(f"--archive is for cifar10 and cifar100 alone. Received: --dataset={data.dataset}")
+    for name in ("test_share", "stored_size", "bad_images", "allow_duplicates"):
+        if kind not in WITH_A_PLACE and getattr(data, name) != getattr(DataConfig, name):
+            raise UserError(
+                f"--{name} is for the pictures of a folder, csv or tfds set. Received: --dataset={data.dataset}"
+            )
 
 
 def _phases_of(config: RunConfig) -> list[tuple[str, PhaseConfig]]:
@@ -660,10 +783,14 @@ def _check_test_sets(config: RunConfig) -> None:
         family, slash, _ = name.partition("/")
         if family not in (OF_SEVERAL if slash else TEST_SETS):
             raise UserError(f"--test_sets has to name some of {', '.join(TEST_SETS)}. Received: {name}")
-    of_ten_classes = other_sets_of(config.evaluation)
-    if dataset_of(config.data) is DatasetName.SYNTHETIC and of_ten_classes and config.data.synthetic_classes != 10:
+    of_cifar10, kind = other_sets_of(config.evaluation), dataset_of(config.data).kind
+    if of_cifar10 and kind is DatasetKind.SYNTHETIC and config.data.synthetic_classes != 10:
         raise UserError(
-            f"--test_sets={of_ten_classes[0]} has ten classes. Received: --synthetic_classes={config.data.synthetic_classes}"
+            f"--test_sets={of_cifar10[0]} has ten classes. Received: --synthetic_classes={config.data.synthetic_classes}"
+        )
+    if of_cifar10 and kind not in (DatasetKind.CIFAR10, DatasetKind.SYNTHETIC):
+        raise UserError(
+            f"--test_sets={of_cifar10[0]} has the classes of CIFAR-10. Received: --dataset={config.data.dataset}"
         )
 
 

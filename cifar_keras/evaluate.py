@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     import tensorflow as tf
 
     from cifar_keras.data.cifar10.test_sets import find_other_sets
-    from cifar_keras.data.datasets import load_dataset
+    from cifar_keras.data.datasets import load_again
     from cifar_keras.evaluation.measure import evaluate
     from cifar_keras.evaluation.robustness import measure_robustness
     from cifar_keras.exporting.saved_model import check_classes, load_saved_model
@@ -45,11 +45,15 @@ def main(argv: Sequence[str]) -> None:
     # Before the data, which can take minutes.
     model = load_saved_model(arguments.model)
     find_other_sets(other_sets_of(arguments.settings), data.data_dir)
-    dataset = load_dataset(run.config)
+    dataset = load_again(run)
     check_classes(model, dataset.class_names, arguments.model)
+    splits = {"test": dataset.test, "validation": dataset.validation}
+    if not (run.path / paths.DATASET).is_file():
+        print("validation is left out: an earlier version of the program made the run, and held out other images")
+        del splits["validation"]
     measured = {
         name: evaluate(model, split, dataset.class_names, data.global_batch_size, name, seed=seed)
-        for name, split in (("test", dataset.test), ("validation", dataset.validation))
+        for name, split in splits.items()
     }
     for name, found in measured.items():
         print(metrics_table(found.metrics, f"{name}, {arguments.model}"))

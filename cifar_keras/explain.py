@@ -22,12 +22,12 @@ def main(argv: Sequence[str]) -> None:
     paths.check_has_model(run.path)
     check_found(run.path)
     environment.load_keras()
-    from cifar_keras.data.datasets import load_published
-    from cifar_keras.data.splits import make_splits
+    from cifar_keras.data.datasets import divide, load_published
     from cifar_keras.reporting import pages
 
     published = load_published(run.config)
-    dataset = make_splits(published, run.config.data.validation_share, run.config.seed)
+    dataset = divide(published, run.config)
+    workdir.check_same_images(run.path, dataset.digest())
     with workdir.claimed(run.path, "--model"):
         # The labels come first, so that too few images or missing weights are reported before anything takes long.
         suspects = explain_labels(run, published, arguments.train_images)
@@ -50,7 +50,6 @@ def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int)
     """
     import keras
 
-    from cifar_keras.data.types import LabelledImages
     from cifar_keras.evaluation.calibration import softmax
     from cifar_keras.evaluation.explanation import choose, features_of
     from cifar_keras.evaluation.galleries import most_confident_errors
@@ -61,7 +60,7 @@ def explain_predictions(run: FinishedRun, dataset: "Dataset", train_images: int)
     features = features_of(classifier, run.config.data.global_batch_size)
     test, class_names = dataset.test, dataset.class_names
     chosen = choose(len(dataset.train.labels), train_images, run.config.seed)
-    train = LabelledImages(dataset.train.images[chosen], dataset.train.labels[chosen])
+    train = dataset.train.at(chosen)
     of_test, of_train = features(test.images, "test"), features(train.images, "train")
     write_map(of_test, test, run.logits.argmax(axis=1), class_names, run.path, seed=run.config.seed)
     probabilities = softmax(run.logits, run.result["calibration"]["temperature"])
@@ -98,7 +97,6 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
     Raises:
         UserError: too few images of a class are checked.
     """
-    from cifar_keras.data.types import LabelledImages
     from cifar_keras.evaluation.explanation import choose, features_of, find_suspects
     from cifar_keras.models.classifier import make_classifier
     from cifar_keras.reporting.explanation import write_suspects
@@ -108,7 +106,7 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
         print("no suspect labels: they need a run with --weights=imagenet")
         return None
     places = choose(len(published.train.labels), train_images, config.seed)
-    looked_at = LabelledImages(published.train.images[places], published.train.labels[places])
+    looked_at = published.train.at(places)
     began = make_classifier(
         config.model,
         len(class_names),
@@ -118,7 +116,8 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
     )
     features = features_of(began, config.data.global_batch_size)
     found = find_suspects(features, looked_at, len(class_names), seed=config.seed)
-    return write_suspects(found, looked_at, places, class_names, run.path)
+    names = [published.names[place] for place in places]
+    return write_suspects(found, looked_at, names, places, class_names=class_names, path=run.path)
 
 
 if __name__ == "__main__":

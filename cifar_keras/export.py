@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from cifar_keras import command, flags
 from cifar_keras.data.datasets import is_prepared
+from cifar_keras.data.types import Images
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.formats import FORMATS, Bound
 from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.files.finished_run import FinishedRun, check_found, read_finished_run
+
+# Images that are in memory at a time.
+PART = 1000
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,17 +35,17 @@ def main(argv: Sequence[str]) -> None:
 
     # Leave the GPUs to the processes that run the exports; converting needs none.
     tf.config.set_visible_devices([], "GPU")
-    from cifar_keras.data.datasets import load_dataset
+    from cifar_keras.data.datasets import load_again
     from cifar_keras.exporting.saved_model import check_classes, load_saved_model
     from cifar_keras.reporting import pages
     from cifar_keras.reporting.tables import exports_table
 
     model = load_saved_model(run.path)
-    dataset = load_dataset(run.config)
+    dataset = load_again(run)
     check_classes(model, dataset.class_names, arguments.model)
     exports = {}
     with workdir.claimed(run.path, "--model"), paths.scratch_folder(run.path) as scratch:
-        np.save(scratch / "images.npy", dataset.test.images)
+        save_images(dataset.test.images, scratch / "images.npy")
         try:
             for name in arguments.formats:
                 exports[name] = export(
@@ -58,6 +62,14 @@ def main(argv: Sequence[str]) -> None:
             "files are not kept. "
             f"Received: {', '.join(outside)}"
         )
+
+
+def save_images(images: Images, path: Path) -> None:
+    """Write images as a NumPy file, `PART` at a time."""
+    file = np.lib.format.open_memmap(path, "w+", np.uint8, images.shape)
+    for start in range(0, len(images), PART):
+        file[start : start + PART] = images[start : start + PART]
+    file.flush()
 
 
 def export(

@@ -207,7 +207,7 @@ def _flags_of(command: str) -> flags.FlagValues:
     if command != "compare":
         flags.DEFINE_string("model", "", "workdir of a run", flag_values=values)
     if command in ("evaluate", "export", "explain"):
-        help_text = "TFDS folder with the images of the run; empty is the one of the run"
+        help_text = "TFDS folder with the images of the run, or folder or CSV file of its own pictures; empty is the one of the run"
         flags.DEFINE_string("data_dir", "", help_text, flag_values=values)
     if command == "evaluate":
         for leaf in _evaluation_settings():

@@ -187,6 +187,7 @@ def attribution(
     import tensorflow as tf
 
     from cifar_keras.evaluation.attribution import explaining_maps
+    from cifar_keras.models.resize import central_square
     from cifar_keras.reporting.figures import attribution_picture
 
     classifier = keras.models.load_model(workdir / paths.MODEL, compile=False)
@@ -198,8 +199,9 @@ def attribution(
         f"{class_names[one]} {row[one]:.2f}, {class_names[other]} {row[other]:.2f}\n{paths.shown(path.name)[:LONGEST_NAME]}"
         for path, row, one, other in zip(files, probabilities, first, second, strict=True)
     ]
-    pixels = [tf.image.resize(decode(path, read_file(path)), (side, side), antialias=True) for path in files]
-    images = tf.cast(tf.round(tf.stack(pixels)), tf.uint8).numpy()
+    squares = [central_square(tf.constant(decode(path, read_file(path)))[None]) for path in files]
+    pixels = tf.concat([tf.image.resize(square, (side, side), antialias=True) for square in squares], axis=0)
+    images = tf.cast(tf.round(pixels), tf.uint8).numpy()
     maps = explaining_maps(
         classifier,
         lambda hidden: model.serve(tf.constant(hidden))["probabilities"].numpy(),

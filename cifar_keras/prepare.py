@@ -16,9 +16,11 @@ def main(argv: Sequence[str]) -> None:
 
     # Before the data, which can take minutes.
     check_weights(config.model.weights)
-    train, validation, test, class_names = load_dataset(config)
-    make_classifier(config.model, len(class_names), seed=config.seed, timeout_seconds=config.source_timeout_seconds)
-    print(f"images: {len(train.labels):,} train, {len(validation.labels):,} validation, {len(test.labels):,} test")
+    dataset = load_dataset(config)
+    class_count = len(dataset.class_names)
+    make_classifier(config.model, class_count, seed=config.seed, timeout_seconds=config.source_timeout_seconds)
+    counts = ", ".join(f"{count:,} {name}" for name, count in dataset.counts().items())
+    print(f"images: {counts}; {class_count} classes")
     print(f"weights: {config.model.weights} for {config.model.backbone}")
 
 

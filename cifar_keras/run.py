@@ -276,8 +276,9 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
 
 
 def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
-    """Write what describes a run before it begins: config, environment, and some augmented training images."""
-    values = to_values(config)
+    """Write what describes a run before it begins: config, images, environment, and some augmented training images."""
+    values, dataset = to_values(config), setup.dataset
+    workdir.describe_dataset(path, dataset.digest(), dataset.counts(), dataset.skipped)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)

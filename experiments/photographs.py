@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> None:
         "", is_prepared
     )
     environment.load_keras()
-    from cifar_keras.data.datasets import load_dataset
+    from cifar_keras.data.datasets import load_again
 
-    test = load_dataset(run.config).test
+    test = load_again(run).test
     chosen = np.sort(np.random.default_rng(0).choice(len(test.labels), IMAGES, replace=False))
     images, labels = test.images[chosen], test.labels[chosen]
     systems = systems_of(run, side=images.shape[1])

@@ -108,12 +108,25 @@ def valid_values() -> st.SearchStrategy[dict[str, Any]]:
 def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     values = {leaf.flag: draw(_values_of(leaf)) for leaf in config_lib.settings_of()}
     row = BACKBONES[values["backbone"]]
+    values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
     values["image_size"] = draw(st.integers(row.minimum_size, 2048))
     values["finetune_unfreeze_from"] = draw(st.sampled_from(["", *row.block_groups]))
     sizes = draw(st.lists(st.integers(row.minimum_size, 2048), max_size=3))
     values["finetune_image_sizes"] = ",".join(map(str, sizes))
     values["finetune_epochs"] -= values["finetune_epochs"] % max(1, len(sizes))
     values["finetune_stage_epochs"] = ""
+    of_cifar10 = set(values["test_sets"].split(",")) - {"", config_lib.CORRUPTION_SUITE}
+    known = ["cifar10", "synthetic"]
+    pictures = ["folder:photos", "csv:photos.csv", "tfds:flowers/small", "cifar100"]
+    values["dataset"] = draw(st.sampled_from(known if of_cifar10 else known + pictures))
+    if (values["dataset"] == "synthetic" and of_cifar10) or values["data_source"] == "synthetic":
+        values["synthetic_classes"] = 10
+    kind = values["dataset"].partition(":")[0]
+    if kind not in config_lib.WITH_A_PLACE or values["data_source"] == "synthetic":
+        for flag in ("test_share", "stored_size", "bad_images", "allow_duplicates"):
+            values[flag] = config_lib.to_values(config_lib.RunConfig())[flag]
+    if kind not in ("cifar10", "cifar100") or values["data_source"] == "synthetic":
+        values["archive"] = ""
     values["virtual_devices"] = min(values["virtual_devices"], values["global_batch_size"])
     if values["weights"] == "imagenet" and not row.weights_file:
         values["weights"] = "none"
@@ -123,9 +136,6 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
         values["finetune_epochs"] = max(1, len(sizes))
     if values["finetune_epochs"] == 0:
         values["finetune_sparsity"] = 0.0
-    values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
-    if set(values["test_sets"].split(",")) - {"", config_lib.CORRUPTION_SUITE}:
-        values["synthetic_classes"] = 10
     for phase in ("head", "finetune"):
         values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))
         if values[f"{phase}_optimizer"] == "adamw":

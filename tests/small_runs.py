@@ -132,6 +132,7 @@ def finish_small_run(folder: Path, *, weights: str = "none") -> Path:
         "commit": "0123456789",
     }
     writing.write_json(folder / paths.RESULT, result)
+    writing.write_json(folder / paths.DATASET, {"digest": splits.digest()})
     records = [
         {
             "phase": "head",

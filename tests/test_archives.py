@@ -88,7 +88,7 @@ def test_any_images_come_the_same_from_every_kind_of_archive(seed: int, count: i
         first = archives.read_official_archive(pack(binary, binary_files(batches)), contents)
         assert_same(archives.read_official_archive(pack(python, pickles), contents), first)
         assert_same(archives.read_npm_tarball(pack(npm, npm_files(first)), contents), first)
-    planes = first.train.images.transpose(0, 3, 1, 2).reshape(5, count, 3072)
+    planes = first.train.images[:].transpose(0, 3, 1, 2).reshape(5, count, 3072)
     np.testing.assert_array_equal(planes, records[:5, :, 1:])
     np.testing.assert_array_equal(first.train.labels.reshape(5, count), records[:5, :, 0])
 

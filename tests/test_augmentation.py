@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy import ndimage, stats
 
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data.augmentation import KeyedSeeds, is_flip_alone, make_augmentation
@@ -20,6 +21,7 @@ ONE_EACH: list[dict[str, Any]] = [
     {"color_jitter": 0.5},
     {"cutout": 8},
     {"grid_mask": 0.4},
+    {"resized_crop_scale": 0.3},
 ]
 Images = NDArray[np.uint8]
 VIEW = 1000.0  # from what stands for an image to what stands for its mirror image
@@ -76,6 +78,15 @@ def test_a_batch_of_unknown_size_gives_the_same(settings: dict[str, Any]) -> Non
     assert np.array_equal(result.inputs, augmented(images, **settings))
 
 
+# Outside of a graph, keras-cv's GridMask takes no other seeds after its first image.
+@pytest.mark.parametrize("settings", [each for each in ONE_EACH if "grid_mask" not in each], ids=str)
+def test_eager_equals_graph(settings: dict[str, Any]) -> None:
+    images = noise(6)
+    batch = Batch(tf.constant(images), Targets(labels=tf.zeros([6, 1])))
+    eager = make_augmentation(AugmentationConfig(**{**OFF, **settings}))(batch, tf.constant([0, 0], tf.int64))
+    assert np.array_equal(eager.inputs, augmented(images, **settings))
+
+
 @pytest.mark.parametrize("more", [{}, {"crop_padding": 4}, {"color_jitter": 0.2}])
 def test_a_teachers_logits_are_those_of_the_view(more: dict[str, Any]) -> None:
     """Of the mirror image where the image was mirrored, which brightness from left to right tells."""
@@ -110,6 +121,13 @@ def test_flips_alone_make_at_most_two_views(settings: dict[str, Any]) -> None:
     assert is_flip_alone(AugmentationConfig(**{**OFF, **settings})) == all(known)
 
 
+def test_an_aspect_ratio_without_a_crop_makes_no_view() -> None:
+    config = AugmentationConfig(**OFF, resized_crop_ratio=2.0)
+    assert is_flip_alone(config)
+    images = noise(4)
+    assert np.array_equal(augmented(images, resized_crop_ratio=2.0), images)
+
+
 def test_the_seeds_of_a_key_differ_from_draw_to_draw_and_follow_the_key() -> None:
     def drawn(key: int) -> list[tuple[int, ...]]:
         seeds = KeyedSeeds(tf.constant([0, key], tf.int64))
@@ -122,7 +140,8 @@ def test_the_seeds_of_a_key_differ_from_draw_to_draw_and_follow_the_key() -> Non
 def test_turning_one_change_on_leaves_the_draws_of_another() -> None:
     # Mid-grey images show the cutout and nothing of flip and crop.
     grey = np.full((8, 32, 32, 3), 200, np.uint8)
-    assert np.array_equal(augmented(grey, cutout=8), augmented(grey, cutout=8, flip=True, crop_padding=4))
+    others: dict[str, Any] = {"flip": True, "crop_padding": 4, "resized_crop_scale": 0.1}
+    assert np.array_equal(augmented(grey, cutout=8), augmented(grey, cutout=8, **others))
 
 
 def test_half_of_the_images_are_flipped() -> None:
@@ -166,6 +185,102 @@ def test_crops_equal_numpys_reflected_padding_and_reach_every_place_alike(paddin
     # Chi-square over `places` outcomes: mean places - 1, standard deviation sqrt(2 (places - 1)).
     chi_square = ((times - 40) ** 2 / 40).sum()
     assert chi_square < places - 1 + 5 * np.sqrt(2 * (places - 1))
+
+
+@pytest.mark.parametrize("side", [17, 256])
+def test_crops_of_other_sides_equal_numpys_too(side: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    padding = side - 1
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+    for result in augmented(np.repeat(image[None], 4, axis=0), crop_padding=padding):
+        # The middle pixel and its neighbours tell where the crop lies.
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3))[..., 0, :, :, :]
+        middle = result[side // 2 - 1 : side // 2 + 2, side // 2 - 1 : side // 2 + 2]
+        places = np.argwhere((windows == middle).all(axis=(2, 3, 4))) - (side // 2 - 1)
+        assert any(np.array_equal(padded[y : y + side, x : x + side], result) for y, x in places if min(y, x) >= 0)
+
+
+def parts_of(count: int, key: tuple[int, int] = (0, 0), **settings: Any) -> NDArray[np.float64]:
+    """Read the crop of each image off its pixels: top, left, height and width, as fractions."""
+    # Each pixel says in its red and green in which row and column it was.
+    steps = 4 * np.arange(64, dtype=np.uint8)
+    image = np.stack([*np.meshgrid(steps, steps, indexing="ij"), np.zeros((64, 64), np.uint8)], axis=-1)
+    results = augmented(np.repeat(image[None], count, axis=0), key, **settings) / 4
+    # The outer pixels may lie beyond the centre of the last pixel of the image.
+    centres = np.arange(8, 56)
+    ends, sides = [], []
+    for values in (results[:, 8:56, 32, 0], results[:, 32, 8:56, 1]):
+        slopes, starts = np.polynomial.polynomial.polyfit(centres + 0.5, values.T + 0.5, 1)[::-1]
+        ends.append(starts / 64)
+        sides.append(slopes)
+    return np.stack([*ends, *sides], axis=1)
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(0.08, 4 / 3), (0.6, 2.0), (0.25, 1.0)])
+def test_the_parts_of_resized_crops_have_the_areas_ratios_and_places_of_the_paper(scale: float, ratio: float) -> None:
+    """Kolmogorov-Smirnov tests, at p = 0.0001, of 2,000 parts that are read with an error of 0.001 of the side."""
+    top, left, height, width = parts_of(2000, resized_crop_scale=scale, resized_crop_ratio=ratio).T
+    assert min(height.min(), width.min()) > np.sqrt(scale / ratio) - 0.005
+    assert max((top + height).max(), (left + width).max()) < 1.005
+    assert min(top.min(), left.min()) > -0.005
+    area = height * width
+    assert stats.kstest(area, stats.uniform(scale, 1 - scale).cdf).pvalue > 1e-4
+    logs = np.log(width / height)
+    if ratio == 1:
+        assert np.abs(logs).max() < 0.02
+    else:
+        # Of small areas every ratio fits; of a large one those that leave both sides within the image.
+        widest = np.minimum(np.log(ratio), -np.log(np.minimum(area, 1)))
+        clear = widest > 0.2
+        assert 0.96 < np.abs(logs / widest)[clear].max() < 1.03
+        assert stats.kstest((logs / widest)[clear], stats.uniform(-1, 2).cdf).pvalue > 1e-4
+        assert np.abs(stats.spearmanr(area[clear], (logs / widest)[clear]).statistic) < 4 / np.sqrt(clear.sum())
+    for start, side in ((top, height), (left, width)):
+        free = side < 0.9
+        assert stats.kstest((start / (1 - side))[free], stats.uniform(0, 1).cdf).pvalue > 1e-4
+
+
+def test_height_and_width_of_a_resized_crop_are_exchangeable_and_its_places_independent() -> None:
+    top, left, height, width = parts_of(2000, resized_crop_scale=0.2, resized_crop_ratio=3.0).T
+    assert stats.ks_2samp(height, width).pvalue > 1e-4
+    assert abs(stats.spearmanr(top / (1 - height), left / (1 - width)).statistic) < 4 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 80), (256, 256)])
+def test_a_resized_crop_equals_scipys_interpolation(shape: tuple[int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, *shape, 3), dtype=np.uint8)
+    scale, largest, number = 0.1, 1.5, 6  # its number among the operations
+    seeds = KeyedSeeds(
+        tf.random.experimental.stateless_fold_in(tf.constant((3, 4), tf.int64), tf.constant(number, tf.int64))
+    )
+    area, sideways, *free = (
+        seeds.uniform([6], *bounds).numpy().astype(float) for bounds in ((scale,), (-1.0,), (), ())
+    )
+    ratio = np.minimum(largest, 1 / area) ** sideways
+    lines = []
+    for size, length, start in zip(shape, (np.sqrt(area / ratio), np.sqrt(area * ratio)), free, strict=True):
+        # The centre of pixel i is at i + 0.5.
+        begin, centres = (1 - length) * start * size, np.arange(size) + 0.5
+        lines.append(begin[:, None] + length[:, None] * centres - 0.5)
+    for image, rows, columns, result in zip(
+        images, *lines, augmented(images, (3, 4), resized_crop_scale=scale, resized_crop_ratio=largest), strict=True
+    ):
+        places = np.meshgrid(rows, columns, indexing="ij")
+        for channel in range(3):
+            wanted = ndimage.map_coordinates(image[..., channel] / 1.0, places, order=1, mode="nearest")
+            # A rounding, and the rounding of a place in float32.
+            assert np.abs(result[..., channel] - wanted).max() < 0.52
+
+
+def test_the_largest_resized_crops_are_the_image() -> None:
+    images = noise(8)
+    assert np.array_equal(augmented(images, resized_crop_scale=1.0), images)
+    nearly = augmented(images, resized_crop_scale=0.999999, resized_crop_ratio=4.0).astype(int)
+    assert np.abs(nearly - images).max() <= 1
+
+
+def test_nothing_comes_into_a_resized_crop_from_outside() -> None:
+    assert augmented(np.full((500, 16, 16, 3), 200, np.uint8), resized_crop_scale=0.05).min() == 200
 
 
 def test_rotation_stays_within_its_angle_and_turns_both_ways() -> None:

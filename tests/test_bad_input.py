@@ -99,6 +99,9 @@ NUMBERS = {
     "head_epochs": ["-1"],
     "finetune_steps_per_epoch": ["-1", "half"],
     "cutout": ["2049"],
+    "crop_padding": ["-1", "2049"],
+    "resized_crop_scale": ["0", "1.01", "nan"],
+    "resized_crop_ratio": ["0.75", "inf"],
     "source_timeout_seconds": ["0"],
     "head_image_size": ["-1", "16", "2049"],
     "finetune_image_size": ["1", "31", "large"],
@@ -377,6 +380,7 @@ TENSORFLOW_CASES = {
         f"{SYNTHETIC} --weights=none --global_batch_size=361", "--global_batch_size"
     ),
     "a square larger than the images": Case(f"{SYNTHETIC} --weights=none --cutout=33", "--cutout"),
+    "a padding as wide as the images": Case(f"{SYNTHETIC} --weights=none --crop_padding=32", "--crop_padding"),
     "more steps than batches": Case(f"{SYNTHETIC} --weights=none --head_steps_per_epoch=99", "--head_steps_per_epoch"),
     "float16 without a GPU": Case(f"{SYNTHETIC} --weights=none --compute_dtype=float16", "--compute_dtype=float16"),
     "a validation split without a class": Case(f"{SYNTHETIC} --validation_share=0.001", "--validation_share"),

@@ -194,6 +194,7 @@ WORKING = {
         "deterministic": True,
         "rotation_degrees": 10.0,
         "color_jitter": 0.2,
+        "resized_crop_scale": 0.08,
         "cutout": 8,
         "grid_mask": 0.3,
     },

@@ -72,7 +72,7 @@ def test_a_file_is_what_tensorflow_decodes(name: str) -> None:
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, by_tensorflow(FILES[name]))
     kind = "JPEG" if "JPEG" in name else name.partition(" ")[0]
-    assert read_header(FILES[name]) == (kind, 120 * 161, True)
+    assert read_header(FILES[name]) == (kind, 120 * 161, (120, 161), True)
 
 
 def test_of_16_bits_the_upper_8_are_kept() -> None:

@@ -21,22 +21,24 @@ from tensorboard.plugins.projector import projector_plugin
 from cifar_keras import evaluate, explain, export
 from cifar_keras.data import datasets
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
-from cifar_keras.data.splits import split_train
+from cifar_keras.data.splits import make_splits
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.explanation import choose
 from cifar_keras.models import classifier
 from cifar_keras.reporting import explanation
 
-DATASET = make_dataset(0)
+DATASET = make_dataset(0)._replace(names=tuple(f"train[{place}]" for place in range(400)))
 WRONG = np.arange(0, 400, 40)  # training images that are given the label of another class
 DATASET.train.labels[WRONG] = (DATASET.train.labels[WRONG] + 5) % 10
+SPLITS = make_splits(DATASET, 0.1, seed=0)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that says it began with ImageNet's weights; here they are those of another small classifier."""
     path = finish_small_run(tmp_path_factory.mktemp("runs") / "small", weights="imagenet")
+    (path / "dataset.json").write_text(json.dumps({"digest": SPLITS.digest()}))
     with tf.summary.create_file_writer(str(path / "tensorboard" / "train")).as_default():
         tf.summary.scalar("loss", 1.0, step=0)
     with pytest.MonkeyPatch.context() as patch:
@@ -56,12 +58,9 @@ def test_neighbours_are_those_of_the_models_own_features(workdir: Path, found: d
     """Plain Keras and NumPy."""
     model = keras.models.load_model(workdir / "model.keras")
     features = keras.Model(model.inputs, model.get_layer("head").input)
-    train, _ = split_train(DATASET.train.labels, 0.1, seed=0)
     of_test, of_train = (
         values / np.linalg.norm(values, axis=1, keepdims=True)
-        for values in (
-            features.predict(images, verbose=0) for images in (DATASET.test.images, DATASET.train.images[train])
-        )
+        for values in (features.predict(images, verbose=0) for images in (DATASET.test.images, SPLITS.train.images))
     )
     logits = np.load(workdir / "predictions.npz")["test_logits"].astype(np.float64) / 1.5
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -75,7 +74,7 @@ def test_neighbours_are_those_of_the_models_own_features(workdir: Path, found: d
         cosines = of_train @ of_test[error]
         nearest = np.argsort(-cosines)[: explanation.NEIGHBOURS]
         np.testing.assert_allclose([image["cosine"] for image in row["nearest"]], cosines[nearest], atol=1e-4)
-        labels = [CLASS_NAMES[label] for label in DATASET.train.labels[train][nearest]]
+        labels = [CLASS_NAMES[label] for label in SPLITS.train.labels[nearest]]
         assert [image["label"] for image in row["nearest"]] == labels
 
 
@@ -87,6 +86,7 @@ def test_suspects_are_listed_by_their_place_in_the_train_set(workdir: Path, foun
     assert len({int(row["index"]) for row in rows} & set(WRONG.tolist())) >= 7  # of ten
     for row in rows:
         assert row["label"] == CLASS_NAMES[DATASET.train.labels[int(row["index"])]] != row["likely"]
+        assert row["name"] == f"train[{row['index']}]"
     confidences = [float(row["probability_of_label"]) for row in rows]
     assert confidences == sorted(confidences)
     shown = found["suspects"]["shown"]
@@ -132,15 +132,13 @@ def test_what_is_shown_is_what_is_told_of(part: tuple[dict[str, Any], list[dict[
         assert row["label"] == CLASS_NAMES[DATASET.train.labels[int(row["index"])]]
     for shown in found["suspects"]["shown"]:
         np.testing.assert_array_equal(pixels_of(shown["image"]), DATASET.train.images[shown["index"]])
-    train, _ = split_train(DATASET.train.labels, 0.1, seed=0)
     for error in found["neighbours"]:
         image = pixels_of(error["image"])
-        place = np.flatnonzero((DATASET.test.images == image).all(axis=(1, 2, 3)))[0]
+        place = np.flatnonzero((DATASET.test.images[:] == image).all(axis=(1, 2, 3)))[0]
         assert error["label"] == CLASS_NAMES[DATASET.test.labels[place]] != error["predicted"]
         for near in error["nearest"]:
-            place = np.flatnonzero((DATASET.train.images == pixels_of(near["image"])).all(axis=(1, 2, 3)))[0]
-            assert place in train
-            assert near["label"] == CLASS_NAMES[DATASET.train.labels[place]]
+            place = np.flatnonzero((SPLITS.train.images[:] == pixels_of(near["image"])).all(axis=(1, 2, 3)))[0]
+            assert near["label"] == CLASS_NAMES[SPLITS.train.labels[place]]
 
 
 def test_tensorboard_finds_the_projector(workdir: Path) -> None:
@@ -156,7 +154,8 @@ def test_tensorboard_finds_the_projector(workdir: Path) -> None:
     ]
 
 
-def test_too_few_images_are_refused(workdir: Path) -> None:
+def test_too_few_images_are_refused(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_published", lambda settings, **others: DATASET)
     with pytest.raises(UserError, match=r"^--train_images has to leave 5 images of each class\. Received: 20$"):
         explain.main(["explain", f"--model={workdir}", "--train_images=20"])
 
@@ -213,7 +212,7 @@ def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.C
     assert names[:4] == ["none", "flip", "none", "gaussian_noise 1"]
     assert len(names) == 43
     model = keras.models.load_model(path / "model.keras")
-    images, labels = DATASET.test
+    images, labels = DATASET.test.images[:], DATASET.test.labels
     logits = model.predict(images, verbose=0) + model.predict(np.ascontiguousarray(images[:, :, ::-1]), verbose=0)
     assert content["rows"][1]["accuracy"] == (logits.argmax(axis=1) == labels).mean()
     result = json.loads((path / "result.json").read_text())
@@ -222,6 +221,7 @@ def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.C
         assert plain["loss"] == pytest.approx(result["calibration"]["test"]["loss"], rel=1e-5)
     printed, html = capsys.readouterr().out, (path / "report.html").read_text()
     assert "corruption: pixelate 5" in printed
+    assert "The corruptions are as strong as those of CIFAR-10-C." in printed
     assert f"{100 * content['means']['corruptions']['accuracy']:.2f}" in html
     assert (path / "corruptions.png").is_file()
     assert "under noise, blur" in (path / "model_card.md").read_text()

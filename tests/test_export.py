@@ -29,7 +29,7 @@ from cifar_keras.exporting import conversion, saved_model
 from cifar_keras.exporting.formats import FORMATS, Bound
 from experiments import smaller_models, tables
 
-IMAGES = make_dataset(0).test.images
+IMAGES = make_dataset(0).test.images[:]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_what_was_kept_before_one_fails_is_in_the_report(tmp_path: Path, monkeyp
     for formats in ("onnx", "saved_model,onnx"):
         with pytest.raises(RuntimeError, match="no converter"):
             export.main(["export", f"--model={path}", f"--format={formats}"])
-    train = {image.tobytes() for image in make_splits(make_dataset(0), 0.1, seed=0).train.images}
+    train = {image.tobytes() for image in make_splits(make_dataset(0), 0.1, seed=0).train.images[:]}
     assert {image.tobytes() for image in given[0]} <= train
     assert len({image.tobytes() for image in given[0]}) == len(given[0]) == 200
     assert list(json.loads((path / "exports" / "exports.json").read_text())) == ["saved_model"]

@@ -81,13 +81,15 @@ def test_features_are_those_of_the_image_and_of_its_mirror_image(
     tolerance = {"float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-9}[dtype]  # one unit in the last place
     for view, shown in enumerate([images, np.flip(images, axis=2)][: 1 + mirrored]):
         features = np.asarray(lower(np.ascontiguousarray(shown), training=False))
-        np.testing.assert_allclose(tf.cast(made.inputs[:, view], "float32"), features, rtol=tolerance, atol=1e-5)
+        np.testing.assert_allclose(
+            tf.cast(np.asarray(made.inputs)[:, view], "float32"), features, rtol=tolerance, atol=1e-5
+        )
 
 
 def test_the_first_view_is_kept_where_nothing_is_chosen() -> None:
     examples = Examples(tf.reshape(tf.range(24), [4, 2, 3]), Targets(labels=tf.eye(4)))
     kept = only_view(examples)
-    assert np.array_equal(kept.inputs, np.arange(24).reshape(4, 2, 3)[:, 0])
+    assert np.array_equal(np.asarray(kept.inputs), np.arange(24).reshape(4, 2, 3)[:, 0])
     assert kept.targets is examples.targets
 
 
@@ -140,7 +142,7 @@ def test_an_image_shows_either_view_from_batch_to_batch() -> None:
 
 
 def test_of_one_view_there_is_no_choice() -> None:
-    features = numbered(50, 1).inputs
+    features = np.asarray(numbered(50, 1).inputs)
     assert np.array_equal(chosen_of(features, 0), features[:, 0])
 
 
@@ -173,4 +175,4 @@ def test_features_are_evaluated_in_order() -> None:
     examples = numbered(21, 1)
     batches = list(evaluation_batches(only_view(examples), global_batch_size=8).as_numpy_iterator())
     assert [len(features) for features, _ in batches] == [8, 8, 5]
-    assert np.array_equal(np.concatenate([features for features, _ in batches]), examples.inputs[:, 0])
+    assert np.array_equal(np.concatenate([features for features, _ in batches]), np.asarray(examples.inputs)[:, 0])

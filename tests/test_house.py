@@ -91,7 +91,7 @@ DOORS = {
     "files": (),
     "data": ("files",),
     "models": ("files", "data"),
-    "exporting": ("files", "models", "command"),  # one of its modules is the program of a process of its own
+    "exporting": ("files", "data", "models", "command"),  # one of its modules is the program of a process of its own
     "training": ("files", "data", "models", "exporting"),
     "evaluation": ("files", "data", "models", "exporting"),
     "reporting": ("files", "data", "exporting", "evaluation"),

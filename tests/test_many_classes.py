@@ -112,7 +112,7 @@ def test_a_synthetic_set_has_the_classes_that_are_asked_for(classes: int) -> Non
     assert np.bincount(dataset.train.labels).tolist() == [40] * classes
     assert np.bincount(dataset.test.labels).tolist() == [10] * classes
     # A class is known by its mean colour and by the direction in which brightness changes: no two have both.
-    images = dataset.train.images.astype(np.float32)
+    images = dataset.train.images[:].astype(np.float32)
     grey = images.mean(axis=3)
     rows, columns = (np.diff(grey, axis=axis)[:, :31, :31] for axis in (1, 2))
     features = [*images.mean(axis=(1, 2)).T, *((a * b).mean(axis=(1, 2)) for a, b in ((rows, rows), (rows, columns)))]

@@ -13,22 +13,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cifar_keras.config import AugmentationConfig
-from cifar_keras.data import pipeline
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import (
-    TIMED_BATCHES,
     Batch,
     Examples,
     evaluation_batches,
-    measure_speed,
     to_examples,
     training_batches,
 )
 from cifar_keras.data.types import LabelledImages
+from cifar_keras.training import stopwatch
+from cifar_keras.training.stopwatch import TIMED_BATCHES, measure_speed
 
 NONE = AugmentationConfig(flip=False, crop_padding=0)
 # One operation of each kind: our own, Keras's layers, the two of keras-cv.
-MANY = AugmentationConfig(flip=True, crop_padding=4, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3)
+MANY = AugmentationConfig(
+    flip=True, crop_padding=4, resized_crop_scale=0.5, zoom=0.1, color_jitter=0.4, cutout=8, grid_mask=0.3
+)
 
 
 def examples_of(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:
@@ -261,7 +262,7 @@ def test_four_pipelines_hold_the_images_once() -> None:
 def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the n-th look at the clock, from 0, say n(n + 1) / 2 seconds: 0, 1, 3, 6.."""
     looks = itertools.accumulate(itertools.count())
-    monkeypatch.setattr(pipeline, "time", types.SimpleNamespace(perf_counter=lambda: float(next(looks))))
+    monkeypatch.setattr(stopwatch, "time", types.SimpleNamespace(perf_counter=lambda: float(next(looks))))
 
 
 def test_speed_is_what_comes_after_the_first_batch_in_the_time_since_it(monkeypatch: pytest.MonkeyPatch) -> None:

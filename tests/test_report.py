@@ -71,7 +71,13 @@ def with_everything(content: Content) -> Content:
     robustness: dict[str, Any] = {
         "rows": [row("views", "flip", 0.9123), people, row("corruption", "none", 0.95), *corrupted],
         "means": {
-            "corruptions": {"sets": 10, "n": 300, "accuracy": 0.4321, "interval": [0.4211, 0.4411]},
+            "corruptions": {
+                "sets": 10,
+                "n": 300,
+                "accuracy": 0.4321,
+                "interval": [0.4211, 0.4411],
+                "strengths": "ImageNet-C",
+            },
             "cifar10_corrupted": {"sets": 95, "n": 10_000, "accuracy": 0.5432, "interval": [0.5311, 0.5511]},
         },
     }
@@ -178,6 +184,18 @@ def test_the_page_says_what_was_found_after_the_run(content: Content, html: str,
     for heading in ('id="robustness"', 'id="exports"', 'id="features"'):
         assert heading in html
         assert heading not in plain
+
+
+def test_the_pages_say_whose_strengths_the_corruptions_have(content: Content) -> None:
+    """Results of earlier runs do not say it; their images were all of 32 px."""
+    now = with_everything(content)
+    assert now.robustness is not None
+    mean = {key: value for key, value in now.robustness["means"]["corruptions"].items() if key != "strengths"}
+    then = now._replace(robustness={**now.robustness, "means": {"corruptions": mean}})
+    for whole, right, wrong in ((now, "ImageNet-C", "CIFAR-10-C"), (then, "CIFAR-10-C", "ImageNet-C")):
+        for text in (report_html(whole), model_card(whole)):
+            assert right in text
+            assert wrong not in text
 
 
 def rows_of(html: str, label: str) -> list[list[str]]:

@@ -39,23 +39,23 @@ def moved(images: NDArray[np.uint8], down: int) -> NDArray[np.uint8]:
 def test_views_are_the_image_its_mirror_image_and_their_shifts() -> None:
     for views, shifted in (
         (Views.NONE, []),
-        (Views.FLIP, [(1.0, TEST.images)]),
+        (Views.FLIP, [(1.0, TEST.images[:])]),
         (
             Views.FLIP_AND_SHIFTS,
-            [(0.5, TEST.images), (0.25, moved(TEST.images, -1)), (0.25, moved(TEST.images, 1))],
+            [(0.5, TEST.images[:]), (0.25, moved(TEST.images[:], -1)), (0.25, moved(TEST.images[:], 1))],
         ),
     ):
-        mean = sum(fraction * images.astype(float) for fraction, images in robustness.views_of(TEST.images, views))
+        mean = sum(fraction * images.astype(float) for fraction, images in robustness.views_of(TEST.images[:], views))
         wanted = sum(fraction * (images + images[:, :, ::-1].astype(float)) / 2 for fraction, images in shifted)
-        np.testing.assert_allclose(mean, wanted if shifted else TEST.images)
+        np.testing.assert_allclose(mean, wanted if shifted else TEST.images[:])
 
 
 def test_test_time_augmentation_averages_logits() -> None:
-    none, row = robustness.with_views(linear, TEST, linear(TEST.images, "plain"), Views.FLIP, CLASS_NAMES, seed=0)
-    mirrored = np.ascontiguousarray(TEST.images[:, :, ::-1])
-    logits = (linear(TEST.images, "a") + linear(mirrored, "b")) / np.float32(2)
+    none, row = robustness.with_views(linear, TEST, linear(TEST.images[:], "plain"), Views.FLIP, CLASS_NAMES, seed=0)
+    mirrored = np.ascontiguousarray(TEST.images[:][:, :, ::-1])
+    logits = (linear(TEST.images[:], "a") + linear(mirrored, "b")) / np.float32(2)
     assert (none["kind"], none["name"], none["n"]) == ("views", "none", 100)
-    assert none["accuracy"] == (linear(TEST.images, "c").argmax(axis=1) == TEST.labels).mean()
+    assert none["accuracy"] == (linear(TEST.images[:], "c").argmax(axis=1) == TEST.labels).mean()
     assert (row["kind"], row["name"], row["n"]) == ("views", "flip", 100)
     assert row["accuracy"] == sklearn_metrics.accuracy_score(TEST.labels, logits.argmax(axis=1))
     assert row["loss"] == pytest.approx(sklearn_metrics.log_loss(TEST.labels, softmax(logits)), rel=1e-5)
@@ -64,16 +64,16 @@ def test_test_time_augmentation_averages_logits() -> None:
 
 
 def test_every_corruption_has_a_row_and_the_mean_is_theirs() -> None:
-    rows, mean = robustness.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=0)
+    rows, mean = robustness.with_corruptions(linear, TEST, linear(TEST.images[:], "plain"), CLASS_NAMES, seed=0)
     assert [row["name"] for row in rows] == [
         "none",
         *(f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES),
     ]
     accuracy = np.mean([row["accuracy"] for row in rows[1:]])
     assert mean["accuracy"] == pytest.approx(accuracy)
-    assert (mean["sets"], mean["n"]) == (40, 100)
+    assert (mean["sets"], mean["n"], mean["strengths"]) == (40, 100, "CIFAR-10-C")
     assert mean["interval"][0] < accuracy < mean["interval"][1]
-    assert rows[0]["accuracy"] == (linear(TEST.images, "test").argmax(axis=1) == TEST.labels).mean()
+    assert rows[0]["accuracy"] == (linear(TEST.images[:], "test").argmax(axis=1) == TEST.labels).mean()
 
 
 def test_the_mean_of_several_sets_is_resampled_by_images() -> None:
@@ -96,12 +96,12 @@ def test_only_some_images_are_corrupted(monkeypatch: pytest.MonkeyPatch) -> None
         return corrupt(images, *arguments, **settings)
 
     monkeypatch.setattr(robustness, "corrupt", remembered)
-    rows, mean = robustness.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=0)
+    rows, mean = robustness.with_corruptions(linear, TEST, linear(TEST.images[:], "plain"), CLASS_NAMES, seed=0)
     assert {row["n"] for row in rows} == {mean["n"]} == {30}
     images, labels = drawn[0], rows[0]["accuracy"]  # those that the first corruption was made of
     chosen = [np.flatnonzero((TEST.images == image).all(axis=(1, 2, 3)))[0] for image in images]
-    assert labels == (linear(TEST.images[chosen], "chosen").argmax(axis=1) == TEST.labels[chosen]).mean()
-    again, _ = robustness.with_corruptions(linear, TEST, linear(TEST.images, "plain"), CLASS_NAMES, seed=1)
+    assert labels == (linear(TEST.images[np.array(chosen)], "chosen").argmax(axis=1) == TEST.labels[chosen]).mean()
+    again, _ = robustness.with_corruptions(linear, TEST, linear(TEST.images[:], "plain"), CLASS_NAMES, seed=1)
     assert again[0]["loss"] != rows[0]["loss"]
 
 

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cifar_keras.config import DataConfig, DatasetName, DataSource, RunConfig
+from cifar_keras.config import DataConfig, DatasetKind, DataSource, RunConfig
 from cifar_keras.data import datasets, synthetic
 from cifar_keras.data.cifar10 import archives, sources
 from cifar_keras.data.cifar10.layout import Contents, folder_of
@@ -77,9 +77,9 @@ def test_classes_of_the_same_name_are_refused(monkeypatch: pytest.MonkeyPatch) -
     def load(_config: RunConfig) -> PublishedDataset:
         return synthetic.make_dataset(0, 4)._replace(class_names=("cat", "dog", "cat", "bird"))
 
-    row = datasets.DATASETS[DatasetName.SYNTHETIC]
-    monkeypatch.setitem(datasets.DATASETS, DatasetName.SYNTHETIC, row._replace(load=load))
-    config = RunConfig(data=DataConfig(dataset=DatasetName.SYNTHETIC))
+    row = datasets.DATASETS[DatasetKind.SYNTHETIC]
+    monkeypatch.setitem(datasets.DATASETS, DatasetKind.SYNTHETIC, row._replace(load=load))
+    config = RunConfig(data=DataConfig(dataset=DatasetKind.SYNTHETIC))
     with pytest.raises(UserError, match=r"^--dataset=synthetic has classes of the same name\. Received: cat$"):
         datasets.load_dataset(config)
 
@@ -332,7 +332,9 @@ def test_real_images_have_the_known_statistics(cifar10: PublishedDataset) -> Non
     assert np.bincount(cifar10.test.labels).tolist() == [1000] * 10
     assert cifar10.train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert cifar10.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
-    counts = np.stack([np.bincount(cifar10.train.images[..., channel].ravel(), minlength=256) for channel in range(3)])
+    counts = np.stack(
+        [np.bincount(cifar10.train.images[:][..., channel].ravel(), minlength=256) for channel in range(3)]
+    )
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(axis=1)
     deviation = np.sqrt(counts @ levels**2 / counts.sum(axis=1) - mean**2)

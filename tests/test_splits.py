@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cifar_keras.data.splits import split_train
+from cifar_keras.data.splits import hold_out
 from cifar_keras.errors import UserError
 
 
@@ -14,7 +14,7 @@ def balanced(images_of_a_class: int) -> NDArray[np.int64]:
 
 def test_a_tenth_of_50000_is_500_of_each_class() -> None:
     labels = balanced(5000)
-    train, validation = split_train(labels, 0.1, seed=0)
+    train, validation = hold_out(labels, 0.1, seed=0, flag="validation_share")
     assert train.dtype == validation.dtype == np.int64
     assert (len(train), len(validation)) == (45_000, 5_000)
     assert np.bincount(labels[train]).tolist() == [4500] * 10
@@ -24,7 +24,7 @@ def test_a_tenth_of_50000_is_500_of_each_class() -> None:
 @pytest.mark.parametrize("fraction", [0.01, 0.07, 0.123, 0.5, 0.93])
 def test_the_two_splits_hold_every_image_once_in_rising_order(fraction: float) -> None:
     labels = np.random.default_rng(1).integers(0, 10, 5000)
-    train, validation = split_train(labels, fraction, seed=3)
+    train, validation = hold_out(labels, fraction, seed=3, flag="validation_share")
     assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(5000))
     assert (np.diff(train) > 0).all()
     assert (np.diff(validation) > 0).all()
@@ -35,12 +35,12 @@ def test_the_two_splits_hold_every_image_once_in_rising_order(fraction: float) -
 
 def test_a_fraction_that_binary_fractions_cannot_hold_is_not_rounded_up() -> None:
     assert 50_000 * 0.07 > 3500
-    assert len(split_train(balanced(5000), 0.07, seed=0)[1]) == 3500
+    assert len(hold_out(balanced(5000), 0.07, seed=0, flag="validation_share")[1]) == 3500
 
 
 def test_the_seed_decides() -> None:
     labels = balanced(100)
-    first, again, other = (split_train(labels, 0.1, seed=seed)[1] for seed in (5, 5, 6))
+    first, again, other = (hold_out(labels, 0.1, seed=seed, flag="validation_share")[1] for seed in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -60,7 +60,7 @@ def test_the_seed_decides() -> None:
 )
 def test_a_split_without_a_class_is_refused(labels: NDArray[np.int64], fraction: float) -> None:
     with pytest.raises(UserError, match=rf"--validation_share .* Received: {fraction}$"):
-        split_train(labels, fraction, seed=0)
+        hold_out(labels, fraction, seed=0, flag="validation_share")
 
 
 @given(
@@ -71,7 +71,7 @@ def test_a_split_without_a_class_is_refused(labels: NDArray[np.int64], fraction:
 def test_any_split_is_whole_stratified_and_the_seeds_or_refused(counts: list[int], fraction: float, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     try:
-        train, validation = split_train(labels, fraction, seed)
+        train, validation = hold_out(labels, fraction, seed, "validation_share")
     except UserError:
         # Only where a class has too few images for both splits, or a split too few for all classes.
         held_out = round(sum(counts) * fraction)
@@ -82,6 +82,6 @@ def test_any_split_is_whole_stratified_and_the_seeds_or_refused(counts: list[int
     assert set(labels[train]) == set(labels[validation]) == set(range(len(counts)))
     exact = len(validation) / sum(counts) * np.array(counts)
     assert (np.abs(np.bincount(labels[validation]) - exact) <= 1).all()
-    again = split_train(labels, fraction, seed)
+    again = hold_out(labels, fraction, seed, "validation_share")
     assert np.array_equal(train, again[0])
     assert np.array_equal(validation, again[1])

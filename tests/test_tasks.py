@@ -107,12 +107,14 @@ def test_cached_features_are_those_of_train_and_validation(number: int, flip: bo
             pixels = setup.classifier.get_layer(name)(pixels)
         return np.asarray(below(pixels, training=False))
 
-    images = setup.dataset.train.images
+    images = setup.dataset.train.images[:]
     shape = (16,) if number == HEAD else (7, 7, 8)
     assert task.train.inputs.shape == (TRAIN, 1 + flip, *shape)
     for view, shown in enumerate([images, np.flip(images, axis=2)][: 1 + flip]):
-        np.testing.assert_allclose(task.train.inputs[:, view], features(shown), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(task.validation.inputs, features(setup.dataset.validation.images), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(task.train.inputs)[:, view], features(shown), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(task.validation.inputs), features(setup.dataset.validation.images[:]), rtol=1e-4, atol=1e-4
+    )
     assert task.train.targets is setup.train.targets
     assert task.validation.targets is setup.validation.targets
 
@@ -123,13 +125,15 @@ def test_features_are_kept_in_the_compute_dtype_and_learned_from() -> None:
     assert task.train.inputs.dtype == task.validation.inputs.dtype == "bfloat16"
     fit(config, setup, phase, task)
     images, labels = setup.dataset.train
-    logits = logits_of(setup.classifier, images)
+    logits = logits_of(setup.classifier, images[:])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
     assert float(loss) < 0.6 * np.log(10)  # what the zero head begins with
     # The trainable part says of features what the classifier says of the images, in eight bits.
-    upper = logits_of(task.model, task.validation.inputs)
+    upper = logits_of(task.model, np.asarray(task.validation.inputs))
     assert upper.dtype == np.float32
-    np.testing.assert_allclose(upper, logits_of(setup.classifier, setup.dataset.validation.images), rtol=0.01, atol=0.1)
+    np.testing.assert_allclose(
+        upper, logits_of(setup.classifier, setup.dataset.validation.images[:]), rtol=0.01, atol=0.1
+    )
 
 
 @pytest.mark.parametrize(("number", "cached"), [(HEAD, True), (FINETUNE, True), (FINETUNE, False)])
@@ -141,9 +145,9 @@ def test_an_image_size_of_the_phase_is_what_its_network_sees(number: int, cached
     classifier.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(16, 10)))
     other = build_classifier(small_backbone(24), "caffe", class_count=10, dropout=0.0, seed=0)
     other.set_weights(classifier.get_weights())
-    wanted = logits_of(other, setup.dataset.validation.images)
-    np.testing.assert_allclose(logits_of(task.model, task.validation.inputs), wanted, rtol=1e-3, atol=1e-3)
-    assert not np.allclose(wanted, logits_of(classifier, setup.dataset.validation.images), atol=0.01)
+    wanted = logits_of(other, setup.dataset.validation.images[:])
+    np.testing.assert_allclose(logits_of(task.model, np.asarray(task.validation.inputs)), wanted, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(wanted, logits_of(classifier, setup.dataset.validation.images[:]), atol=0.01)
 
 
 # When features are cached.
@@ -269,7 +273,7 @@ def test_the_best_epoch_of_a_cached_head_phase_comes_back_in_the_classifier() ->
     keep_best.go_back()
     best = classifier.get_weights()
     images, labels = setup.dataset.validation
-    accuracy = (logits_of(classifier, images).argmax(axis=1) == labels).mean()
+    accuracy = (logits_of(classifier, images[:]).argmax(axis=1) == labels).mean()
     assert keep_best.best is not None
     assert keep_best.best[0] == pytest.approx(accuracy, abs=1e-6)
     assert accuracy > 0.15
@@ -317,7 +321,7 @@ def test_a_training_goes_through_both_phases_and_ends_at_its_best_epoch(trained:
         *(("head", 0, 4), ("head", 1, 8), ("finetune", 2, 12), ("finetune", 3, 16))
     ]
     images, labels = trained.setup.dataset.validation
-    accuracy = (logits_of(trained.setup.classifier, images).argmax(axis=1) == labels).mean()
+    accuracy = (logits_of(trained.setup.classifier, images[:]).argmax(axis=1) == labels).mean()
     assert accuracy == pytest.approx(max(record["validation_accuracy"] for record in epochs), abs=1e-6)
 
 

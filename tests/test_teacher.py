@@ -113,17 +113,17 @@ def test_where_images_are_flipped_alone_it_is_asked_ahead_about_each_view(
     setup = teach(workdir, tmp_path / "kept", flip=flip, crop_padding=0)[1]
     assert setup.teacher is not None
     assert not setup.teacher.is_asked_in_steps
-    wanted = of_both_views(workdir, setup.dataset.train.images)[:, : 1 + flip]
+    wanted = of_both_views(workdir, setup.dataset.train.images[:])[:, : 1 + flip]
     np.testing.assert_allclose(setup.train.targets["teacher"], wanted, rtol=1e-4, atol=1e-4)
-    of_validation = says(workdir, setup.dataset.validation.images)
+    of_validation = says(workdir, setup.dataset.validation.images[:])
     np.testing.assert_allclose(setup.validation.targets["teacher"], of_validation, rtol=1e-4, atol=1e-4)
 
 
 def test_a_plain_view_is_the_mean_of_an_image_and_its_mirror_image(workdir: Path, tmp_path: Path) -> None:
     setup = teach(workdir, tmp_path / "kept", teacher_view="plain", color_jitter=0.2)[1]
-    wanted = of_both_views(workdir, setup.dataset.train.images).mean(axis=1, keepdims=True)
+    wanted = of_both_views(workdir, setup.dataset.train.images[:]).mean(axis=1, keepdims=True)
     np.testing.assert_allclose(setup.train.targets["teacher"], wanted, rtol=1e-4, atol=1e-4)
-    of_validation = of_both_views(workdir, setup.dataset.validation.images).mean(axis=1)
+    of_validation = of_both_views(workdir, setup.dataset.validation.images[:]).mean(axis=1)
     np.testing.assert_allclose(setup.validation.targets["teacher"], of_validation, rtol=1e-4, atol=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_cached_features_come_with_the_logits_of_their_view(workdir: Path, tmp_p
     phase = setup.phases[HEAD]
     task = make_task(config, setup, phase, phase.stages[0])
     assert task.cached
-    wanted = of_both_views(workdir, setup.dataset.train.images)
+    wanted = of_both_views(workdir, setup.dataset.train.images[:])
     np.testing.assert_allclose(task.train.targets["teacher"], wanted, rtol=1e-4, atol=1e-4)
 
 

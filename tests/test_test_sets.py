@@ -73,7 +73,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_order(split: LabelledImages) -> list[int]:
     """Which of `IMAGES` each image is."""
-    return [int(np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0]) for image in split.images]
+    return [int(np.flatnonzero((image == IMAGES).all(axis=(1, 2, 3)))[0]) for image in split.images[:]]
 
 
 @pytest.mark.parametrize("name", ["cifar10_1/v4", "cifar10_1/v6", "cifar10_corrupted/fog_3", "cifar10_h"])
@@ -101,7 +101,7 @@ def test_of_the_noisy_labels_only_images_that_were_held_out_are_given(data_dir: 
 
 
 def test_noisy_labels_of_other_images_are_refused(data_dir: Path) -> None:
-    others = HELD_OUT._replace(images=255 - HELD_OUT.images)
+    others = HELD_OUT._replace(images=255 - HELD_OUT.images[:])
     with pytest.raises(UserError, match=r"^--test_sets=cifar10_n .*Received: images that are others$"):
         read_other_set("cifar10_n", str(data_dir), others)
 

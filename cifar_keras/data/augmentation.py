@@ -6,6 +6,7 @@ drawn. So we can pass in the seeds.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,8 @@ Operation = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
 
 def is_flip_alone(config: AugmentationConfig) -> bool:
     """Return whether augmentation flips images at most, so that each image has one or two views."""
-    return dataclasses.replace(config, flip=False) == AugmentationConfig(flip=False, crop_padding=0)
+    others = dataclasses.replace(config, flip=False, resized_crop_ratio=AugmentationConfig.resized_crop_ratio)
+    return others == AugmentationConfig(flip=False, crop_padding=0)
 
 
 def make_augmentation(config: AugmentationConfig) -> Augmentation:
@@ -77,30 +79,39 @@ def make_augmentation(config: AugmentationConfig) -> Augmentation:
         if config.flip or config.crop_padding:
             images, views = _flip_and_crop(images, config.flip, config.crop_padding, seeds_of(key, 0))
         targets = of_views(batch.targets, views)
-        if not any(operations):
+        if not operations:
             return Batch(images, targets)
         changed = tf.cast(images, tf.float32)
-        # An operation's number is its place among all operations, on or off. So the draws of an operation do not change when another
-        # one is turned on.
-        for number, operation in enumerate(operations, start=1):
-            if operation is not None:
-                changed = operation(changed, seeds_of(key, number))
+        for number, operation in operations:
+            changed = operation(changed, seeds_of(key, number))
         return Batch(tf.cast(tf.round(tf.clip_by_value(changed, 0.0, 255.0)), tf.uint8), targets)
 
     return augment
 
 
-def _operations(config: AugmentationConfig) -> list[Operation | None]:
+def _operations(config: AugmentationConfig) -> list[tuple[int, Operation]]:
+    """Return the operations that are on, in their order. The number before each seeds its draws.
+
+    A number belongs to its operation for good. So the draws of an operation do not change when another one is turned on, or a new one
+    comes before it.
+    """
+    operations = []
+    # The crop comes first: what is blanked out keeps its size.
+    if config.resized_crop_scale < 1:
+        operations.append((6, _resized_crop(config.resized_crop_scale, config.resized_crop_ratio)))
     # float32 even if the model's policy is mixed: bfloat16 has 8 bits, too few for fractions of a pixel value.
-    return [
-        _keras_operation(keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32"))
-        if config.rotation_degrees
-        else None,
-        _keras_operation(keras.layers.RandomZoom(config.zoom, dtype="float32")) if config.zoom else None,
-        _color_jitter(config.color_jitter) if config.color_jitter else None,
-        _cutout(config.cutout) if config.cutout else None,
-        _grid_mask(config.grid_mask) if config.grid_mask else None,
-    ]
+    if config.rotation_degrees:
+        layer = keras.layers.RandomRotation(config.rotation_degrees / 360, dtype="float32")
+        operations.append((1, _keras_operation(layer)))
+    if config.zoom:
+        operations.append((2, _keras_operation(keras.layers.RandomZoom(config.zoom, dtype="float32"))))
+    if config.color_jitter:
+        operations.append((3, _color_jitter(config.color_jitter)))
+    if config.cutout:
+        operations.append((4, _cutout(config.cutout)))
+    if config.grid_mask:
+        operations.append((5, _grid_mask(config.grid_mask)))
+    return operations
 
 
 def _keras_operation(layer: keras.layers.Layer) -> Operation:
@@ -141,6 +152,50 @@ def _reflected(indices: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     -1, -2.. become 1, 2.., and size, size + 1.. become size - 2, size - 3... An index has to be less than `size` outside.
     """
     return (size - 1) - tf.abs((size - 1) - tf.abs(indices))
+
+
+def _resized_crop(smallest_area: float, largest_ratio: float) -> Operation:
+    """Return the operation that enlarges a random part of each image to the size of the image (arXiv:1409.4842, section 6).
+
+    The part's area, as a fraction of the image's, is uniform in `smallest_area`..1. Its aspect ratio, as a multiple of the image's, is
+    log-uniform in 1 / `largest_ratio`..`largest_ratio`, or in the narrower range in which a part of this area fits into the image. Its
+    place is uniform. Torchvision draws area and ratio again while the part does not fit, at most ten times, and so prefers small areas.
+    """
+
+    def operation(images: tf.Tensor, seeds: KeyedSeeds) -> tf.Tensor:
+        batch = tf.shape(images)[:1]
+        area = seeds.uniform(batch, smallest_area)
+        # A part of area a and ratio r has the sides sqrt(a / r) and sqrt(a * r), of which neither may be above 1.
+        widest = tf.minimum(math.log(largest_ratio), -tf.math.log(area))
+        ratio = tf.exp(widest * seeds.uniform(batch, -1.0, 1.0))
+        sides = tf.sqrt(tf.stack([area / ratio, area * ratio], axis=1))
+        corners = (1 - sides) * tf.stack([seeds.uniform(batch), seeds.uniform(batch)], axis=1)
+        return _enlarged(images, corners, sides)
+
+    return operation
+
+
+def _enlarged(images: tf.Tensor, corners: tf.Tensor, sides: tf.Tensor) -> tf.Tensor:
+    """Return a part of each image, enlarged to the size of the image by bilinear interpolation.
+
+    The part is read out of the whole image. So at its edge the interpolation sees the next pixel outside; beyond the image's own edge
+    the last pixel goes on. A part never shrinks, so nothing has to be smoothed. This takes 25 us for an image of 32 px and 1.2 ms for
+    one of 256 px on one core. `ImageProjectiveTransformV3` took 44 us and 2.3 ms.
+
+    Args:
+        images: float32 `[batch, height, width, 3]`.
+        corners: float32 `[batch, 2]`, top and left of each part, as fractions of height and width.
+        sides: float32 `[batch, 2]`, height and width of each part, as fractions.
+    """
+    size = tf.shape(images)[1:3]
+    pixels = tf.cast(size, tf.float32)
+    # `crop_and_resize` wants the centres of the first and the last pixel, as fractions of the distance between the centres of the
+    # image's first and last. With one more pixel around the image all of them lie inside it.
+    first = corners * pixels + sides / 2 + 0.5
+    boxes = tf.concat([first, first + sides * (pixels - 1)], axis=1) / tf.tile(pixels + 1, [2])
+    framed = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+    enlarged = tf.image.crop_and_resize(framed, boxes, tf.range(tf.shape(images)[0]), size)
+    return tf.ensure_shape(enlarged, images.shape)
 
 
 def _color_jitter(strength: float) -> Operation:

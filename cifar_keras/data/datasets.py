@@ -1,61 +1,93 @@
-"""The data sets that a run can use: the name of each, and how it is loaded."""
+"""The data sets that a run can use: the kinds of them, and how each is loaded."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from cifar_keras.config import DataConfig, DatasetName, DataSource, RunConfig, dataset_of
+from cifar_keras.config import DataConfig, DatasetKind, DataSource, RunConfig, dataset_of
 from cifar_keras.data.cifar10 import layout
 from cifar_keras.data.types import Dataset, PublishedDataset
 from cifar_keras.errors import UserError
+from cifar_keras.files import paths
+from cifar_keras.files.finished_run import FinishedRun
+from cifar_keras.files.workdir import check_same_images
 
 
 class DatasetRow(NamedTuple):
-    """A data set. To add one, add a row to `DATASETS`, and its name to the config."""
+    """A kind of data set. To add one, add a row to `DATASETS`, and its name to the config."""
 
-    title: str  # its name in a sentence of a page
+    title: str  # its name in a sentence of a page; "{place}" is what `--dataset` names
     hub_id: str  # its name on the Hugging Face hub, for the model card; "" if it is not there
     description: str  # one or two sentences
     load: Callable[[RunConfig], PublishedDataset]
-    is_prepared: Callable[[str], bool]  # takes a folder; true if it holds the set, so that nothing has to be fetched
+    is_prepared: Callable[[DataConfig], bool]  # true if the machine holds the set, so that nothing has to be fetched
 
 
 def load_published(config: RunConfig) -> PublishedDataset:
-    """Return the verified images of a run, in their published order.
+    """Return the images of a run, verified, in their published order.
 
     Args:
-        config: of the run. The synthetic set depends on its seed; a published set does not.
+        config: of the run. A synthetic set, and a test set that is held out, depend on its seed.
 
     Raises:
-        UserError: the images are not available, or two classes have the same name.
+        UserError: the images are not available or cannot be used, or two classes have the same name.
     """
-    name = dataset_of(config.data)
-    published = DATASETS[name].load(config)
+    # NumPy, for which no command should wait.
+    from cifar_keras.data.subset import keep_classes
+
+    published = DATASETS[dataset_of(config.data).kind].load(config)
     names = Counter(published.class_names)
     if repeated := [class_name for class_name, count in names.items() if count > 1]:
-        raise UserError(f"--dataset={name} has classes of the same name. Received: {', '.join(repeated)}")
-    return published
+        raise UserError(
+            f"--dataset={config.data.dataset} has classes of the same name. Received: {', '.join(repeated)}"
+        )
+    if not published.names:
+        published = published._replace(names=tuple(f"train[{place}]" for place in range(len(published.train.labels))))
+    return keep_classes(published, config.subset.classes)
 
 
 def load_dataset(config: RunConfig) -> Dataset:
-    """Return the three splits of a run: what `load_published` loads, divided by `make_splits`.
+    """Return the three splits of a run: what `load_published` loads, divided by `divide`.
 
     Raises:
-        UserError: as in `load_published` and `make_splits`.
+        UserError: as in `load_published` and `divide`.
+    """
+    return divide(load_published(config), config)
+
+
+def divide(published: PublishedDataset, config: RunConfig) -> Dataset:
+    """Return the three splits of a run: the images and labels that the config keeps, divided by `make_splits`.
+
+    Raises:
+        UserError: as in `make_splits`, `without_suspects` and `reduce_train`.
     """
     # This imports scikit-learn, for which no command should wait.
     from cifar_keras.data.splits import make_splits
+    from cifar_keras.data.subset import reduce_train, without_suspects
 
-    return make_splits(load_published(config), config.data.validation_share, config.seed)
+    kept = without_suspects(published, config.subset.exclude)
+    return reduce_train(make_splits(kept, config.data.validation_share, config.seed), config.subset, config.seed)
+
+
+def load_again(run: FinishedRun) -> Dataset:
+    """Return the three splits of a finished run.
+
+    Raises:
+        UserError: as in `load_dataset`, or the images are others than the run had.
+    """
+    dataset = load_dataset(run.config)
+    check_same_images(run.path, dataset.digest())
+    return dataset
 
 
 def is_prepared(settings: DataConfig) -> bool:
-    """Return whether the folder that the settings name holds the images, or the images need no folder.
+    """Return whether this machine holds the images that the settings name, or they need no files.
 
     Raises:
-        UserError: the folder is no path that can be used.
+        UserError: the settings name a path that cannot be used.
     """
-    return DATASETS[dataset_of(settings)].is_prepared(settings.data_dir)
+    return DATASETS[dataset_of(settings).kind].is_prepared(settings)
 
 
 def row_of(values: Mapping[str, Any]) -> DatasetRow:
@@ -64,11 +96,15 @@ def row_of(values: Mapping[str, Any]) -> DatasetRow:
     Args:
         values: the run's settings, as `result.json` has them. Older ones name no data set.
     """
-    settings = DataConfig(
-        dataset=DatasetName(values.get("dataset", DatasetName.CIFAR10)),
-        data_source=DataSource(values.get("data_source", DataSource.AUTO)),
+    address = dataset_of(
+        DataConfig(
+            dataset=values.get("dataset", DatasetKind.CIFAR10),
+            data_source=DataSource(values.get("data_source", DataSource.AUTO)),
+        )
     )
-    return DATASETS[dataset_of(settings)]
+    row = DATASETS[address.kind]
+    place = Path(address.place).name or address.place
+    return row._replace(title=row.title.format(place=place), description=row.description.format(place=place))
 
 
 def _load_cifar10(config: RunConfig) -> PublishedDataset:
@@ -79,26 +115,88 @@ def _load_cifar10(config: RunConfig) -> PublishedDataset:
     return prepare_dataset(data.data_source, data.data_dir, data.archive, config.source_timeout_seconds)
 
 
+def _load_cifar100(config: RunConfig) -> PublishedDataset:
+    # This imports TensorFlow.
+    from cifar_keras.data import cifar100
+
+    return cifar100.load(config)
+
+
 def _load_synthetic(config: RunConfig) -> PublishedDataset:
     from cifar_keras.data import synthetic
 
     return synthetic.make_dataset(config.seed, config.data.synthetic_classes)
 
 
+def _load_folder(config: RunConfig) -> PublishedDataset:
+    from cifar_keras.data.pictures.dataset import load_pictures
+    from cifar_keras.data.pictures.listing import list_folder
+
+    return load_pictures(list_folder(dataset_of(config.data).place), config)
+
+
+def _load_csv(config: RunConfig) -> PublishedDataset:
+    from cifar_keras.data.pictures.dataset import load_pictures
+    from cifar_keras.data.pictures.listing import list_table
+
+    return load_pictures(list_table(dataset_of(config.data).place), config)
+
+
+def _load_tfds(config: RunConfig) -> PublishedDataset:
+    from cifar_keras.data.pictures.dataset import load_pictures
+    from cifar_keras.data.pictures.tfds_set import list_tfds
+
+    return load_pictures(list_tfds(dataset_of(config.data).place, config.data), config)
+
+
+def _is_place(settings: DataConfig) -> bool:
+    return paths.expand("dataset", dataset_of(settings).place).exists()
+
+
 DATASETS = {
-    DatasetName.CIFAR10: DatasetRow(
+    DatasetKind.CIFAR10: DatasetRow(
         "CIFAR-10",
         "uoft-cs/cifar10",
         "CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images.",
         _load_cifar10,
-        layout.is_prepared,
+        lambda settings: layout.is_prepared(settings.data_dir),
     ),
-    DatasetName.SYNTHETIC: DatasetRow(
+    DatasetKind.CIFAR100: DatasetRow(
+        "CIFAR-100",
+        "uoft-cs/cifar100",
+        "CIFAR-100 (Krizhevsky, 2009): 32 x 32 colour images of 100 classes.",
+        _load_cifar100,
+        # Its reader finds out, and downloads nothing for a finished run.
+        lambda _settings: True,
+    ),
+    DatasetKind.FOLDER: DatasetRow(
+        "the pictures of {place}",
+        "",
+        "The pictures of the folder `{place}`, whose classes are its subfolders.",
+        _load_folder,
+        _is_place,
+    ),
+    DatasetKind.CSV: DatasetRow(
+        "the pictures of {place}",
+        "",
+        "The pictures that `{place}` lists with their labels.",
+        _load_csv,
+        _is_place,
+    ),
+    DatasetKind.TFDS: DatasetRow(
+        "{place}",
+        "",
+        "The data set `{place}` of TensorFlow Datasets.",
+        _load_tfds,
+        # Its reader finds out, and does not download here.
+        lambda _settings: True,
+    ),
+    DatasetKind.SYNTHETIC: DatasetRow(
         "a synthetic set",
         "",
         "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the metrics above say nothing "
         "about photographs.",
         _load_synthetic,
-        lambda _data_dir: True,
+        lambda _settings: True,
     ),
 }

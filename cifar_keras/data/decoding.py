@@ -21,10 +21,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow reads more formats, some of them documents.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+# How the names of their files end.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+# Changes whenever other pixels are decoded, so that nobody mixes old and new ones.
+VERSION = 1
 # A picture of this size takes 300 MB when it is decoded.
 PIXELS_LIMIT = 100_000_000
 # EXIF's tag for the orientation of a photograph, and its value for upright.
 _ORIENTATION, _UPRIGHT = 0x0112, 1
+_ON_ITS_SIDE = (5, 6, 7, 8)
 # Pillow's modes of grey values with 16 bits.
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
@@ -38,6 +43,7 @@ class Header(NamedTuple):
 
     format: str  # one of `FORMATS`
     pixels: int
+    size: tuple[int, int]  # height and width of the picture that `decode` returns
     upright: bool  # False if the EXIF orientation says that the stored pixels have to be turned
 
 
@@ -48,7 +54,9 @@ def read_header(content: bytes) -> Header:
         PictureError: the content is not a picture, or it has more than `PIXELS_LIMIT` pixels.
     """
     with _opened(content) as image:
-        return Header(str(image.format), image.width * image.height, _orientation_of(image) == _UPRIGHT)
+        orientation, size = _orientation_of(image), (image.height, image.width)
+        turned = size[::-1] if orientation in _ON_ITS_SIDE else size
+        return Header(str(image.format), image.width * image.height, turned, orientation == _UPRIGHT)
 
 
 def decode(content: bytes) -> NDArray[np.uint8]:
@@ -65,6 +73,22 @@ def decode(content: bytes) -> NDArray[np.uint8]:
     """
     with _opened(content) as image:
         return _to_rgb(ImageOps.exif_transpose(image) if _orientation_of(image) != _UPRIGHT else image)
+
+
+def decode_square(content: bytes, side: int) -> NDArray[np.uint8]:
+    """Return the central square of a picture, resized: uint8 `[side, side, 3]`, RGB.
+
+    The square is as wide as the shorter side of the picture, and is resized bilinearly. If it shrinks, it is smoothed first. Up to
+    rounding, this is what the classifier's own resize does with the whole picture.
+
+    Raises:
+        PictureError: as in `decode`.
+    """
+    picture = Image.fromarray(decode(content))
+    shorter = min(picture.size)
+    left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2
+    box = (left, top, left + shorter, top + shorter)
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
 @contextlib.contextmanager

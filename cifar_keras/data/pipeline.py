@@ -1,7 +1,6 @@
 """From verified images to batches: `tf.data` datasets for training and for evaluation."""
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -9,12 +8,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.data.types import LabelledImages
+from cifar_keras.data.types import Images, LabelledImages, StoredImages
 
 # Purposes of random draws. With one for each, the order of an epoch and its augmentation share no key.
 ORDER, AUGMENTATION = 0, 1
 
-TIMED_BATCHES = 30
 PARALLEL_CALLS = os.cpu_count() or 1
 PREFETCHED_BATCHES = 4
 # Twice as many as are needed: see `_shuffled`.
@@ -41,9 +39,10 @@ Augmentation = Callable[[Batch, tf.Tensor], Batch]
 
 
 class Examples(NamedTuple):
-    """A split in the host's memory, from which `tf.data` gathers batches. A run makes all batches of a split from the same one."""
+    """A split from which `tf.data` gathers batches. A run makes all batches of a split from the same one."""
 
-    inputs: tf.Tensor  # uint8 images [n, height, width, 3], or the features that a frozen network computes from them
+    # uint8 images [n, height, width, 3], in the host's memory or on the disk; or the features that a frozen network computes from them
+    inputs: tf.Tensor | StoredImages
     targets: Targets
 
     @property
@@ -51,12 +50,21 @@ class Examples(NamedTuple):
         """The number of examples."""
         return int(self.inputs.shape[0])
 
+    @property
+    def images(self) -> Images:
+        """The images, uint8 `[n, height, width, 3]`. An array shares the memory of the tensor."""
+        return self.inputs if isinstance(self.inputs, StoredImages) else np.asarray(self.inputs)
+
 
 def to_examples(split: LabelledImages, class_count: int) -> tuple[Examples, LabelledImages]:
-    """Return a split as tensors for `tf.data`, and the same split as arrays that share their memory.
+    """Return a split for `tf.data`, and the same split as arrays that share its memory.
 
-    Keep the returned arrays in place of the old ones: the images are then in memory only once (138 MB for 45,000 at 32 px).
+    Keep the returned arrays in place of the old ones: the images are then in memory only once (138 MB for 45,000 at 32 px). Stored
+    images stay on the disk.
     """
+    if isinstance(split.images, StoredImages):
+        with tf.device("CPU"):
+            return Examples(split.images, Targets(labels=tf.one_hot(split.labels, class_count))), split
     # On a GPU the images would take its memory, and would be copied back for each batch.
     with tf.device("CPU"):
         # A tensor made from an array holds a second copy of it all its life. The result of an operation does not.
@@ -139,18 +147,13 @@ def input_batches(inputs: NDArray[Any], batch_size: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size).with_options(_options())
 
 
-def measure_speed(batches: tf.data.Dataset) -> float | None:
-    """Return the examples per second of a pipeline alone, over its first batches; None if it has only one batch."""
-    sizes, times = [], []
-    for inputs, _ in batches.take(1 + TIMED_BATCHES):
-        sizes.append(inputs.shape[0])
-        times.append(time.perf_counter())
-    # Time starts at the first batch, because that one waits until the pipeline is built.
-    return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else None
-
-
 def _gather(examples: Examples, indices: tf.Tensor) -> Batch:
-    return Batch(*tf.nest.map_structure(lambda values: tf.gather(values, indices), tuple(examples)))
+    targets = tf.nest.map_structure(lambda values: tf.gather(values, indices), examples.targets)
+    if not isinstance(examples.inputs, StoredImages):
+        return Batch(tf.gather(examples.inputs, indices), targets)
+    # Not stateful: the same indices give the same images, so that several batches may be read at the same time.
+    images = tf.numpy_function(examples.inputs.__getitem__, [indices], tf.uint8, stateful=False)
+    return Batch(tf.ensure_shape(images, (indices.shape[0], *examples.inputs.shape[1:])), targets)
 
 
 def _key(seed: int, purpose: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -4,12 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from cifar_keras.data.types import Dataset, LabelledImages, PublishedDataset
+from cifar_keras.data.types import Dataset, LabelledImages, PublishedDataset, digests_of
 from cifar_keras.errors import UserError
 
 
 def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -> Dataset:
-    """Return the three splits of a data set. `split_train` divides the train set; the test set is the test split.
+    """Return the three splits of a data set.
+
+    The validation split is the one that the data set has, or is held out from the train set. The images of both splits come in the
+    order of their content. So a run does not depend on the order or on the names of files.
 
     Args:
         dataset: the data set as it is published.
@@ -17,7 +20,7 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
         seed: decides which images are held out.
 
     Raises:
-        UserError: as in `split_train`.
+        UserError: as in `hold_out`.
 
     Examples:
         >>> from cifar_keras.data.synthetic import make_dataset
@@ -25,48 +28,60 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
         >>> len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)
         (360, 40, 100)
     """
-    images, labels = dataset.train
-    train, validation = (
-        LabelledImages(images[part], labels[part]) for part in split_train(labels, validation_share, seed)
-    )
-    return Dataset(train, validation, dataset.test, dataset.class_names)
+    train, validation = dataset.train.at(content_order(dataset.train)), dataset.validation
+    if validation is None:
+        left, held_out = hold_out(train.labels, validation_share, seed, "validation_share")
+        train, validation = train.at(left), train.at(held_out)
+    else:
+        validation = validation.at(content_order(validation))
+    return Dataset(train, validation, dataset.test, dataset.class_names, dataset.skipped)
 
 
-def split_train(
-    labels: NDArray[np.int64], validation_share: float, seed: int
+def content_order(split: LabelledImages) -> NDArray[np.int64]:
+    """Return the places of labelled images in the order of the SHA-256 digests of their pixels; equal images by their labels."""
+    digests = digests_of(split.images).view(">u8")
+    order: NDArray[np.int64] = np.lexsort([split.labels, *digests.T[::-1]])
+    return order
+
+
+def hold_out(
+    labels: NDArray[np.int64], fraction: float, seed: int, flag: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which images of the train set are for training, and which are held out for validation.
+    """Return which images stay, and which are held out for another split.
 
     Both parts have the same mix of classes.
 
     Args:
-        labels: int64 `[n]`, the class of each image of the train set.
-        validation_share: fraction of the images that is held out, between 0 and 1. The number of images is rounded.
+        labels: int64 `[n]`, the class of each image.
+        fraction: fraction of the images that is held out, between 0 and 1. The number of images is rounded.
         seed: decides which images are held out. The same seed always gives the same split.
+        flag: the flag that names the fraction, for the message.
 
     Returns:
-        The indices of the train split and of the validation split, int64, each in rising order. Together they hold each of 0..n-1
-        once.
+        The indices of the images that stay and of those that are held out, int64, each in rising order. Together they hold each of
+        0..n-1 once.
 
     Raises:
-        UserError: a class would have no image in one of the two splits.
+        UserError: a class would have no image in one of the two parts.
     """
     # A count, because scikit-learn rounds a fraction up: 0.07 of 50,000 is 3,500.0000000000005 and would become 3,501.
-    validation_count = round(len(labels) * validation_share)
+    count = round(len(labels) * fraction)
     try:
-        train, validation = train_test_split(
-            np.arange(len(labels), dtype=np.int64), test_size=validation_count, stratify=labels, random_state=seed
+        left, held_out = train_test_split(
+            np.arange(len(labels), dtype=np.int64), test_size=count, stratify=labels, random_state=seed
         )
     # One side has fewer images than there are classes, or a class has a single image.
     except ValueError as error:
-        raise _too_small(labels, validation_share) from error
-    if not np.array_equal(np.unique(labels[train]), np.unique(labels[validation])):
-        raise _too_small(labels, validation_share)
-    return np.sort(train), np.sort(validation)
+        raise _too_small(labels, fraction, flag) from error
+    if not np.array_equal(np.unique(labels[left]), np.unique(labels[held_out])):
+        raise _too_small(labels, fraction, flag)
+    return np.sort(left), np.sort(held_out)
 
 
-def _too_small(labels: NDArray[np.int64], validation_share: float) -> UserError:
+def _too_small(labels: NDArray[np.int64], fraction: float, flag: str) -> UserError:
+    classes, counts = np.unique(labels, return_counts=True)
+    split = flag.removesuffix("_share")
     return UserError(
-        f"--validation_share has to leave at least one image of each of the {len(np.unique(labels))} classes in the train split and "
-        f"in the validation split; the train set has {len(labels)} images. Received: {validation_share}"
+        f"--{flag} has to leave at least one image of each of the {len(classes)} classes in the train split and in the {split} split; "
+        f"they are taken from {len(labels)} images, {counts.min()} of the smallest class. Received: {fraction}"
     )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras.data.types import LabelledImages
+from cifar_keras.data.types import Images, LabelledImages
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.suspects import FOLDS, out_of_sample_probabilities, suspect_labels
 from cifar_keras.models.classifier import assemble
@@ -15,7 +15,7 @@ from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.inference import predict_all
 
 # A function from images, and the title of the progress bar, to their features.
-Features = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
+Features = Callable[[Images, str], NDArray[np.float32]]
 
 
 class Suspects(NamedTuple):

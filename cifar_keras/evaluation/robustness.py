@@ -14,7 +14,7 @@ from cifar_keras.config import CORRUPTION_SUITE, RunConfig, Views, other_sets_of
 from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.calibration import softmax
-from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, published_set
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.evaluation.uncertainty import mean_interval
 from cifar_keras.exporting.saved_model import serve_all
@@ -22,6 +22,8 @@ from cifar_keras.exporting.saved_model import serve_all
 METRICS = ("accuracy", "loss", "brier", "calibration_error")
 # A limit, because eight corruptions at five severities take 40 forward passes of each image.
 CORRUPTED_IMAGES = 1000
+# Images of which several views are in memory at a time.
+PART_BYTES = 2**28
 
 # A function from uint8 images [n, height, width, 3], and the title of the progress bar, to logits divided by the temperature, float32
 # [n, classes].
@@ -105,8 +107,14 @@ def with_views(
         class_names: the class names of the model.
         seed: seed of the resamples.
     """
-    (weight, _), *others = views_of(test.images, views)
-    logits = weight * plain + sum(weight * predict(images, f"test, {views}") for weight, images in others)
+    logits = np.empty_like(plain)
+    count = max(1, PART_BYTES // int(np.prod(test.images.shape[1:])))
+    for start in range(0, len(plain), count):
+        part = slice(start, start + count)
+        (weight, _), *others = views_of(test.images[part], views)
+        logits[part] = weight * plain[part] + sum(
+            weight * predict(images, f"test, {views}") for weight, images in others
+        )
     return [
         row("views", name, of_views, test.labels, class_names, seed=seed)
         for name, of_views in ((Views.NONE, plain), (views, logits.astype(np.float32)))
@@ -145,7 +153,7 @@ def with_corruptions(
 
     Returns:
         The rows, and `mean_accuracy` of the corrupted images. There is a row for the same images as they are, and one for each
-        corruption and severity.
+        corruption and severity. `strengths` of the mean names the published set whose strengths they have.
     """
     count = min(CORRUPTED_IMAGES, len(test.labels))
     chosen = np.sort(np.random.default_rng(seed).choice(len(test.labels), count, replace=False))
@@ -156,7 +164,7 @@ def with_corruptions(
         logits = predict(corrupt(images, name, severity, seed=seed), f"{name} {severity}")
         rows.append(row("corruption", f"{name} {severity}", logits, labels, class_names, seed=seed))
         right.append(logits.argmax(axis=1) == labels)
-    return rows, mean_accuracy(right, seed=seed)
+    return rows, mean_accuracy(right, seed=seed) | {"strengths": published_set(images)}
 
 
 def mean_accuracy(right: Sequence[NDArray[np.bool_]], *, seed: int) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def on_other_set(
     If people's soft labels are known, the row also has two values in nats. `human_cross_entropy` is the mean of
     `-sum over classes of fraction * ln(probability)` (Peterson et al., arXiv:1908.07086). `human_entropy` is the least that it can be.
     """
-    logits = predict(other.split.images, other.name)
+    logits = predict(other.split.images[:], other.name)
     values = row("test set", other.name, logits, other.split.labels, class_names, seed=seed)
     if other.soft_labels is not None:
         smallest = np.finfo(np.float64).tiny

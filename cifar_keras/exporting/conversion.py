@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
+from cifar_keras.models.resize import central_square
 
 # onnxruntime runs this opset since version 1.14.
 ONNX_OPSET = 18
@@ -63,7 +64,8 @@ def to_onnx(classify: keras.Model, path: Path, class_names: Sequence[str], tempe
     size = classify.input.shape[1]
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = classify(tf.image.resize(tf.cast(images, tf.float32), (size, size)), training=False)
+        squares = tf.cast(central_square(images), tf.float32)
+        logits = classify(tf.image.resize(squares, (size, size)), training=False)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits / temperature)}
 
     signature = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")]
@@ -118,12 +120,16 @@ def to_litert(classify: keras.Model, path: Path, examples: NDArray[np.uint8], *,
 
 
 def _resized(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Return images `[n, height, width, 3]` of known sides, resized with LiteRT's operations: two matrix products if they shrink."""
-    height, width = images.shape[1:3]
-    if max(height, width) <= size:
-        return tf.image.resize(images, (size, size))
-    rows, columns = (tf.constant(_smoothing_weights(side, size)) for side in (height, width))
-    return tf.einsum("yh,nhwc,xw->nyxc", rows, images, columns)
+    """Return the central squares of images `[n, height, width, 3]` of known sides, resized with LiteRT's operations.
+
+    These are two matrix products if the squares shrink.
+    """
+    squares = central_square(images)
+    side = squares.shape[1]
+    if side <= size:
+        return tf.image.resize(squares, (size, size))
+    weights = tf.constant(_smoothing_weights(side, size))
+    return tf.einsum("yh,nhwc,xw->nyxc", weights, squares, weights)
 
 
 def _smoothing_weights(inputs: int, outputs: int) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from cifar_keras.data.types import Images
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.files import writing
 from cifar_keras.files.progress_bar import progress
@@ -157,7 +158,7 @@ class Served(NamedTuple):
     probabilities: NDArray[np.float32]  # [n, classes]
 
 
-def serve_all(model: tf.Module, images: NDArray[np.uint8], batch_size: int, title: str) -> Served:
+def serve_all(model: tf.Module, images: Images, batch_size: int, title: str) -> Served:
     """Return the outputs of a loaded SavedModel's `serve` for every image, with a progress bar.
 
     Args:

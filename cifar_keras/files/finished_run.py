@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import config
-from cifar_keras.config import DataConfig, DataSource
+from cifar_keras.config import DataConfig, DatasetKind, DataSource, dataset_of
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.files import paths, writing
 
@@ -27,32 +27,37 @@ class FinishedRun(NamedTuple):
     records: list[dict[str, Any]]  # the lines of metrics.jsonl
 
     def with_data_dir(self, data_dir: str, is_prepared: Callable[[DataConfig], bool]) -> "FinishedRun":
-        """Return the run with a config that reads its images from a prepared folder, and from nowhere else.
+        """Return the run with a config that reads its images from this machine, and from nowhere else.
 
         Args:
-            data_dir: the folder; "" is the folder that the run used.
+            data_dir: the TFDS folder, or the folder or CSV file of the run's own pictures; "" is the one that the run used.
             is_prepared: returns whether the folder that the settings name holds their images, e.g. `data.datasets.is_prepared`.
 
         Raises:
             UserError: the images are not there.
         """
-        data = dataclasses.replace(self.config.data, data_dir=data_dir or str(self._data_dir()), archive="")
+        data, (kind, place) = self.config.data, dataset_of(self.config.data)
+        if kind in (DatasetKind.FOLDER, DatasetKind.CSV):
+            where = data_dir or str(self._found(place))
+            data = dataclasses.replace(data, dataset=f"{kind}:{where}")
+            wanted = f"the {'folder' if kind is DatasetKind.FOLDER else 'CSV file'} of the run's pictures"
+        else:
+            where = data_dir or str(self._found(data.data_dir))
+            data = dataclasses.replace(data, data_dir=where, archive="")
+            wanted = "the TFDS folder with the run's images; `prepare` fetches them"
         if not is_prepared(data):
-            raise UserError(
-                "--data_dir has to name the TFDS folder with the run's images; `prepare` fetches them. "
-                f"Received: {data.data_dir}"
-            )
+            raise UserError(f"--data_dir has to name {wanted}. Received: {where}")
         if data.data_source is not DataSource.SYNTHETIC:
             data = dataclasses.replace(data, data_source=DataSource.PREPARED)
         return self._replace(config=dataclasses.replace(self.config, data=data))
 
-    def _data_dir(self) -> Path:
-        """Return the folder of the run's images.
+    def _found(self, path: str) -> Path:
+        """Return a path to the run's images.
 
-        A relative `data_dir` begins in the folder where the run was started. If the workdir was relative too, that folder lies above
-        the workdir, and `data_dir` is looked up there.
+        A relative path begins in the folder where the run was started. If the workdir was relative too, that folder lies above the
+        workdir, and the path is looked up there.
         """
-        named, workdir = (Path(name) for name in (self.config.data.data_dir, self.config.workdir))
+        named, workdir = Path(path), Path(self.config.workdir)
         above = self.path.resolve().parents[len(workdir.parts) - 1 :][:1]
         if above and self.path.resolve() == above[0] / workdir and not str(named).startswith("~"):
             # If `named` is absolute, this is `named` itself.

@@ -9,6 +9,8 @@ from pathlib import Path
 from cifar_keras.errors import UserError
 
 CONFIG = "config.json"
+DATASET = "dataset.json"
+SKIPPED_IMAGES = "skipped_images.csv"
 ENVIRONMENT = "environment.json"
 CLASS_WEIGHTS = "class_weights.json"
 RESULT = "result.json"

@@ -1,10 +1,12 @@
 """The folder of a run: what may be in it, and who may write there."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import filelock
@@ -12,7 +14,7 @@ import filelock
 from cifar_keras.config import FREE_WHEN_RESUMED, Resume, RunConfig, to_values, with_later_settings
 from cifar_keras.errors import InterruptedRunError, UserError, unwritable
 from cifar_keras.files import writing
-from cifar_keras.files.paths import CONFIG, LOCK, expand_model, kept_if_filled
+from cifar_keras.files.paths import CONFIG, DATASET, LOCK, SKIPPED_IMAGES, expand_model, kept_if_filled
 
 # A soft lock whose process is gone can be taken over once it is two seconds old. We wait a little longer.
 SOFT_LOCK_SECONDS = 3
@@ -75,6 +77,45 @@ def check_same_settings(config: RunConfig, path: Path) -> None:
         raise UserError(
             f"--resume goes on with the settings that the run began with; others are: {', '.join(differ)}. Received: {path}"
         )
+
+
+def check_same_images(path: Path, digest: str) -> None:
+    """Check that a run goes on with the images that it began with. A run that kept no digest of them is not checked.
+
+    Args:
+        path: its workdir.
+        digest: of the images and labels that were loaded now.
+
+    Raises:
+        UserError: they are others.
+    """
+    kept = path / DATASET
+    if kept.is_file() and writing.read_json(kept).get("digest") != digest:
+        raise UserError(
+            f"the images or labels of the data set are others than when the run began, or lie in other splits. Received: {path}"
+        )
+
+
+def describe_dataset(path: Path, digest: str, counts: Mapping[str, int], skipped: Sequence[tuple[str, str]]) -> None:
+    """Write what a run learns from into its workdir: `dataset.json`, and `skipped_images.csv` if files are left out.
+
+    A run that goes on is checked first, as in `check_same_images`.
+
+    Args:
+        path: the workdir.
+        digest: of the images and labels.
+        counts: the number of images of each split.
+        skipped: the path of each file that is left out, and the reason.
+
+    Raises:
+        UserError: as in `check_same_images`.
+    """
+    check_same_images(path, digest)
+    if skipped:
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *skipped])
+        writing.write_whole(path / SKIPPED_IMAGES, text.getvalue().encode())
+    writing.write_json(path / DATASET, {"digest": digest, "images": dict(counts), "skipped": len(skipped)})
 
 
 @contextlib.contextmanager

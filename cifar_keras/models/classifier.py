@@ -64,8 +64,8 @@ def build_classifier(
 ) -> keras.Model:
     """Return a classifier: the input transform, a backbone, and a new head.
 
-    Images that shrink are smoothed first (antialiasing). The head starts at zero (BiT, arXiv:1912.11370, section 3.3). So the first
-    logits are 0 and the first loss is ln(class_count), whatever the backbone.
+    The central square of an image is resized. Images that shrink are smoothed first (antialiasing). The head starts at zero (BiT,
+    arXiv:1912.11370, section 3.3). So the first logits are 0 and the first loss is ln(class_count), whatever the backbone.
 
     Args:
         backbone: what `build_backbone` returned.
@@ -83,7 +83,13 @@ def build_classifier(
     # Rescaling by 1 turns the pixels into floats. Given uint8, Resizing would round its result back to uint8.
     pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(images)
     pixels = keras.layers.Resizing(
-        image_size, image_size, interpolation="bilinear", antialias=True, dtype="float32", name="resize"
+        image_size,
+        image_size,
+        interpolation="bilinear",
+        crop_to_aspect_ratio=True,
+        antialias=True,
+        dtype="float32",
+        name="resize",
     )(pixels)
     transform = _input_transform()
     pixels = transform(pixels)

@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.data.pipeline import input_batches
+from cifar_keras.data.types import Images
 from cifar_keras.files.progress_bar import progress
 
 BATCHES_AT_A_TIME = 16
 
 
-def predict_all(model: keras.Model, images: NDArray[np.uint8], batch_size: int, title: str) -> NDArray[np.float32]:
+def predict_all(model: keras.Model, images: Images, batch_size: int, title: str) -> NDArray[np.float32]:
     """Return a model's outputs for all images, with a progress bar.
 
     The model runs under the strategy in which it was built.
@@ -29,7 +30,7 @@ def predict_all(model: keras.Model, images: NDArray[np.uint8], batch_size: int, 
     return np.concatenate([predict_part(model, part, batch_size) for part in image_parts(images, batch_size, title)])
 
 
-def image_parts(images: NDArray[np.uint8], batch_size: int, title: str) -> Iterator[NDArray[np.uint8]]:
+def image_parts(images: Images, batch_size: int, title: str) -> Iterator[NDArray[np.uint8]]:
     """Yield images, uint8 `[n, height, width, 3]`, in parts of `BATCHES_AT_A_TIME` batches, with a progress bar."""
     size = BATCHES_AT_A_TIME * batch_size
     for start in progress(range(0, len(images), size), desc=title, unit="part"):

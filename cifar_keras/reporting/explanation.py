@@ -78,13 +78,20 @@ def write_map(
 
 
 def write_suspects(
-    found: Suspects, split: LabelledImages, places: NDArray[np.int64], class_names: Sequence[str], path: Path
+    found: Suspects,
+    split: LabelledImages,
+    names: Sequence[str],
+    places: NDArray[np.int64],
+    *,
+    class_names: Sequence[str],
+    path: Path,
 ) -> dict[str, Any]:
     """Write all suspect labels into a workdir, and return what `explanation.json` says about them.
 
     Args:
         found: the suspects.
         split: the images that were looked at.
+        names: of these images.
         places: int64 `[m]`, the places of these images in the published order of the train set.
         class_names: the class names of the model.
         path: the workdir.
@@ -93,6 +100,7 @@ def write_suspects(
     rows = [
         {
             "index": int(places[suspect]),
+            "name": names[suspect],
             "label": class_names[labels[suspect]],
             "likely": class_names[instead],
             "probability_of_label": float(probabilities[suspect, labels[suspect]]),
@@ -113,9 +121,9 @@ def write_suspects(
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write suspect labels as CSV. `index` is an image's place in the official order of the train set."""
+    """Write suspect labels as CSV, which `--exclude` reads. `index` is an image's place in the published order of the train set."""
     text = io.StringIO(newline="")
-    columns = ["index", "label", "likely", "probability_of_label", "probability_of_likely"]
+    columns = ["index", "name", "label", "likely", "probability_of_label", "probability_of_likely"]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -21,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 from PIL import Image
 
+from cifar_keras.data.types import Images
 from cifar_keras.evaluation.calibration import expected_calibration_error, reliability, softmax
 from cifar_keras.evaluation.galleries import most_confused_classes, spread_over_confidence
 from cifar_keras.evaluation.uncertainty import fraction_interval
@@ -162,7 +163,7 @@ def corruptions_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 @_png
 def predictions_picture(
-    images: NDArray[np.uint8],
+    images: Images,
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     class_names: Sequence[str],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.config import CORRUPTION_SUITE
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.robustness import Robustness, merged
@@ -75,6 +76,8 @@ def keep_robustness(measured: Robustness, path: Path) -> None:
     if not measured.rows:
         return
     print(robustness_table(measured.rows))
+    if CORRUPTION_SUITE in measured.means:
+        print(f"The corruptions are as strong as those of {measured.means[CORRUPTION_SUITE]['strengths']}.")
     file = path / paths.ROBUSTNESS
     kept = writing.read_json(file) if file.is_file() else {"rows": [], "means": {}}
     rows = merged(kept["rows"], measured.rows)

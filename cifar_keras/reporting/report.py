@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cifar_keras.config import ChooseBy
 from cifar_keras.data.datasets import row_of
+from cifar_keras.data.types import Images
 from cifar_keras.evaluation.calibration import BINS, reliability, softmax
 from cifar_keras.evaluation.galleries import (
     most_confident_errors,
@@ -36,7 +37,7 @@ class Content(NamedTuple):
     name: str  # of the run
     result: Mapping[str, Any]  # what result.json says
     records: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
-    images: NDArray[np.uint8]  # test images [n, height, width, 3]
+    images: Images  # test images [n, height, width, 3]
     labels: NDArray[np.int64]  # [n]
     logits: NDArray[np.float32]  # [n, classes], of the SavedModel
     class_names: Sequence[str]

@@ -30,7 +30,7 @@ def compute_features(
         The features `[n, views, ...]` with the targets of the split. While they are computed, they take twice their memory.
     """
     made = []
-    for part in image_parts(np.asarray(examples.inputs), batch_size, title):
+    for part in image_parts(examples.images, batch_size, title):
         views = [part, part[:, :, ::-1]] if mirrored else [part]
         features = np.stack([predict_part(frozen, view, batch_size) for view in views], axis=1)
         # Only the cast is in this block: a GPU's model that is called in here would run on the CPU.
@@ -43,7 +43,7 @@ def compute_features(
 def only_view(examples: Examples) -> Examples:
     """Return examples with only the first view of each image: features `[n, views, ...]` become `[n, ...]`."""
     with tf.device("CPU"):
-        return examples._replace(inputs=examples.inputs[:, 0])
+        return examples._replace(inputs=tf.gather(examples.inputs, 0, axis=1))
 
 
 def choose_view(batch: Batch, key: tf.Tensor) -> Batch:

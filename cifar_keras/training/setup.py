@@ -83,6 +83,11 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
 
 def _check_fits(config: RunConfig, dataset: Dataset) -> None:
     side = min(dataset.train.images.shape[1:3])
+    # A reflection ends where the image ends.
+    if config.augmentation.crop_padding >= side:
+        raise UserError(
+            f"--crop_padding has to be less than {side}, the side of the images in pixels. Received: {config.augmentation.crop_padding}"
+        )
     if config.augmentation.cutout > side:
         raise UserError(
             f"--cutout has to be at most {side}, the side of the images in pixels. Received: {config.augmentation.cutout}"

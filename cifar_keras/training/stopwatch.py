@@ -1,12 +1,15 @@
-"""Measure the minutes of each part of a run, over all processes that the run took."""
+"""Measure the minutes of each part of a run, over all processes that the run took; and the speed of an input pipeline."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import tensorflow as tf
+
 from cifar_keras.config import PHASES
 
 PARTS = ("prepare", *PHASES, "evaluate")
+TIMED_BATCHES = 30
 
 
 class Stopwatch:
@@ -43,3 +46,13 @@ class Stopwatch:
 
 def _minutes_since(started: float) -> float:
     return (time.monotonic() - started) / 60
+
+
+def measure_speed(batches: tf.data.Dataset) -> float | None:
+    """Return the examples per second of a pipeline alone, over its first batches; None if it has only one batch."""
+    sizes, times = [], []
+    for inputs, _ in batches.take(1 + TIMED_BATCHES):
+        sizes.append(inputs.shape[0])
+        times.append(time.perf_counter())
+    # Time starts at the first batch, because that one waits until the pipeline is built.
+    return sum(sizes[1:]) / (times[-1] - times[0]) if len(sizes) > 1 else None

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from cifar_keras.config import DistillationConfig, RunConfig, TeacherView
 from cifar_keras.data.augmentation import is_flip_alone
 from cifar_keras.data.pipeline import Batch, Examples
+from cifar_keras.data.types import Images
 from cifar_keras.errors import UserError, reason_of
 from cifar_keras.exporting.saved_model import class_names_of, load_saved_model
 from cifar_keras.files import paths, writing
 from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
-from cifar_keras.models.inference import predict_all
+from cifar_keras.models.inference import image_parts, predict_part
 
 # A function from uint8 images [n, height, width, 3] to the teacher's logits, float32 [n, classes].
 Ask = Callable[[tf.Tensor], tf.Tensor]
@@ -90,7 +91,7 @@ class Teacher:
         """
         logits = self._kept(name)
         if logits is None or len(logits) != examples.total:
-            logits = self._ask_all(np.asarray(examples.inputs), name)
+            logits = self._ask_all(examples.images, name)
             content = io.BytesIO()
             np.save(content, logits, allow_pickle=False)
             self._folder.mkdir(exist_ok=True)
@@ -146,12 +147,14 @@ class Teacher:
         self._networks[compute_dtype] = network
         return network
 
-    def _ask_all(self, images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
-        views = {f"teacher, {name}": images}
-        if self._plain or (name == "train" and self._config.augmentation.flip):
-            views[f"teacher, {name} mirrored"] = np.ascontiguousarray(images[:, :, ::-1])
+    def _ask_all(self, images: Images, name: str) -> NDArray[np.float32]:
+        mirrored = self._plain or (name == "train" and self._config.augmentation.flip)
         network, batch_size = self._network("float32"), self._config.data.global_batch_size
-        logits = np.stack([predict_all(network, view, batch_size, title) for title, view in views.items()], axis=1)
+        parts = []
+        for part in image_parts(images, batch_size, f"teacher, {name}"):
+            views = [part, part[:, :, ::-1]] if mirrored else [part]
+            parts.append(np.stack([predict_part(network, view, batch_size) for view in views], axis=1))
+        logits = np.concatenate(parts)
         if not np.isfinite(logits).all():
             raise UserError(f"--teacher gives logits that are not finite. Received: {self._workdir}")
         if self._plain:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.config import Divergence, RunConfig, to_values
-from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, measure_speed, training_batches
+from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, training_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.files import environment
 from cifar_keras.training.checkpoints import Checkpoint, Checkpoints, named, numbered, read_variables, write_variables
@@ -26,7 +26,7 @@ from cifar_keras.training.progress import PhaseSummary, Position, Progress
 from cifar_keras.training.pruning import Prune, first_sparse_epoch
 from cifar_keras.training.save_checkpoints import SaveCheckpoints
 from cifar_keras.training.setup import RunSetup
-from cifar_keras.training.stopwatch import Stopwatch
+from cifar_keras.training.stopwatch import Stopwatch, measure_speed
 from cifar_keras.training.tasks import Task, make_task
 from cifar_keras.training.tracking import LogPhase, RunLog, TellProgress
 

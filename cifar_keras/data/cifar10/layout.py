@@ -106,5 +106,5 @@ def verify(dataset: PublishedDataset, contents: Contents) -> None:
 
 
 def _records(batch: LabelledImages) -> bytes:
-    planes = batch.images.transpose(0, 3, 1, 2).reshape(len(batch.images), -1)
+    planes = batch.images[:].transpose(0, 3, 1, 2).reshape(len(batch.images), -1)
     return np.concatenate([batch.labels.astype(np.uint8)[:, np.newaxis], planes], axis=1).tobytes()

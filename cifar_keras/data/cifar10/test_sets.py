@@ -85,7 +85,7 @@ def read_other_set(name: str, data_dir: str, held_out: LabelledImages) -> list[O
     folder = paths.expand("data_dir", data_dir)
     if name == "cifar10_n":
         examples = _read(name, "train", folder, ["image", *NOISY_LABELS])
-        chosen = _places_of(held_out.images, examples["image"].numpy())
+        chosen = _places_of(held_out.images[:], examples["image"].numpy())
         if len(chosen) == 0:
             raise UserError(
                 f"--test_sets={name} has labels of CIFAR-10's training images. Received: images that are others"

@@ -1,0 +1,138 @@
+"""Make a data set of decoded pictures: check them, and divide them into splits."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_keras.config import BadImages, RunConfig, largest_image_size
+from cifar_keras.data.pictures.listing import Listing
+from cifar_keras.data.pictures.store import Entry, Size, Store, store
+from cifar_keras.data.splits import content_order, hold_out
+from cifar_keras.data.types import LabelledImages, PublishedDataset, Skipped
+from cifar_keras.errors import UserError
+
+# Lines of a message about files; the others are counted.
+MOST_LINES = 50
+
+
+def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = False) -> PublishedDataset:
+    """Return the data set of listed pictures, whose images stay on the disk.
+
+    Pictures with equal pixels, one label and one split are kept once. A test set that is missing is held out from the train set.
+
+    Args:
+        listing: the pictures.
+        config: of the run.
+        is_published: whether it is a data set that others measure too, so that all of its pictures are kept.
+
+    Raises:
+        UserError: files cannot be used, pictures lie in two splits or have two labels, or a split or class has too few of them.
+    """
+    data = config.data
+    size = Size(data.stored_size or largest_image_size(config), own=data.stored_size == 0)
+    stored = store(listing, size, data.cache_dir)
+    received = f"Received: --dataset={data.dataset}"
+    keep_all = is_published or data.allow_duplicates
+    _check_files(stored, data.bad_images, keep_all, received)
+    kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
+    class_names = tuple(sorted({stored.entries[place].label for place in kept}))
+    if len(class_names) < 2:
+        found = f"one class, {class_names[0]}" if class_names else "no pictures"
+        raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
+    _tell(stored, kept, class_names)
+    labels = np.array([class_names.index(entry.label) for entry in stored.entries], np.int64)
+
+    def images(places: NDArray[np.int64]) -> LabelledImages:
+        return LabelledImages(stored.images.at(places), labels[places])
+
+    train, validation, test = (_places_of(split, stored.entries, kept) for split in ("train", "validation", "test"))
+    needed = 1 + (len(validation) == 0) + (len(test) == 0)
+    _check_classes(labels[train], needed, class_names, received)
+    if len(test) == 0:
+        pool = train[content_order(images(train))]
+        left, held_out = hold_out(labels[pool], data.test_share, config.seed, "test_share")
+        train, test = pool[left], pool[held_out]
+    return PublishedDataset(
+        images(train),
+        images(test),
+        class_names,
+        validation=images(validation) if len(validation) else None,
+        names=tuple(stored.entries[place].name for place in train),
+        skipped=tuple(stored.skipped),
+    )
+
+
+def _tell(stored: Store, kept: Sequence[int], class_names: Sequence[str]) -> None:
+    """Print what the data set has."""
+    copies, skipped = len(stored.entries) - len(kept), len(stored.skipped)
+    print(
+        f"pictures: {len(kept):,} of {len(class_names)} classes, {' x '.join(map(str, stored.images.shape[1:3]))} px"
+        + (f"; {copies:,} copies left out" if copies else "")
+        + (f"; {skipped:,} files skipped" if skipped else ""),
+        flush=True,
+    )
+
+
+def _places_of(split: str, entries: Sequence[Entry], kept: Sequence[int]) -> NDArray[np.int64]:
+    """Return the places of a split's entries. Of a data set that is not divided, all are for training."""
+    return np.array([place for place in kept if (entries[place].split or "train") == split], np.int64)
+
+
+def _different(entries: Sequence[Entry]) -> list[int]:
+    """Return the places of the entries, of each content, label and split only the first."""
+    first: dict[tuple[str, str, str], int] = {}
+    for place, entry in enumerate(entries):
+        first.setdefault((entry.digest, entry.label, entry.split), place)
+    return list(first.values())
+
+
+def _check_files(stored: Store, bad_images: BadImages, keep_all: bool, received: str) -> None:
+    """Check that every file can be used, as far as the settings ask.
+
+    Raises:
+        UserError: files cannot; the message names them.
+    """
+    parts = []
+    if stored.skipped and bad_images is BadImages.REFUSE:
+        parts.append(
+            f"{len(stored.skipped)} files cannot be used (--bad_images=skip leaves them out): {_listed(stored.skipped)}"
+        )
+    if not keep_all:
+        copies: dict[str, list[Entry]] = defaultdict(list)
+        for entry in stored.entries:
+            copies[entry.digest].append(entry)
+        found = [
+            (title, [members for members in copies.values() if len({getattr(each, field) for each in members}) > 1])
+            for title, field in (("lie in two splits", "split"), ("have two labels", "label"))
+        ]
+        parts += [
+            f"{len(groups)} pictures {title} (--allow_duplicates trains all the same): {_same(groups)}"
+            for title, groups in found
+            if groups
+        ]
+    if parts:
+        raise UserError(f"--dataset: {'; '.join(parts)}. {received}")
+
+
+def _check_classes(labels: NDArray[np.int64], needed: int, class_names: Sequence[str], received: str) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    if small := [f"{class_names[index]} ({counts[index]})" for index in np.flatnonzero(counts < needed).tolist()]:
+        raise UserError(
+            f"--dataset has to have at least {needed} pictures of each class for training, and for the splits that are taken from them; "
+            f"too few are of {', '.join(small[:MOST_LINES])}. {received}"
+        )
+
+
+def _listed(skipped: Iterable[Skipped]) -> str:
+    return _limited([f"{each.path}: {each.reason}" for each in sorted(skipped)])
+
+
+def _same(groups: Iterable[Sequence[Entry]]) -> str:
+    return _limited(sorted(" = ".join(sorted(entry.name for entry in group)) for group in groups))
+
+
+def _limited(lines: Sequence[str]) -> str:
+    more = f"; and {len(lines) - MOST_LINES:,} more" if len(lines) > MOST_LINES else ""
+    return "; ".join(lines[:MOST_LINES]) + more

@@ -1,0 +1,202 @@
+"""Decode the pictures of a data set once, in parallel, into equal-sized pixels on the disk.
+
+A cache is a folder with two files. `images.bin` has the pixels of the pictures, uint8, one picture after the other. `manifest.json` has
+the size, and for each picture its name, label, split and the SHA-256 digest of its pixels; and the files that were left out.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import filelock
+import numpy as np
+
+from cifar_keras.data import decoding
+from cifar_keras.data.pictures.listing import Listing, Picture, SizedIterable
+from cifar_keras.data.types import Skipped, StoredImages
+from cifar_keras.errors import UserError, unwritable
+from cifar_keras.files import paths, writing
+from cifar_keras.files.progress_bar import progress
+
+IMAGES, MANIFEST = "images.bin", "manifest.json"
+VERSION = 1
+THREADS = os.cpu_count() or 1
+# Pictures that are decoded but not written yet, for each thread.
+AHEAD = 4
+FILE_BYTES_LIMIT = 64 * 2**20
+# What other programs may write to the disk in the meantime.
+SPARE_BYTES = 64 * 2**20
+
+Result = TypeVar("Result")
+
+
+class Entry(NamedTuple):
+    """A decoded picture of a data set."""
+
+    name: str
+    label: str
+    split: str  # "" if the data set is not divided
+    digest: str  # SHA-256 of its pixels, in hexadecimal digits
+
+
+class Store(NamedTuple):
+    """The decoded pictures of a data set."""
+
+    entries: list[Entry]
+    images: StoredImages  # in the order of the entries
+    skipped: list[Skipped]
+
+
+class Size(NamedTuple):
+    """The size in which pictures are stored."""
+
+    side: int  # of a square, in pixels
+    own: bool  # if all pictures have one size, they are stored in that size instead
+
+
+def store(listing: Listing, size: Size, cache_dir: str) -> Store:
+    """Return the decoded pictures of a listing, from the cache or into it.
+
+    Args:
+        listing: the pictures.
+        size: the size in which they are stored.
+        cache_dir: the folder of all caches, as the user named it.
+
+    Raises:
+        UserError: the cache cannot be written, or the disk is too small.
+    """
+    root = paths.expand("cache_dir", cache_dir)
+    known = repr((VERSION, decoding.VERSION, size, listing.fingerprint))
+    folder = root / hashlib.sha256(known.encode()).hexdigest()[:16]
+    try:
+        with paths.kept_if_filled(root):
+            root.mkdir(parents=True, exist_ok=True)
+            # Two runs of the same pictures: the second one waits, and finds the cache of the first.
+            with filelock.FileLock(folder.with_suffix(".lock")):
+                return _read(folder) or _build(listing, size, folder)
+    except OSError as error:
+        reason = unwritable(error) or error.strerror or str(error)
+        raise UserError(f"--cache_dir cannot be used: {reason}. Received: {cache_dir}") from error
+
+
+def _read(folder: Path) -> Store | None:
+    """Return the store of a folder; None if there is none, or if it is damaged, which is said on stderr."""
+    if not folder.is_dir():
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        entries = [Entry(*row) for row in manifest["entries"]]
+        digests = np.frombuffer(bytes.fromhex("".join(entry.digest for entry in entries)), np.uint8).reshape(-1, 32)
+        images = StoredImages(folder / IMAGES, tuple(manifest["shape"]), np.arange(len(entries)), digests)
+        _verify(images)
+        return Store(entries, images, [Skipped(*row) for row in manifest["skipped"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"warning: the cache {folder} is damaged ({error}); it is made again", file=sys.stderr, flush=True)
+        return None
+
+
+def _verify(images: StoredImages) -> None:
+    """Check the digest of each image.
+
+    Raises:
+        OSError: an image is not there, or has other pixels.
+    """
+
+    def is_whole(place: int) -> bool:
+        return hashlib.sha256(images[place].tobytes()).digest() == bytes(images.digests[place])
+
+    for place, whole in enumerate(_in_parallel(is_whole, range(len(images)), "pictures, verified")):
+        if not whole:
+            raise OSError(f"picture {place} has other pixels than it had")
+
+
+def _build(listing: Listing, size: Size, folder: Path) -> Store:
+    """Decode the pictures into a folder, which appears whole or not at all, and return them."""
+    shape = _common_size(listing.pictures) if size.own else None
+    height, width = shape or (size.side, size.side)
+    _check_room(len(listing.pictures) * height * width * 3, folder.parent)
+    skipped, entries = list(listing.skipped), []
+
+    def decoded(picture: Picture) -> tuple[Entry, bytes] | Skipped:
+        try:
+            content = _content_of(picture)
+            pixels = (decoding.decode(content) if shape else decoding.decode_square(content, size.side)).tobytes()
+        except decoding.PictureError as error:
+            return Skipped(picture.name, str(error))
+        except OSError as error:
+            return Skipped(picture.name, f"it cannot be read: {error.strerror}")
+        digest = hashlib.sha256(pixels).hexdigest()
+        return Entry(picture.name, picture.label, picture.split, digest), pixels
+
+    with writing.written_beside(folder) as beside:
+        beside.mkdir()
+        with (beside / IMAGES).open("wb") as file:
+            for found in _in_parallel(decoded, listing.pictures, "pictures, decoded"):
+                if isinstance(found, Skipped):
+                    skipped.append(found)
+                else:
+                    entries.append(found[0])
+                    file.write(found[1])
+        manifest = {"shape": [height, width, 3], "entries": entries, "skipped": sorted(skipped)}
+        (beside / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
+    made = _read(folder)
+    if made is None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return made
+
+
+def _common_size(pictures: SizedIterable[Picture]) -> tuple[int, int] | None:
+    """Return height and width of the pictures if they are the same for all that can be opened, otherwise None."""
+
+    def size_of(picture: Picture) -> tuple[int, int] | None:
+        try:
+            return decoding.read_header(_content_of(picture)).size
+        except (decoding.PictureError, OSError):
+            return None
+
+    first: tuple[int, int] | None = None
+    for size in filter(None, _in_parallel(size_of, pictures, "pictures, measured")):
+        if first is not None and size != first:
+            return None
+        first = size
+    return first
+
+
+def _content_of(picture: Picture) -> bytes:
+    content = picture.read()
+    if not content:
+        raise decoding.PictureError("it is empty")
+    if len(content) > FILE_BYTES_LIMIT:
+        raise decoding.PictureError(f"it is larger than {FILE_BYTES_LIMIT >> 20} MiB")
+    return content
+
+
+def _in_parallel(function: Callable[[Any], Result], items: SizedIterable[Any], title: str) -> Iterator[Result]:
+    """Yield what a function returns for each item, in order, with a progress bar. Few results wait at a time."""
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool, contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        for item in progress(items, desc=title, unit="picture"):
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > AHEAD * THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _check_room(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed + SPARE_BYTES > free:
+        raise UserError(
+            f"--cache_dir needs {needed / 1e9:.2f} GB for the decoded pictures, and {free / 1e9:.2f} GB are free; --stored_size makes them "
+            f"smaller. Received: {folder}"
+        )

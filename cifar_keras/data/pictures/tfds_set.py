@@ -1,0 +1,99 @@
+"""List the pictures of a TFDS data set."""
+
+import contextlib
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from cifar_keras.config import DataConfig, DataSource
+from cifar_keras.data.pictures.listing import SPLITS, Listing, Picture
+from cifar_keras.errors import UserError, reason_of
+from cifar_keras.files import paths
+
+
+class TfdsPictures:
+    """The pictures of a prepared TFDS data set, as encoded files, in the order in which TFDS has them.
+
+    Args:
+        builder: of the data set.
+        splits: the splits to read.
+    """
+
+    def __init__(self, builder: Any, splits: list[str]) -> None:
+        self._builder, self._splits = builder, splits
+
+    def __len__(self) -> int:
+        return sum(int(self._builder.info.splits[split].num_examples) for split in self._splits)
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Read the pictures again from the first one."""
+        features = self._builder.info.features
+        for split in self._splits:
+            examples = self._builder.as_dataset(
+                split=split,
+                decoders={"image": tfds.decode.SkipDecoding()},
+                # One file after the other, so that the order is always the same.
+                read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+            )
+            for number, example in enumerate(tfds.as_numpy(examples)):
+                label = paths.shown(features["label"].int2str(int(example["label"])))
+                # `bytes` of bytes are the same object.
+                yield Picture(f"{split}[{number}]", label, SPLITS[split], functools.partial(bytes, example["image"]))
+
+
+def list_tfds(name: str, data: DataConfig) -> Listing:
+    """List the pictures of a TFDS data set that has `image` and `label`.
+
+    Args:
+        name: as TFDS knows the set: `NAME` or `NAME/CONFIG`, perhaps with `:VERSION`.
+        data: the TFDS folder, and the source of the data. If it is PREPARED, a set that is missing is not downloaded.
+
+    Raises:
+        UserError: there is no such set, it is not prepared and cannot be, or it is not for classification.
+    """
+    folder, received = paths.expand("data_dir", data.data_dir), f"Received: --dataset={data.dataset}"
+    builder = _prepared(name, folder, data.data_source is not DataSource.PREPARED, received)
+    features = dict(builder.info.features.items())
+    image, label = (features.get(key) for key in ("image", "label"))
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(
+            f"--dataset has to name a set with an image and a class label; its features are {', '.join(features)}. {received}"
+        )
+    splits = [split for split in builder.info.splits if split in SPLITS]
+    if not splits:
+        raise UserError(
+            f"--dataset has to name a set with a train split; its splits are {', '.join(builder.info.splits)}. {received}"
+        )
+    return Listing(TfdsPictures(builder, splits), [], _fingerprint(Path(builder.data_dir)))
+
+
+def _prepared(name: str, folder: Path, may_download: bool, received: str) -> Any:
+    """Return the builder of a set that is prepared."""
+    try:
+        # TFDS prints its progress to stdout.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder = tfds.builder(name, data_dir=folder)
+            if not builder.is_prepared() and may_download:
+                builder.download_and_prepare()
+        if builder.is_prepared():
+            return builder
+        reason = f"it is not prepared in {folder}"
+    # If a set is unknown or its servers do not answer, TFDS may raise almost anything, even an AssertionError.
+    except Exception as error:
+        reason = reason_of(error)
+    raise UserError(
+        f"--dataset cannot be read: {reason}. TFDS lists its sets on https://www.tensorflow.org/datasets/catalog/overview. "
+        f"{received}"
+    )
+
+
+def _fingerprint(folder: Path) -> str:
+    stats = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir()) if file.is_file()
+    ]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
