@@ -101,6 +101,15 @@ class TeacherView(enum.StrEnum):
     PLAIN = "plain"
 
 
+class ChooseBy(enum.StrEnum):
+    """The measure of the validation split that chooses the best epoch. Each is the metric's name in the log."""
+
+    ACCURACY = "accuracy"
+    BALANCED_ACCURACY = "balanced_accuracy"
+    MACRO_F1 = "macro_f1"
+    CROSS_ENTROPY = "cross_entropy"
+
+
 class Views(enum.StrEnum):
     """The views that test-time augmentation averages: an image and its mirror image, or both and both moved by a pixel."""
 
@@ -284,6 +293,26 @@ class DistillationConfig:
     )
 
 
+# Values of `--class_weights` that are no files.
+NO_WEIGHTS, AUTO_WEIGHTS = "none", "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Objective: how much each class counts, and what the best epoch is best at."""
+
+    class_weights: str = setting(
+        NO_WEIGHTS,
+        "weight of each class in the training loss: none (all count 1), auto (inversely proportional to the class's images in the train "
+        'split, with mean 1 over these images), or a JSON file {"CLASS NAME": WEIGHT, ...} with all classes',
+    )
+    choose_by: ChooseBy = setting(
+        ChooseBy.ACCURACY,
+        "validation metric that chooses the best epoch, and that early stopping watches. Equal epochs are decided by the cross-entropy, "
+        "or by the accuracy if that is the metric",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
     """How the network is computed.
@@ -352,7 +381,9 @@ class PhaseConfig:
     )
     cached_features: bool = setting(False, _CACHED_FEATURES)
     early_stopping_patience: int = setting(
-        0, "epochs without a better validation accuracy after which this phase stops; 0: never", minimum=0
+        0,
+        "epochs without a better validation metric, the one that --choose_by names, after which this phase stops; 0: never",
+        minimum=0,
     )
 
 
@@ -484,6 +515,7 @@ class RunConfig:
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
@@ -559,6 +591,7 @@ def from_values(values: dict[str, Any]) -> RunConfig:
         augmentation=AugmentationConfig(**by_section["augmentation"]),
         model=ModelConfig(**by_section["model"]),
         distillation=DistillationConfig(**by_section["distillation"]),
+        objective=ObjectiveConfig(**by_section["objective"]),
         compute=ComputeConfig(**by_section["compute"]),
         head=HeadConfig(**by_section["head"]),
         finetune=FinetuneConfig(**by_section["finetune"]),
@@ -636,6 +669,8 @@ def validate(config: RunConfig) -> None:
 
 def _check_combinations(config: RunConfig) -> None:
     _check_data(config)
+    if not config.objective.class_weights:
+        raise UserError("--class_weights has to be none, auto or the path of a JSON file. Received: ''")
     if config.virtual_devices > config.data.global_batch_size:
         raise UserError(
             f"--global_batch_size has to be at least --virtual_devices, so that each device gets an image. "

@@ -28,6 +28,7 @@ from cifar_keras.models.inference import predict_all
 from cifar_keras.reporting import figures, markdown, pages
 from cifar_keras.reporting.tables import metrics_table, with_interval
 from cifar_keras.training.checkpoints import Checkpoints
+from cifar_keras.training.class_weights import keep_class_weights
 from cifar_keras.training.devices import device_names
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.progress import check_format
@@ -280,6 +281,7 @@ def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) ->
     workdir.describe_dataset(path, dataset.digest(), dataset.counts(), dataset.skipped)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
+    keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
     batches = training_batches(

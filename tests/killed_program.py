@@ -30,13 +30,16 @@ from cifar_keras.training.setup import ask_teacher
 from cifar_keras.training.teacher import Teacher
 from cifar_keras.training.tracking import RunLog
 
-# With as much as there is to get wrong: weights that are pruned, and a teacher, who is asked in each step of the finetune phase.
+# With as much as there is to get wrong: weights that are pruned, a teacher, who is asked in each step of the finetune phase, weighted
+# classes, and a metric that is computed from counts.
 FLAGS = {
     "finetune_cached_features": False,
     "checkpoint_every_steps": 2,
     "deterministic": True,
     "finetune_sparsity": 0.5,
     "distillation_weight": 0.5,
+    "class_weights": "auto",
+    "choose_by": "macro_f1",
 }
 DROPOUT = 0.3  # whose seeds are part of the state
 

@@ -8,9 +8,10 @@ import sys
 
 import keras
 import numpy as np
+from sklearn.metrics import f1_score
 from small_networks import small_backbone
 
-from cifar_keras.config import AugmentationConfig, FinetuneConfig, HeadConfig
+from cifar_keras.config import AugmentationConfig, ChooseBy, FinetuneConfig, HeadConfig
 from cifar_keras.data import synthetic
 from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.pipeline import evaluation_batches, to_examples, training_batches
@@ -44,8 +45,8 @@ def main() -> None:
         )
         with strategy.scope():
             twin = fused_twin(classifier.get_layer("backbone"), compute_dtype="float32")
-            model = Learner(assemble(classifier, twin))
-        compile_phase(model, phase, strategy)
+            model = Learner(assemble(classifier, twin), class_weights=np.linspace(0.2, 1.8, 10, dtype=np.float32))
+        compile_phase(model, phase, strategy, choose_by=ChooseBy.MACRO_F1)
         batches = training_batches(
             to_examples(LabelledImages(images, labels), class_count=10)[0],
             global_batch_size=40,
@@ -58,7 +59,8 @@ def main() -> None:
         validation_split, _ = to_examples(LabelledImages(images[:90], labels[:90]), class_count=10)
         validation = evaluation_batches(validation_split, global_batch_size=40)
         fit_phase(model, phase, batches, validation, [])
-    logits = classifier.predict(images[:50], batch_size=40, verbose=0)
+        history = model.history.history
+    logits = classifier.predict(images[:90], batch_size=40, verbose=0)
     values = {
         f"{number:03d} {variable.path}": np.asarray(variable) for number, variable in enumerate(classifier.variables)
     }
@@ -69,6 +71,10 @@ def main() -> None:
     largest_difference = max(float(np.abs(copy - copy[0]).max()) for copy in copies)
     values |= {
         "logits": logits,
+        "macro_f1_by_scikit_learn": f1_score(
+            labels[:90], logits.argmax(axis=1), labels=range(10), average="macro", zero_division=0
+        ),
+        "macro_f1": np.asarray([history["macro_f1"][-1], history["val_macro_f1"][-1]]),
         "replicas": np.asarray(strategy.num_replicas_in_sync),
         "copies": np.asarray(len(copies[0])),
         "largest_difference": np.asarray(largest_difference),

@@ -22,6 +22,7 @@ from cifar_keras.files.paths import CHECKPOINTS
 from cifar_keras.models.classifier import build_classifier
 from cifar_keras.reporting import figures
 from cifar_keras.training.checkpoints import Checkpoints
+from cifar_keras.training.class_weights import make_class_weights
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.phases import plan_phases
 from cifar_keras.training.setup import RunSetup
@@ -59,8 +60,30 @@ def set_up_small(
     strategy: tf.distribute.Strategy | None = None,
     compute_dtype: str = "float32",
     dropout: float = 0.0,
+    dataset: Dataset | None = None,
 ) -> RunSetup:
     """The same weights and images each time, with normalizations like trained ones."""
+    dataset = dataset or small_dataset()
+    train, validation, classes = dataset.train, dataset.validation, len(dataset.class_names)
+    strategy = strategy or tf.distribute.get_strategy()
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        classifier = build_classifier(small_backbone(), "caffe", class_count=classes, dropout=dropout, seed=0)
+    settle_normalizations(classifier.get_layer("backbone"))
+    return RunSetup(
+        dataset,
+        to_examples(train, classes)[0],
+        to_examples(validation, classes)[0],
+        plan_phases(config, len(train.labels)),
+        strategy,
+        classifier,
+        compute_dtype,
+        class_weights=make_class_weights(config.objective.class_weights, train.labels, dataset.class_names),
+    )
+
+
+def small_dataset() -> Dataset:
+    """A few images of the synthetic set."""
     dataset = synthetic.make_dataset(0)
     train, validation, test = (
         LabelledImages(split.images[start : start + count], split.labels[start : start + count])
@@ -70,20 +93,7 @@ def set_up_small(
             (dataset.test, 0, TEST),
         )
     )
-    strategy = strategy or tf.distribute.get_strategy()
-    keras.utils.set_random_seed(1)
-    with strategy.scope():
-        classifier = build_classifier(small_backbone(), "caffe", class_count=10, dropout=dropout, seed=0)
-    settle_normalizations(classifier.get_layer("backbone"))
-    return RunSetup(
-        Dataset(train, validation, test, CLASS_NAMES),
-        to_examples(train, 10)[0],
-        to_examples(validation, 10)[0],
-        plan_phases(config, TRAIN),
-        strategy,
-        classifier,
-        compute_dtype,
-    )
+    return Dataset(train, validation, test, CLASS_NAMES)
 
 
 def train_small(config: RunConfig, setup: RunSetup, log: RunLog, folder: Path) -> Trainer:

@@ -169,6 +169,8 @@ FLAG_CASES = [
     Case("train --test_sets=corruptions,mnist", "--test_sets"),
     Case("train --test_sets=cifar10_h/x", "--test_sets"),
     Case("train --backbone=resnet20", "--weights=imagenet"),
+    Case("train --class_weights=", "--class_weights"),
+    Case("train --choose_by=recall", "--choose_by"),
     Case("train --finetune_sparsity=1", "--finetune_sparsity"),
     Case("train --distillation_weight=0", "--distillation_weight"),
     Case("train --distillation_temperature=0", "--distillation_temperature"),
@@ -403,6 +405,15 @@ TENSORFLOW_CASES = {
     "no model in the folder": Case("predict --model=. good.png", "--model", writes("good.png", png())),
     "a broken model": Case("predict --model=. good.png", "--model", image_and_broken_model),
     "somebody else's model": Case("predict --model=. good.png", "--model", image_and_foreign_model),
+    "class weights that are not there": Case(
+        f"{SYNTHETIC} --weights=none --class_weights=gone.json", "--class_weights"
+    ),
+    "class weights that are no numbers": Case(
+        f"{SYNTHETIC} --weights=none --class_weights=a.json", "--class_weights", writes("a.json", b'{"cat": "much"}')
+    ),
+    "class weights of other classes": Case(
+        f"{SYNTHETIC} --weights=none --class_weights=a.json", "unknown lynx", writes("a.json", b'{"cat": 1, "lynx": 2}')
+    ),
     "a teacher that is not there": Case(f"{SYNTHETIC} --weights=none --teacher=nobody", "--teacher"),
     "a test set that is not there": Case(
         f"{SYNTHETIC} --test_sets=cifar10_1 --data_dir=data", "cifar10_1/v6 is not prepared"

@@ -66,6 +66,31 @@ def test_runs_are_laid_out_and_tested(runs: list[Path], capsys: pytest.CaptureFi
     assert picture.std() > 1
 
 
+def test_runs_on_unequal_classes_are_compared_by_their_averages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 95 cats and 5 ships the first finds every cat and no ship; the second 90 cats and 4 ships."""
+    labels = np.array([0] * 95 + [2] * 5)
+    first, second = np.zeros(100, np.int64), np.array([0] * 90 + [2] * 9 + [0])
+    runs = [
+        make_run(tmp_path / name, 5 * np.eye(3, dtype=np.float32)[predicted], labels)
+        for name, predicted in (("first", first), ("second", second))
+    ]
+    compare.main(["compare", *map(str, runs)])
+    means, paired = (table.splitlines() for table in capsys.readouterr().out.split("\n\n")[2:])
+    recalls = [0.5, (90 / 95 + 4 / 5) / 2]
+    assert [line.split()[1] for line in means[1:]] == [f"{100 * recall:.2f}" for recall in recalls]
+    assert [line.split()[-1] for line in means[1:]] == ["-", "-"]  # their calibration was not kept
+    accuracy, balanced, _ = (
+        (float(value), float(low), float(high))
+        for value, low, high in re.findall(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", paired[1])
+    )
+    assert accuracy[0] == -1
+    assert accuracy[1] < 0 < accuracy[2]
+    assert balanced[0] == pytest.approx(100 * (recalls[1] - recalls[0]), abs=0.01)
+    assert 0 < balanced[1] < balanced[0]
+
+
 def damaged(folder: Path, damage: str) -> None:
     files = {
         "no result": ("result.json", None),

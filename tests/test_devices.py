@@ -30,6 +30,9 @@ def test_two_devices_train_the_model_that_one_trains(tmp_path: Path) -> None:
     two = train(tmp_path / "two.npz", virtual_devices=2)
     assert (int(one["replicas"]), int(two["replicas"])) == (1, 2)
     assert int(two["copies"]) == 2
+    # It is no mean of the devices' values. Both had the same images.
+    np.testing.assert_allclose(one["macro_f1"], two["macro_f1"], atol=0.02)
+    assert float(two["macro_f1"][1]) == pytest.approx(float(two["macro_f1_by_scikit_learn"]), abs=1e-6)
     assert float(two["largest_difference"]) == 0
     assert one.keys() == two.keys()
     for name in one.keys() - {"replicas", "copies"}:

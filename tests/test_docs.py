@@ -71,7 +71,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".venv" / "bin" / "activate").touch()
     for name in ("experiments", "tests", "docs", "docker"):
         (folder / name).symlink_to(ROOT / name)
-    for run in ("quickstart", "one_epoch", "pruned", "seed_1", "seed_2", "quickstart-sparsity_0.5", "distilled"):
+    for run in (
+        "quickstart",
+        "one_epoch",
+        "pruned",
+        "seed_1",
+        "seed_2",
+        "quickstart-sparsity_0.5",
+        "distilled",
+        "weighted",
+    ):
         (folder / "runs" / run).mkdir(parents=True)
     return folder
 

@@ -1,6 +1,8 @@
 import keras
 import numpy as np
+import pytest
 
+from cifar_keras.config import ChooseBy
 from cifar_keras.training.keep_best import KeepBest
 
 
@@ -68,3 +70,46 @@ def test_where_no_epoch_can_be_the_best_the_classifier_stays_as_it_is() -> None:
     keep.on_epoch_end(1, {"val_accuracy": 0.5, "val_cross_entropy": 1.0})
     keep.go_back()
     assert all(np.array_equal(left, right) for left, right in zip(model.get_weights(), before, strict=True))
+
+
+EPOCHS = {
+    "val_accuracy": [0.95, 0.9, 0.9, 0.95],
+    "val_balanced_accuracy": [0.5, 0.7, 0.7, 0.6],
+    "val_macro_f1": [0.4, 0.6, 0.5, 0.65],
+    "val_cross_entropy": [0.3, 0.4, 0.35, 0.3],
+}
+
+
+@pytest.mark.parametrize(
+    ("choose_by", "best", "value"),
+    [
+        (ChooseBy.ACCURACY, 0, (0.95, -0.3)),
+        (ChooseBy.BALANCED_ACCURACY, 2, (0.7, -0.35)),  # equal to epoch 1, at a lower cross-entropy
+        (ChooseBy.MACRO_F1, 3, (0.65, -0.3)),
+        (ChooseBy.CROSS_ENTROPY, 0, (-0.3, 0.95)),  # the first of two that are equal in both
+    ],
+)
+def test_the_metric_that_is_asked_for_chooses(choose_by: ChooseBy, best: int, value: tuple[float, float]) -> None:
+    model = linear_model()
+    keep = KeepBest(model, choose_by)
+    keep.set_model(model)
+    measured = {"val_accuracy", "val_cross_entropy", f"val_{choose_by}"}
+    keep.begin_phase(0)
+    for number in range(4):
+        model.layers[0].kernel.assign(np.full((4, 2), float(number)))
+        keep.on_epoch_end(number, {name: values[number] for name, values in EPOCHS.items() if name in measured})
+    keep.go_back()
+    assert float(model.layers[0].kernel[0, 0]) == best
+    assert keep.best == value
+
+
+def test_patience_watches_the_same_metric() -> None:
+    model = linear_model()
+    keep = KeepBest(model, ChooseBy.CROSS_ENTROPY)
+    keep.set_model(model)
+    keep.begin_phase(2)
+    model.stop_training = False
+    for number, cross_entropy in enumerate([0.5, 0.4, 0.6, 0.5]):
+        assert not model.stop_training
+        keep.on_epoch_end(number, {"val_accuracy": number / 4, "val_cross_entropy": cross_entropy})
+    assert model.stop_training

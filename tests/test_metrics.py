@@ -33,6 +33,7 @@ def test_metrics_match_a_calculation_by_hand() -> None:
     assert metrics["brier"] == pytest.approx((0.14 + 0.86 + 0.06 + 0.62) / 4)
     figures = {name: metrics["per_class"]["cat"][name] for name in ("precision", "recall", "f1", "support")}
     assert figures == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    assert metrics["balanced_accuracy"] == 0.5  # of the classes that occur
     # A class that does not occur is listed, counts as 0, and the macro means are over three classes.
     assert metrics["per_class"]["ship"]["f1"] == metrics["per_class"]["ship"]["support"] == 0
     assert metrics["macro_precision"] == pytest.approx(1 / 3)
@@ -45,14 +46,23 @@ def test_weighted_means_count_a_class_by_its_images() -> None:
     assert metrics["weighted_precision"] == pytest.approx((3 * 1 + 1 * 1 / 2) / 4)
     assert metrics["weighted_recall"] == pytest.approx((3 * 2 / 3 + 1 * 1) / 4)
     assert metrics["weighted_f1"] == pytest.approx((3 * 4 / 5 + 1 * 2 / 3) / 4)
-    assert metrics["macro_recall"] == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics["macro_recall"] == metrics["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_keys_are_exactly_those_of_the_contract_and_json_ready() -> None:
     metrics = hand_computed()
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     assert list(metrics) == [
-        *("n", "loss", "accuracy", "top5", "brier", "calibration_error", "calibration_error_by_chance"),
+        *(
+            "n",
+            "loss",
+            "accuracy",
+            "balanced_accuracy",
+            "top5",
+            "brier",
+            "calibration_error",
+            "calibration_error_by_chance",
+        ),
         *("macro_precision", "macro_recall", "macro_f1"),
         *("weighted_precision", "weighted_recall", "weighted_f1", "per_class", "confusion_matrix", "intervals"),
     ]

@@ -314,6 +314,52 @@ def test_a_model_without_a_mistake_has_a_report(content: Content) -> None:
     assert "100.00" in report_html(content._replace(result=result, logits=logits))
 
 
+def imbalanced_content(content: Content) -> Content:
+    """A run on twelve images of the first class for each of the second, whose best epoch was chosen by macro F1."""
+    chosen = np.flatnonzero((content.labels == 0) | ((content.labels == 1) & (np.arange(300) < 25)))
+    logits, labels = content.logits[chosen], content.labels[chosen]
+    metrics = classification_metrics(logits, labels, NAMES)
+    config = {**content.result["config"], "choose_by": "macro_f1", "class_weights": "auto"}
+    result = {**content.result, "test": metrics, "config": config}
+    records = [{**record, "validation_macro_f1": 0.4321} for record in content.records]
+    return content._replace(result=result, labels=labels, logits=logits, images=content.images[chosen], records=records)
+
+
+def test_unequal_classes_have_balanced_accuracy_and_weighted_means(content: Content) -> None:
+    uneven = imbalanced_content(content)
+    test, page, card = uneven.result["test"], report_html(uneven), model_card(uneven)
+    percent = f"{100 * test['balanced_accuracy']:.2f}"
+    assert f"<dt>balanced accuracy</dt><dd>{percent}\N{NO-BREAK SPACE}%" in page
+    assert f"the mean of their recalls, is {percent} % (" in card
+    for kind in ("macro", "weighted"):
+        low, high = (100 * end for end in test["intervals"][f"{kind}_f1"])
+        cells = next(row for row in rows_of(page, "Classes") if row[0] == f"{kind} mean")
+        assert cells[5:] == [f"{100 * test[f'{kind}_f1']:.2f} %", f"{low:.1f} to {high:.1f}", f"{test['n']}"]
+        assert f"{100 * test[f'{kind}_f1']:.2f} % ({low:.1f} to {high:.1f}) |" in card.split(f"**{kind} mean**")[1]
+    assert rows_of(page, "Epochs")[0][4:6] == ["validation accuracy", "validation macro F1"]
+    assert rows_of(page, "Epochs")[1][4:6] == ["70.00 %", "43.21 %"]
+    assert "The epoch with the best validation macro F1 was exported." in page
+    assert "--class_weights=auto" in page
+    assert "--class_weights=auto" in card
+
+
+def test_equal_classes_have_no_mean_that_says_the_same_again(content: Content, html: str) -> None:
+    assert [row[0] for row in rows_of(html, "Classes")[-1:]] == ["macro mean"]
+    for text in (html, model_card(content)):
+        assert "balanced accuracy" not in text
+        assert "weighted mean" not in text.lower()
+
+
+def test_a_run_from_before_balanced_accuracy_has_a_report(content: Content) -> None:
+    uneven = imbalanced_content(content)
+    older = {name: value for name, value in uneven.result["test"].items() if name != "balanced_accuracy"}
+    older["intervals"] = {name: value for name, value in older["intervals"].items() if name != "balanced_accuracy"}
+    result = {**uneven.result, "test": older, "config": content.result["config"]}
+    for text in (report_html(uneven._replace(result=result)), model_card(uneven._replace(result=result))):
+        assert "balanced accuracy" not in text
+        assert "weighted mean" in text
+
+
 def test_a_picture_that_is_gone_leaves_a_sentence(content: Content) -> None:
     text = report_html(content._replace(pictures={}))
     assert text.count("is no longer in the workdir") == 3

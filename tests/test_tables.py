@@ -1,19 +1,23 @@
+import re
 from typing import Any
 
-from cifar_keras.reporting.tables import exports_table, metrics_table, robustness_table
+from cifar_keras.reporting.tables import averages_table, exports_table, metrics_table, robustness_table
 
 
 def metrics(names: list[str]) -> dict[str, Any]:
     figures = {"precision": 0.91239, "recall": 0.5, "f1": 1.0, "support": 1000}
-    macro = {"macro_precision": 0.81111, "macro_recall": 0.82222, "macro_f1": 0.83333}
+    means = {"macro_precision": 0.81111, "macro_recall": 0.82222, "macro_f1": 0.83333}
+    means |= {"weighted_precision": 0.71111, "weighted_recall": 0.72222, "weighted_f1": 0.73333}
     headline = {
         "n": 10000,
         "loss": 0.41236,
         "accuracy": 0.87654,
         "top5": 0.995,
-        "intervals": {"accuracy": [0.87, 0.88309]},
+        "balanced_accuracy": 0.82222,
+        "intervals": {"accuracy": [0.87, 0.88309], "balanced_accuracy": [0.8, 0.84444]}
+        | {name: [value - 0.01, 1.0] for name, value in means.items()},
     }
-    return {**headline, **macro, "per_class": dict.fromkeys(names, figures), "confusion_matrix": []}
+    return {**headline, **means, "per_class": dict.fromkeys(names, figures), "confusion_matrix": []}
 
 
 def test_every_figure_is_in_its_row() -> None:
@@ -24,10 +28,43 @@ def test_every_figure_is_in_its_row() -> None:
     assert rows["class, in %"] == ["precision", "recall", "F1", "images"]
     assert rows["cat"] == rows["automobile"] == ["91.24", "50.00", "100.00", "1,000"]
     assert rows["macro mean"] == ["81.11", "82.22", "83.33", "10,000"]
+    assert lines[-1].split() == ["95", "%", "80.1-100.0", "81.2-100.0", "82.3-100.0"]
+
+
+def imbalanced_metrics() -> dict[str, Any]:
+    of_both = metrics(["rest", "eight"])
+    rare = of_both["per_class"]["eight"] | {"support": 50}
+    return of_both | {"per_class": of_both["per_class"] | {"eight": rare}}
+
+
+def test_means_that_differ_are_told_where_classes_have_unequally_many_images() -> None:
+    table = metrics_table(imbalanced_metrics(), "test split")
+    lines = table.splitlines()
+    assert lines[2] == "balanced accuracy 82.22 % (80.00 to 84.44)"
+    assert lines[-2].split() == ["weighted", "mean", "71.11", "72.22", "73.33", "10,000"]
+    assert lines[-1].split() == ["95", "%", "70.1-100.0", "71.2-100.0", "72.3-100.0"]
+    assert max(map(len, lines)) <= 80
+    equal = metrics_table(metrics(["cat", "automobile"]), "test split")
+    assert "balanced" not in equal
+    assert "weighted" not in equal
 
 
 def test_columns_are_aligned() -> None:
-    lines = metrics_table(metrics(["cat", "automobile"]), "test split").splitlines()[3:]
+    lines = metrics_table(imbalanced_metrics(), "test split").splitlines()[4:]
+    assert len({len(line) for line in lines if "95 %" not in line}) == 1
+    ends = [match.end() for line in lines[-2:] for match in re.finditer(r"\S+", line)]
+    assert ends[2:5] == ends[-3:]  # an interval ends where its mean does
+
+
+def test_an_older_run_without_a_metric_has_a_dash() -> None:
+    result = {"test": imbalanced_metrics(), "calibration": {"test": {"loss": 0.4}}}
+    older = {**result, "test": {**result["test"], "intervals": {"accuracy": [0.8, 0.9]}}}
+    lines = averages_table(["new", "old"], [result, older]).splitlines()
+    assert lines[1].split() == [
+        *("new", "82.22", "%", "(80.00", "to", "84.44)", "83.33", "%", "(82.33", "to"),
+        *("100.00)", "73.33", "%", "(72.33", "to", "100.00)", "-"),
+    ]
+    assert lines[2].split() == ["old", "-", "-", "-", "-"]
     assert len({len(line) for line in lines}) == 1
 
 

@@ -8,7 +8,13 @@ from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
 from cifar_keras.evaluation.metrics import TOP, classification_metrics
-from cifar_keras.evaluation.uncertainty import bootstrap_intervals, fraction_interval, mcnemar, resampled_metrics
+from cifar_keras.evaluation.uncertainty import (
+    bootstrap_intervals,
+    fraction_interval,
+    mcnemar,
+    paired_differences,
+    resampled_metrics,
+)
 
 CLASSES = 10
 
@@ -47,6 +53,7 @@ def test_a_sample_in_which_images_repeat_has_the_figures_of_scikit_learn() -> No
     names = ("precision", "recall", "f1")
     wanted = {
         "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, predicted),
         "top5": sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes),
         "loss": sklearn_metrics.log_loss(labels, probabilities, labels=classes),
         "brier": sklearn_metrics.brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False),
@@ -146,3 +153,32 @@ def test_models_that_agree_do_not_differ() -> None:
     assert mcnemar(right, right) == (0, 0, 1.0)
     with pytest.raises(ValueError, match="Received: 3 and 2"):
         mcnemar(right, right[:2])
+
+
+def test_the_balanced_accuracy_of_a_sample_is_over_the_classes_in_it() -> None:
+    """The plain mean of ten recalls would be 0.2 here, because eight classes have none."""
+    probabilities, labels = np.eye(10)[[0, 1, 2]], np.array([0, 1, 9])
+    found = resampled_metrics(probabilities, labels, top=TOP)(np.array([[2, 1, 0], [1, 1, 1]]))
+    assert found["balanced_accuracy"].tolist() == pytest.approx([1, 2 / 3])
+    assert found["macro_recall"].tolist() == pytest.approx([0.2, 0.2])
+
+
+def test_paired_differences_are_those_of_scipy() -> None:
+    """Their interval is far narrower than the images' own spread would make one of two separate samples."""
+    generator = np.random.default_rng(3)
+    hard = generator.random(400) < 0.4
+    first, second = (np.where(hard, 0.0, generator.random(400) < rate) for rate in (0.9, 0.8))
+
+    def accuracy(right: NDArray[np.float64]) -> Any:
+        return lambda times: {"accuracy": times @ right / times.sum(axis=1), "other": times @ right}
+
+    found = paired_differences(accuracy(first), accuracy(second), ["accuracy"], 400, seed=1)
+    assert found.keys() == {"accuracy"}
+    assert found["accuracy"].value == pytest.approx(second.mean() - first.mean())
+    low, high = found["accuracy"].interval
+    reference = stats.bootstrap(
+        (second - first,), np.mean, method="basic", n_resamples=20_000, rng=np.random.default_rng(2)
+    )
+    assert low == pytest.approx(reference.confidence_interval.low, abs=0.005)
+    assert high == pytest.approx(reference.confidence_interval.high, abs=0.005)
+    assert low < high < 0

@@ -1,6 +1,6 @@
 """Compute every reported number of a classification from logits and labels, with its uncertainty."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from cifar_keras.evaluation.uncertainty import bootstrap_intervals, resampled_me
 TOP = 5
 RATES = ("precision", "recall", "f1")
 UNLIMITED = ("loss", "brier")  # all other metrics are at most 1
+# A split is imbalanced if its largest class has more than this many times the images of its smallest. Below that, the weighted mean of a
+# rate is within a tenth of the rate's spread over the classes of the plain mean.
+BALANCED_RATIO = 1.1
 
 
 def classification_metrics(
@@ -23,6 +26,7 @@ def classification_metrics(
     Rates are fractions, 0..1. The keys are:
 
     - `n`: the number of images; `accuracy`; `top5`: the fraction of labels among the five largest logits.
+    - `balanced_accuracy`: the mean recall of the classes that occur (scikit-learn). It is `macro_recall` if all classes occur.
     - `loss`: the mean cross-entropy in nats, where a probability under 2.2e-16 counts as 2.2e-16.
     - `brier`: the squared distance between probabilities and label, summed over the classes, as the mean over the images, 0..2
       (Brier, 1950, equation 2).
@@ -53,6 +57,7 @@ def classification_metrics(
         "n": len(labels),
         "loss": float(sklearn_metrics.log_loss(labels, probabilities, labels=classes)),
         "accuracy": float(sklearn_metrics.accuracy_score(labels, predicted)),
+        "balanced_accuracy": _balanced_accuracy(labels, predicted),
         "top5": _top_accuracy(logits, labels, classes),
         "brier": float(brier),
         "calibration_error": calibration.error,
@@ -63,6 +68,24 @@ def classification_metrics(
         "confusion_matrix": sklearn_metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
         "intervals": intervals,
     }
+
+
+def is_imbalanced(support: Iterable[int]) -> bool:
+    """Return whether some class has more than `BALANCED_RATIO` times as many images as another. Classes without images do not count.
+
+    If not, weighted means over the classes are nearly plain means, and balanced accuracy is nearly accuracy.
+
+    Examples:
+        >>> is_imbalanced([1000, 1000]), is_imbalanced([95, 5])
+        (False, True)
+    """
+    occurring = [images for images in support if images]
+    return max(occurring, default=1) > BALANCED_RATIO * min(occurring, default=1)
+
+
+def _balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    # `balanced_accuracy_score` is the same, but warns about predictions of classes that do not occur.
+    return float(sklearn_metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
 
 def _intervals(probabilities: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[str, list[float]]:

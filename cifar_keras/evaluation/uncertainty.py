@@ -1,6 +1,6 @@
 """The uncertainty of metrics: bootstrap intervals for one model, and McNemar's test between two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ def bootstrap_intervals(
     *,
     seed: int,
     resamples: int = RESAMPLES,
+    lowest: float = 0.0,
 ) -> dict[str, Interval]:
     """Return the basic bootstrap interval of every statistic of a sample (Davison and Hinkley, 1997, equation 5.6).
 
@@ -38,11 +39,12 @@ def bootstrap_intervals(
     keep this bias; the basic interval does not.
 
     Args:
-        statistics: a function that returns metrics, none below 0. Its argument, `[samples, count]`, says how often each image is in
+        statistics: a function that returns metrics, none below `lowest`. Its argument, `[samples, count]`, says how often each image is in
             each sample.
         count: number of images.
         seed: seed of the resamples.
         resamples: number of resamples; each draws `count` images with replacement.
+        lowest: the lowest possible value; no interval goes below it.
     """
     generator = np.random.default_rng(seed)
     of_sample = statistics(np.ones([1, count], np.int64))
@@ -56,9 +58,41 @@ def bootstrap_intervals(
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
     estimate = np.array([float(values[0]) for values in of_sample.values()])
     return {
-        name: Interval(max(0.0, float(lower)), max(0.0, float(upper)))
+        name: Interval(max(lowest, float(lower)), max(lowest, float(upper)))
         for name, lower, upper in zip(of_sample, 2 * estimate - high, 2 * estimate - low, strict=True)
     }
+
+
+class Difference(NamedTuple):
+    """How much a metric of a second model is above that of a first, on the same images."""
+
+    value: float
+    interval: Interval
+
+
+def paired_differences(
+    first: Statistics, second: Statistics, names: Sequence[str], count: int, *, seed: int
+) -> dict[str, Difference]:
+    """Return how far metrics of two models on the same images differ, with intervals by `bootstrap_intervals`.
+
+    Each resample has the same images for both models. So what makes an image hard for both cancels out, and the interval is narrower
+    than those of the two metrics.
+
+    Args:
+        first: metrics of the first model, e.g. what `resampled_metrics` returned.
+        second: metrics of the second model.
+        names: which metrics.
+        count: number of images.
+        seed: seed of the resamples.
+    """
+
+    def differences(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        of_first, of_second = first(times), second(times)
+        return {name: of_second[name] - of_first[name] for name in names}
+
+    values = differences(np.ones([1, count], np.int64))
+    intervals = bootstrap_intervals(differences, count, seed=seed, lowest=-np.inf)
+    return {name: Difference(float(values[name][0]), intervals[name]) for name in names}
 
 
 def mean_interval(values: NDArray[np.float64], *, seed: int, highest: float = np.inf) -> Interval:
@@ -163,6 +197,8 @@ def _rates(
     }
     images, classes = support.sum(axis=1), support.shape[1]
     return {
+        # Over the classes that occur in a sample. A class that does not has no hits.
+        "balanced_accuracy": rates["recall"].sum(axis=1) / (support > 0).sum(axis=1),
         **{f"macro_{name}": values.mean(axis=1) for name, values in rates.items()},
         **{f"weighted_{name}": (values * support).sum(axis=1) / images for name, values in rates.items()},
         **{f"{name}/{index}": values[:, index] for name, values in rates.items() for index in range(classes)},

@@ -157,13 +157,16 @@ def read_json(path: Path) -> Any:
     """Return the value in a JSON file.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON, or an object in it has a name twice.
     """
     try:
-        return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(
+            path.read_text("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_names
+        )
     except OSError as error:
         raise UserError(f"{path.name} cannot be read: {error.strerror}. Received: {path}") from error
-    except ValueError as error:  # malformed JSON or malformed UTF-8
+    # Malformed JSON or malformed UTF-8, or brackets within more brackets than Python can follow.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is not valid JSON: {error}. Received: {path}") from error
 
 
@@ -175,6 +178,15 @@ def read_json_lines(path: Path) -> list[Any]:
         ValueError: a line is not JSON.
     """
     return [json.loads(line, parse_constant=_refuse_constant) for line in path.read_text("utf-8").splitlines()]
+
+
+def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs. Python alone would keep the last value of a repeated name, and say nothing."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return made
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_keras.config import ChooseBy
 from cifar_keras.data.datasets import row_of
 from cifar_keras.data.types import Images
 from cifar_keras.evaluation.calibration import BINS, reliability, softmax
@@ -18,10 +19,11 @@ from cifar_keras.evaluation.galleries import (
     names_of,
     spread_over_confidence,
 )
+from cifar_keras.evaluation.metrics import RATES, is_imbalanced
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.reporting import markdown
 from cifar_keras.reporting.figures import DRAWN_CLASSES, image_png
-from cifar_keras.reporting.tables import lowest_f1
+from cifar_keras.reporting.tables import in_words, lowest_f1
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
 PROBABLE = 5  # classes that an image lists
@@ -76,6 +78,9 @@ def report_html(content: Content) -> str:
         explanation=content.explanation,
         dataset=row_of(content.result["config"]),
         per_class=lowest_f1(content.result["test"]["per_class"], LISTED_CLASSES),
+        imbalanced=_is_imbalanced(content),
+        rates=RATES,
+        choose_by=_other_choice(content),
         confused=[content.class_names[index] for index in confused],
         confusions=counts[np.ix_(confused, confused)].tolist(),
     )
@@ -92,8 +97,21 @@ def model_card(content: Content) -> str:
         image_sides=content.images.shape[1:3],
         dataset=row_of(content.result["config"]),
         per_class=lowest_f1(content.result["test"]["per_class"], LISTED_CLASSES_OF_A_CARD),
+        imbalanced=_is_imbalanced(content),
+        rates=RATES,
+        choose_by=_other_choice(content),
         named=content.class_names[:NAMED_CLASSES],
     )
+
+
+def _is_imbalanced(content: Content) -> bool:
+    return is_imbalanced(values["support"] for values in content.result["test"]["per_class"].values())
+
+
+def _other_choice(content: Content) -> str:
+    """Return the metric that chose the best epoch if it was not the accuracy, and "" if it was, as in older runs."""
+    chosen = content.result["config"].get("choose_by", str(ChooseBy.ACCURACY))
+    return "" if chosen == ChooseBy.ACCURACY else str(chosen)
 
 
 def short_commit(commit: str) -> str:
@@ -120,6 +138,7 @@ def _template(name: str) -> jinja2.Template:
     environment.filters["percent"] = lambda fraction, digits=2: f"{100 * fraction:.{digits}f}{space}%"
     environment.filters["short_commit"] = short_commit
     environment.filters["text"], environment.filters["code"] = markdown.text, markdown.code
+    environment.filters["words"] = in_words
     environment.filters["thousands"] = lambda count: f"{count:,}"
     return environment.get_template(name)
 

@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifar_keras.evaluation.uncertainty import McNemar
+from cifar_keras.evaluation.metrics import RATES, is_imbalanced
+from cifar_keras.evaluation.uncertainty import Difference, McNemar
 
 WIDTH = 80
 COLUMNS = ("precision", "recall", "F1", "images")
@@ -21,12 +22,16 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
 
     Returns:
         Lines of at most 80 columns without a newline at the end. Names that are too long for their column end in "...". With more than
-        `LISTED_CLASSES` classes, those with the lowest F1 are listed.
+        `LISTED_CLASSES` classes, those with the lowest F1 are listed. Balanced accuracy and the weighted means are left out if all
+        classes have about equally many images: there they say nothing new.
     """
+    imbalanced = is_imbalanced(values["support"] for values in metrics["per_class"].values())
     listed = lowest_f1(metrics["per_class"], LISTED_CLASSES)
     heading = textwrap.wrap(f"{title}, {metrics['n']:,} images", WIDTH)
     headline = f"accuracy {with_interval(metrics, 'accuracy')}   top-5 {_percent(metrics['top5'])} %   loss {metrics['loss']:.4f}"
-    longest = max(len(name) for name in ("macro mean", *listed))
+    if imbalanced:
+        headline += f"\nbalanced accuracy {with_interval(metrics, 'balanced_accuracy')}"
+    longest = max(len(name) for name in ("weighted mean", *listed))
     name_width = min(longest, WIDTH - len(COLUMNS) * COLUMN_WIDTH)
     head = _row("class, in %", COLUMNS, name_width := max(name_width, len("class, in %")))
     rows = [
@@ -34,9 +39,19 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
     ]
     if left_out := len(metrics["per_class"]) - len(listed):
         rows.append(f"and {left_out:,} classes with a higher F1")
-    mean = _row("macro mean", (*_percentages(metrics, "macro_"), f"{metrics['n']:,}"), name_width)
+    means = [line for kind in ("macro", "weighted")[: 1 + imbalanced] for line in _mean_rows(metrics, kind, name_width)]
     rule = "-" * len(head)
-    return "\n".join([*heading, headline, "", head, rule, *rows, rule, mean])
+    return "\n".join([*heading, headline, "", head, rule, *rows, rule, *means])
+
+
+def _mean_rows(metrics: Mapping[str, Any], kind: str, name_width: int) -> list[str]:
+    """Return a row with the means of the rates over the classes, and one with their intervals."""
+    ends = [metrics["intervals"][f"{kind}_{rate}"] for rate in RATES]
+    intervals = tuple(f"{100 * low:.1f}-{100 * high:.1f}" for low, high in ends)
+    return [
+        _row(f"{kind} mean", (*_percentages(metrics, f"{kind}_"), f"{metrics['n']:,}"), name_width),
+        _row("  95 %", (*intervals, ""), name_width).rstrip(),
+    ]
 
 
 def lowest_f1(per_class: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, Mapping[str, Any]]:
@@ -82,6 +97,50 @@ def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:
         (first, second, f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p_value:.2g}")
         for first, second, test in pairs
     ]
+    return _aligned(rows, names=2)
+
+
+def averages_table(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of the test metrics in which classes with few images count, with a row for each run.
+
+    A metric that an older run did not measure is "-".
+    """
+    columns = {
+        "balanced accuracy, 95 % interval": ("test", "balanced_accuracy"),
+        "macro F1, 95 % interval": ("test", "macro_f1"),
+        "weighted F1, 95 % interval": ("test", "weighted_f1"),
+        "calibration error as served": ("calibrated", "calibration_error"),
+    }
+    rows = [("run", *columns)]
+    for name, result in zip(names, results, strict=True):
+        measured = {"test": result["test"], "calibrated": result["calibration"]["test"]}
+        cells = (
+            with_interval(measured[part], metric) if metric in measured[part].get("intervals", ()) else "-"
+            for part, metric in columns.values()
+        )
+        rows.append((name, *cells))
+    return _aligned(rows, names=1)
+
+
+def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Difference]]]) -> str:
+    """Return a table of how far the second run of each pair is above the first, in percentage points with intervals.
+
+    Args:
+        pairs: the names of two runs, and what `paired_differences` returned for them: the same metrics for each pair.
+    """
+    rows = [
+        (
+            "first",
+            "second",
+            *(f"{in_words(name)} of second - first" for name in pairs[0][2]),
+        )
+    ]
+    for first, second, found in pairs:
+        cells = (
+            f"{100 * each.value:+.2f} ({100 * each.interval.low:+.2f} to {100 * each.interval.high:+.2f})"
+            for each in found.values()
+        )
+        rows.append((first, second, *cells))
     return _aligned(rows, names=2)
 
 
@@ -131,6 +190,16 @@ def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
     return _aligned(cells, names=1)
 
 
+def in_words(metric: str) -> str:
+    """Return the key of a metric as a page says it.
+
+    Examples:
+        >>> in_words("balanced_accuracy"), in_words("macro_f1")
+        ('balanced accuracy', 'macro F1')
+    """
+    return metric.replace("_", " ").replace("f1", "F1")
+
+
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
     """Return a rate in percent, with the interval in which it lies.
 
@@ -143,7 +212,7 @@ def with_interval(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def _percentages(values: Mapping[str, Any], prefix: str) -> list[str]:
-    return [_percent(values[prefix + key]) for key in ("precision", "recall", "f1")]
+    return [_percent(values[prefix + key]) for key in RATES]
 
 
 def _percent(fraction: float) -> str:

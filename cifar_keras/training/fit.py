@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
+from cifar_keras.config import ChooseBy
 from cifar_keras.data.pipeline import Batch, Targets
+from cifar_keras.training.macro_metrics import macro_metrics
 from cifar_keras.training.optimizers import make_optimizer
 from cifar_keras.training.phases import Phase
 from cifar_keras.training.teacher import Distillation
@@ -47,11 +51,17 @@ class Learner(keras.Model):
     Args:
         network: the network whose layers it shares.
         distillation: how to learn from a teacher; None without a teacher.
+        class_weights: float32 `[classes]`, how much an image of each class counts in the training loss; None if all count 1.
     """
 
-    def __init__(self, network: keras.Model, distillation: Distillation | None = None) -> None:
+    def __init__(
+        self,
+        network: keras.Model,
+        distillation: Distillation | None = None,
+        class_weights: NDArray[np.float32] | None = None,
+    ) -> None:
         super().__init__(network.inputs, network.outputs, name=network.name)
-        self._distillation = distillation
+        self._distillation, self._class_weights = distillation, class_weights
 
     def compute_loss(
         self,
@@ -61,7 +71,11 @@ class Learner(keras.Model):
         sample_weight: tf.Tensor | None = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Return the mean loss of a batch."""
+        """Return the mean loss of a batch. In training the loss of its labels is weighted by class; the distance from a teacher is not."""
+        if training and self._class_weights is not None:
+            # Of a mixed label, the mixed weight. Keras divides the sum by the images, not by their weights. With those, an image would
+            # count for more in a batch without rare classes, and the devices' means would not add up to that of the batch.
+            sample_weight = tf.reduce_sum(y["labels"] * self._class_weights, axis=-1)
         from_labels = super().compute_loss(x, y["labels"], y_pred, sample_weight, training)
         return self._distillation.add(from_labels, Batch(x, y), y_pred) if self._distillation else from_labels
 
@@ -73,7 +87,12 @@ class Learner(keras.Model):
 
 
 def compile_phase(
-    model: Learner, phase: Phase, strategy: tf.distribute.Strategy, *, compute_dtype: str = "float32"
+    model: Learner,
+    phase: Phase,
+    strategy: tf.distribute.Strategy,
+    *,
+    compute_dtype: str = "float32",
+    choose_by: ChooseBy = ChooseBy.ACCURACY,
 ) -> None:
     """Compile a model for a phase inside the strategy's scope.
 
@@ -82,6 +101,7 @@ def compile_phase(
         phase: the phase that comes next.
         strategy: the strategy of the run.
         compute_dtype: dtype of the activations. In float16 the loss is scaled, because small gradients would vanish otherwise.
+        choose_by: the metric that chooses the best epoch, which is measured too.
     """
     with strategy.scope():
         optimizer = make_optimizer(phase.config, phase.steps)
@@ -94,8 +114,9 @@ def compile_phase(
             ),
             metrics=[
                 keras.metrics.CategoricalAccuracy(name="accuracy"),
-                # The loss without label smoothing and teacher. It is the same metric in all phases and in the evaluation.
+                # The loss without label smoothing, class weights and teacher. It is the same metric in all phases and in the evaluation.
                 keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True),
+                *macro_metrics(choose_by, model.output_shape[-1]),
             ],
             # XLA makes a ResNet50's training step on a CPU half as fast.
             jit_compile=False,

@@ -5,21 +5,28 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
+from cifar_keras.config import ChooseBy
 from cifar_keras.training.checkpoints import Checkpoint
 
 
 class KeepBest(keras.callbacks.Callback):
     """Early stopping that remembers the best epoch of the whole run, so that a phase can end by going back to it.
 
-    An epoch is better when its validation accuracy is higher, or equal with a lower cross-entropy. Keras's own `EarlyStopping` forgets
-    its best value at each `fit`, so it would keep a finetune phase that only does harm.
+    An epoch is better when a metric of its validation is better, or equal with a lower cross-entropy. If the metric is the cross-entropy
+    itself, equal epochs are decided by the accuracy. Keras's own `EarlyStopping` forgets its best value at each `fit`, so it would keep
+    a finetune phase that only does harm.
+
+    Args:
+        classifier: the classifier of the run.
+        choose_by: the metric; the log has it as `val_METRIC`.
     """
 
-    def __init__(self, classifier: keras.Model) -> None:
+    def __init__(self, classifier: keras.Model, choose_by: ChooseBy = ChooseBy.ACCURACY) -> None:
         super().__init__()
         # The whole classifier, although a phase may fit a part that shares its variables.
-        self._classifier = classifier
-        self.best: tuple[float, float] | None = None  # (accuracy, -cross-entropy)
+        self._classifier, self._choose_by = classifier, choose_by
+        # (the metric, -cross-entropy), or (-cross-entropy, accuracy): more is better
+        self.best: tuple[float, float] | None = None
         self.best_weights: list[NDArray[Any]] = []
         self.waited = 0  # epochs of this phase since the best, or since it began
         self._patience, self._first_epoch = 0, 0
@@ -54,8 +61,7 @@ class KeepBest(keras.callbacks.Callback):
         """Keep the weights of a better epoch. Stop training when patience is over."""
         if epoch < self._first_epoch:
             return
-        metrics = logs or {}
-        value = (float(metrics["val_accuracy"]), -float(metrics["val_cross_entropy"]))
+        value = self._value_of(logs or {})
         if self.best is None or value > self.best:
             self.best, self.waited = value, 0
             self.best_weights = self._classifier.get_weights()
@@ -63,6 +69,12 @@ class KeepBest(keras.callbacks.Callback):
         self.waited += 1
         if self._patience and self.waited >= self._patience:
             self.model.stop_training = True
+
+    def _value_of(self, logs: dict[str, Any]) -> tuple[float, float]:
+        negative_cross_entropy = -float(logs["val_cross_entropy"])
+        if self._choose_by is ChooseBy.CROSS_ENTROPY:
+            return negative_cross_entropy, float(logs["val_accuracy"])
+        return float(logs[f"val_{self._choose_by}"]), negative_cross_entropy
 
     def go_back(self) -> None:
         """Set the classifier to the weights of the best epoch.

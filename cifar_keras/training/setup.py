@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from cifar_keras.config import RunConfig
 from cifar_keras.data.datasets import is_prepared, load_dataset
@@ -16,6 +18,12 @@ from cifar_keras.files import paths
 from cifar_keras.models.classifier import make_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights
+from cifar_keras.training.class_weights import (
+    check_as_begun,
+    check_class_weights,
+    class_weights_in_words,
+    make_class_weights,
+)
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_idle_device, device_names, make_strategy, set_up_devices
 from cifar_keras.training.phases import Phase, plan_phases
@@ -33,6 +41,7 @@ class RunSetup(NamedTuple):
     classifier: keras.Model
     compute_dtype: str
     teacher: Teacher | None = None
+    class_weights: NDArray[np.float32] | None = None  # [classes], in the training loss; None if all count 1
 
 
 def set_up(config: RunConfig, path: Path) -> RunSetup:
@@ -51,8 +60,9 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     print(f"devices: {', '.join(device_names())}", flush=True)
     compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
-    # This comes before the data, whose loading can take minutes.
+    # These come before the data, whose loading can take minutes.
     check_weights(config.model.weights)
+    check_class_weights(config.objective.class_weights)
     teacher = Teacher(config, path / paths.CHECKPOINTS, strategy) if config.distillation.teacher else None
     if teacher is not None:
         teacher.check_is_there()
@@ -60,6 +70,7 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     _check_fits(config, dataset)
     if teacher is not None:
         teacher.check_classes(dataset.class_names)
+    class_weights = _class_weights(config, dataset, path)
     phases = plan_phases(config, train.total)
     check_no_idle_device(validation.total, config.data.global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
@@ -67,7 +78,7 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
             config.model, len(dataset.class_names), seed=config.seed, timeout_seconds=config.source_timeout_seconds
         )
     print(f"{config.model.backbone}: {fusions_in_words(classifier.get_layer('backbone'))}", flush=True)
-    return RunSetup(dataset, train, validation, phases, strategy, classifier, compute_dtype, teacher)
+    return RunSetup(dataset, train, validation, phases, strategy, classifier, compute_dtype, teacher, class_weights)
 
 
 def _check_fits(config: RunConfig, dataset: Dataset) -> None:
@@ -81,6 +92,16 @@ def _check_fits(config: RunConfig, dataset: Dataset) -> None:
         raise UserError(
             f"--cutout has to be at most {side}, the side of the images in pixels. Received: {config.augmentation.cutout}"
         )
+
+
+def _class_weights(config: RunConfig, dataset: Dataset, path: Path) -> NDArray[np.float32] | None:
+    """Return the weights of the classes, which a resumed run has to have begun with. Print them."""
+    class_names = dataset.class_names
+    weights = make_class_weights(config.objective.class_weights, dataset.train.labels, class_names)
+    check_as_begun(weights, class_names, path)
+    if weights is not None:
+        print(class_weights_in_words(weights, class_names), flush=True)
+    return weights
 
 
 def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:

@@ -85,7 +85,8 @@ def _from_features(config: RunConfig, setup: RunSetup, phase: Phase, parts: Part
 def _learner(config: RunConfig, setup: RunSetup, network: keras.Model, ask: Ask | None = None) -> Learner:
     """Return a model that learns from labels, and from the teacher if there is one."""
     _choose_kernel_gradients(config, setup, network)
-    return Learner(network, Distillation(config.distillation, ask) if setup.teacher is not None else None)
+    distillation = Distillation(config.distillation, ask) if setup.teacher is not None else None
+    return Learner(network, distillation, setup.class_weights)
 
 
 def _choose_kernel_gradients(config: RunConfig, setup: RunSetup, model: keras.Model) -> None:

@@ -112,10 +112,10 @@ class RunLog:
 
     A record is written every `LOG_EVERY_STEPS` steps, as `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
     "learning_rate", "images_per_second"}`. At the end of an epoch the record also has `validation_loss`, `validation_accuracy` and
-    `validation_cross_entropy`.
+    `validation_cross_entropy`. If another metric chooses the best epoch, the records have that too.
 
     `loss`, `accuracy` and `cross_entropy` are means since the epoch began. `loss` is what the phase minimizes, including label
-    smoothing and a teacher. `cross_entropy` is the loss of the labels alone. The speed is that of the phase so far.
+    smoothing, class weights and a teacher. `cross_entropy` is the loss of the labels alone. The speed is that of the phase so far.
 
     Args:
         workdir: the workdir of the run, for `metrics.jsonl` and TensorBoard's events.

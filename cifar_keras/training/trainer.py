@@ -64,7 +64,7 @@ class Trainer:
     ) -> None:
         self._config, self._setup, self._log, self._watch = config, setup, log, watch
         self._checkpoints, self._interruption, self._callbacks = checkpoints, interruption, callbacks
-        self._keep_best = KeepBest(setup.classifier)
+        self._keep_best = KeepBest(setup.classifier, config.objective.choose_by)
         self.progress = Progress()
 
     def train(self, checkpoint: Checkpoint | None = None) -> None:
@@ -177,7 +177,8 @@ class Trainer:
     def _compile(self, phase: Phase, number: int, task: Task, mid_phase: Checkpoint | None) -> None:
         """Compile a stage's model, and restore its optimizer from a checkpoint of this stage, or from the end of the stage before."""
         model, strategy = task.model, self._setup.strategy
-        compile_phase(model, phase, strategy, compute_dtype=self._setup.compute_dtype)
+        choose_by = self._config.objective.choose_by
+        compile_phase(model, phase, strategy, compute_dtype=self._setup.compute_dtype, choose_by=choose_by)
         if mid_phase is None:
             return
         # Keras creates the optimizer's variables at the first step, which would be too late to restore them.
