@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
 
     published = load_published(run.config)
     dataset = divide(published, run.config)
-    workdir.check_same_images(run.path, dataset.digest())
+    workdir.check_same_images(run.path, dataset.contents.digest)
     with workdir.claimed(run.path, "--model"):
         # The labels come first, so that too few images or missing weights are reported before anything takes long.
         suspects = explain_labels(run, published, arguments.train_images)

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = load_dataset(config)
     class_count = len(dataset.class_names)
     make_classifier(config.model, class_count, seed=config.seed, timeout_seconds=config.source_timeout_seconds)
-    counts = ", ".join(f"{count:,} {name}" for name, count in dataset.counts().items())
+    counts = ", ".join(f"{count:,} {name}" for name, count in dataset.contents.images)
     print(f"images: {counts}; {class_count} classes")
     print(f"weights: {config.model.weights} for {config.model.backbone}")
 

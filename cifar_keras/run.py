@@ -11,13 +11,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import PHASES, RunConfig, other_sets_of, to_values
-from cifar_keras.data.augmentation import make_augmentation
 from cifar_keras.data.cifar10.test_sets import find_other_sets
-from cifar_keras.data.pipeline import training_batches
 from cifar_keras.data.types import Dataset
-from cifar_keras.evaluation.attribution import explaining_maps
 from cifar_keras.evaluation.calibration import fit_temperature, softmax
-from cifar_keras.evaluation.galleries import most_confident_errors
 from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.evaluation.robustness import measure_robustness
@@ -38,10 +34,6 @@ from cifar_keras.training.stopwatch import Stopwatch
 from cifar_keras.training.tracking import RunLog
 from cifar_keras.training.trainer import Trainer
 
-# Augmented training images in the picture: 4 rows of 8.
-SHOWN_IMAGES = 32
-# Most confident errors in the picture. The model computes each about fifty times, each time with another square hidden.
-EXPLAINED_IMAGES = 6
 # The exported weights are read back and equal the trained ones bit by bit. So only the exported graph is left to check.
 CHECKED_IMAGES = 1000
 WAY_OUT = "; with room to write, --resume goes on from the last checkpoint"
@@ -237,22 +229,12 @@ def measure_test(trained: Trained, model: tf.Module) -> Evaluation:
 
 def _draw(trained: Trained, test: Evaluation, model: tf.Module) -> None:
     """Write the pictures into the workdir and into TensorBoard, and close the log."""
-    (images, labels), class_names = trained.dataset.test, trained.dataset.class_names
-    drawn = pages.pictures_of_test(trained.dataset.test, test.logits, test.metrics, class_names, trained.temperature)
+    dataset, temperature = trained.dataset, trained.temperature
+    drawn = pages.pictures_of_test(dataset.test, test.logits, test.metrics, dataset.class_names, temperature)
     drawn["learning_curves"] = figures.learning_curves_picture(trained.log.records)
-    probabilities = softmax(test.logits, trained.temperature)
-    errors = most_confident_errors(probabilities, labels, EXPLAINED_IMAGES)
-    if len(errors):
-        maps = explaining_maps(
-            trained.classifier,
-            # Not `predict`, which would share these few images out among all devices and leave some with none.
-            lambda pixels: model.serve(tf.constant(pixels))["probabilities"].numpy(),
-            images[errors],
-            [("predicted", probabilities[errors].argmax(axis=1)), ("true", labels[errors])],
-        )
-        drawn["attribution"] = pages.errors_picture(
-            images[errors], labels[errors], probabilities[errors], maps, class_names
-        )
+    drawn |= pages.pictures_of_errors(
+        trained.classifier, model, dataset.test, softmax(test.logits, temperature), dataset.class_names
+    )
     for name, picture in drawn.items():
         writing.write_whole(trained.path / f"{name}.png", picture)
         trained.log.write_picture(name, picture)
@@ -278,23 +260,12 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
 def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
     """Write what describes a run before it begins: config, images, environment, and some augmented training images."""
     values, dataset = to_values(config), setup.dataset
-    workdir.describe_dataset(path, dataset.digest(), dataset.counts(), dataset.skipped)
+    workdir.describe_dataset(path, *dataset.contents)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    batches = training_batches(
-        setup.train,
-        global_batch_size=min(SHOWN_IMAGES, setup.train.total),
-        steps_per_epoch=1,
-        seed=config.seed,
-        steps=range(1),
-        augment=make_augmentation(config.augmentation),
-        parallel_calls=None,
-    )
-    images, targets = next(iter(batches))
-    titles = [setup.dataset.class_names[label] for label in np.argmax(targets["labels"], axis=-1)]
-    picture = figures.image_grid_picture(images.numpy(), titles, columns=8)
+    picture = pages.augmented_images_picture(setup.train, dataset.class_names, config.augmentation, seed=config.seed)
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)

@@ -14,7 +14,7 @@ from cifar_keras.data import synthetic
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.pipeline import to_examples
 from cifar_keras.data.splits import make_splits
-from cifar_keras.data.types import Dataset, LabelledImages
+from cifar_keras.data.types import Dataset, LabelledImages, contents_of
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.exporting.saved_model import export_saved_model, save_classifier
 from cifar_keras.files import paths, writing
@@ -132,7 +132,7 @@ def finish_small_run(folder: Path, *, weights: str = "none") -> Path:
         "commit": "0123456789",
     }
     writing.write_json(folder / paths.RESULT, result)
-    writing.write_json(folder / paths.DATASET, {"digest": splits.digest()})
+    writing.write_json(folder / paths.DATASET, {"digest": contents_of(splits).digest})
     records = [
         {
             "phase": "head",

@@ -23,6 +23,7 @@ from cifar_keras.data import datasets
 from cifar_keras.data.cifar10.layout import CLASS_NAMES
 from cifar_keras.data.splits import make_splits
 from cifar_keras.data.synthetic import make_dataset
+from cifar_keras.data.types import contents_of
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.explanation import choose
 from cifar_keras.models import classifier
@@ -38,7 +39,7 @@ SPLITS = make_splits(DATASET, 0.1, seed=0)
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that says it began with ImageNet's weights; here they are those of another small classifier."""
     path = finish_small_run(tmp_path_factory.mktemp("runs") / "small", weights="imagenet")
-    (path / "dataset.json").write_text(json.dumps({"digest": SPLITS.digest()}))
+    (path / "dataset.json").write_text(json.dumps({"digest": contents_of(SPLITS).digest}))
     with tf.summary.create_file_writer(str(path / "tensorboard" / "train")).as_default():
         tf.summary.scalar("loss", 1.0, step=0)
     with pytest.MonkeyPatch.context() as patch:

@@ -72,6 +72,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
         "augmented_images.png",
         "config.json",
         "confusion_matrix.png",
+        "dataset.json",
         "environment.json",
         "learning_curves.png",
         "metrics.jsonl",
@@ -221,7 +222,7 @@ SPLITS_OF_A_RUN = (("test", 8907, 10_000), ("validation", 4471, 5_000))
 
 def test_evaluate_tells_a_temperature_that_is_not_the_reported_one(workdir: Path, tmp_path: Path) -> None:
     """The logits are what they were."""
-    for name in ("result.json", "predictions.npz", "metrics.jsonl"):
+    for name in ("result.json", "dataset.json", "predictions.npz", "metrics.jsonl"):
         (tmp_path / name).symlink_to(workdir / name)
     model = keras.models.load_model(workdir / "model.keras")
     saved_model.export_saved_model(

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from cifar_keras.config import AugmentationConfig
 from cifar_keras.data.pipeline import Augmentation, Batch, of_views
+from cifar_keras.errors import UserError
 
 # Cutout and the grid mask paint this mid-grey. The models' input transforms map it close to 0, as in arXiv:1708.04552.
 BLANK = 128
@@ -57,6 +58,27 @@ def is_flip_alone(config: AugmentationConfig) -> bool:
     """Return whether augmentation flips images at most, so that each image has one or two views."""
     others = dataclasses.replace(config, flip=False, resized_crop_ratio=AugmentationConfig.resized_crop_ratio)
     return others == AugmentationConfig(flip=False, crop_padding=0)
+
+
+def check_fits(config: AugmentationConfig, side: int) -> None:
+    """Check that images are large enough for their augmentation.
+
+    Args:
+        config: which operations are on, and how strong they are.
+        side: the shorter side of the images, in pixels.
+
+    Raises:
+        UserError: an operation needs larger images.
+    """
+    # A reflection ends where the image ends.
+    if config.crop_padding >= side:
+        raise UserError(
+            f"--crop_padding has to be less than {side}, the side of the images in pixels. Received: {config.crop_padding}"
+        )
+    if config.cutout > side:
+        raise UserError(
+            f"--cutout has to be at most {side}, the side of the images in pixels. Received: {config.cutout}"
+        )
 
 
 def make_augmentation(config: AugmentationConfig) -> Augmentation:

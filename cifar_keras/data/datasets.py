@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cifar_keras.config import DataConfig, DatasetKind, DataSource, RunConfig, dataset_of
 from cifar_keras.data.cifar10 import layout
-from cifar_keras.data.types import Dataset, PublishedDataset
+from cifar_keras.data.types import Dataset, PublishedDataset, contents_of
 from cifar_keras.errors import UserError
 from cifar_keras.files import paths
 from cifar_keras.files.finished_run import FinishedRun
@@ -67,7 +67,9 @@ def divide(published: PublishedDataset, config: RunConfig) -> Dataset:
     from cifar_keras.data.subset import reduce_train, without_suspects
 
     kept = without_suspects(published, config.subset.exclude)
-    return reduce_train(make_splits(kept, config.data.validation_share, config.seed), config.subset, config.seed)
+    dataset = make_splits(kept, config.data.validation_share, config.seed)
+    dataset = reduce_train(dataset, config.subset, config.seed)
+    return dataset._replace(contents=contents_of(dataset, published.skipped))
 
 
 def load_again(run: FinishedRun) -> Dataset:
@@ -77,7 +79,7 @@ def load_again(run: FinishedRun) -> Dataset:
         UserError: as in `load_dataset`, or the images are others than the run had.
     """
     dataset = load_dataset(run.config)
-    check_same_images(run.path, dataset.digest())
+    check_same_images(run.path, dataset.contents.digest)
     return dataset
 
 

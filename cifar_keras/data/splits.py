@@ -34,7 +34,7 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
         train, validation = train.at(left), train.at(held_out)
     else:
         validation = validation.at(content_order(validation))
-    return Dataset(train, validation, dataset.test, dataset.class_names, dataset.skipped)
+    return Dataset(train, validation, dataset.test, dataset.class_names)
 
 
 def content_order(split: LabelledImages) -> NDArray[np.int64]:

@@ -112,6 +112,15 @@ class PublishedDataset(NamedTuple):
     skipped: tuple[Skipped, ...] = ()
 
 
+class Contents(NamedTuple):
+    """What a data set holds, as a run's workdir keeps it."""
+
+    # SHA-256 of the class names, and of the pixels and labels of each split. The order of images does not count.
+    digest: str = ""
+    images: tuple[tuple[str, int], ...] = ()  # the name of each split, and the number of its images
+    skipped: tuple[Skipped, ...] = ()
+
+
 class Dataset(NamedTuple):
     """The three splits of a run. `fit` learns from train, choices are made on validation, and metrics are reported on test."""
 
@@ -119,18 +128,21 @@ class Dataset(NamedTuple):
     validation: LabelledImages
     test: LabelledImages
     class_names: tuple[str, ...]
-    skipped: tuple[Skipped, ...] = ()
+    contents: Contents = Contents()
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of images of each split."""
-        return {name: len(getattr(self, name).labels) for name in ("train", "validation", "test")}
 
-    def digest(self) -> str:
-        """Return a SHA-256 digest of the class names, and of the pixels and labels of the splits. The order of images does not count."""
-        whole = hashlib.sha256(repr(self.class_names).encode())
-        for split in (self.train, self.validation, self.test):
-            whole.update(repr((len(split.labels), *split.images.shape[1:])).encode())
-            digests = digests_of(split.images)
-            rows = sorted(zip(map(bytes, digests), split.labels.tolist(), strict=True))
-            whole.update(b"".join(digest + str(label).encode() for digest, label in rows))
-        return whole.hexdigest()
+def contents_of(dataset: Dataset, skipped: tuple[Skipped, ...] = ()) -> Contents:
+    """Return what a data set holds.
+
+    Args:
+        dataset: the data set.
+        skipped: the files that it leaves out.
+    """
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    whole = hashlib.sha256(repr(dataset.class_names).encode())
+    for split in splits.values():
+        whole.update(repr((len(split.labels), *split.images.shape[1:])).encode())
+        rows = sorted(zip(map(bytes, digests_of(split.images)), split.labels.tolist(), strict=True))
+        whole.update(b"".join(digest + str(label).encode() for digest, label in rows))
+    images = tuple((name, len(split.labels)) for name, split in splits.items())
+    return Contents(whole.hexdigest(), images, skipped)

@@ -40,13 +40,17 @@ class FinishedRun(NamedTuple):
         if kind in (DatasetKind.FOLDER, DatasetKind.CSV):
             where = data_dir or str(self._found(place))
             data = dataclasses.replace(data, dataset=f"{kind}:{where}")
-            wanted = f"the {'folder' if kind is DatasetKind.FOLDER else 'CSV file'} of the run's pictures"
-        else:
-            where = data_dir or str(self._found(data.data_dir))
-            data = dataclasses.replace(data, data_dir=where, archive="")
-            wanted = "the TFDS folder with the run's images; `prepare` fetches them"
+            if not is_prepared(data):
+                raise UserError(
+                    f"--data_dir has to name the folder or the CSV file of the run's pictures. Received: {where}"
+                )
+            return self._replace(config=dataclasses.replace(self.config, data=data))
+        where = data_dir or str(self._found(data.data_dir))
+        data = dataclasses.replace(data, data_dir=where, archive="")
         if not is_prepared(data):
-            raise UserError(f"--data_dir has to name {wanted}. Received: {where}")
+            raise UserError(
+                f"--data_dir has to name the TFDS folder with the run's images; `prepare` fetches them. Received: {where}"
+            )
         if data.data_source is not DataSource.SYNTHETIC:
             data = dataclasses.replace(data, data_source=DataSource.PREPARED)
         return self._replace(config=dataclasses.replace(self.config, data=data))

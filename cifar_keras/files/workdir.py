@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
@@ -96,7 +96,9 @@ def check_same_images(path: Path, digest: str) -> None:
         )
 
 
-def describe_dataset(path: Path, digest: str, counts: Mapping[str, int], skipped: Sequence[tuple[str, str]]) -> None:
+def describe_dataset(
+    path: Path, digest: str, images: Sequence[tuple[str, int]], skipped: Sequence[tuple[str, str]]
+) -> None:
     """Write what a run learns from into its workdir: `dataset.json`, and `skipped_images.csv` if files are left out.
 
     A run that goes on is checked first, as in `check_same_images`.
@@ -104,7 +106,7 @@ def describe_dataset(path: Path, digest: str, counts: Mapping[str, int], skipped
     Args:
         path: the workdir.
         digest: of the images and labels.
-        counts: the number of images of each split.
+        images: the name of each split, and the number of its images.
         skipped: the path of each file that is left out, and the reason.
 
     Raises:
@@ -115,7 +117,7 @@ def describe_dataset(path: Path, digest: str, counts: Mapping[str, int], skipped
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *skipped])
         writing.write_whole(path / SKIPPED_IMAGES, text.getvalue().encode())
-    writing.write_json(path / DATASET, {"digest": digest, "images": dict(counts), "skipped": len(skipped)})
+    writing.write_json(path / DATASET, {"digest": digest, "images": dict(images), "skipped": len(skipped)})
 
 
 @contextlib.contextmanager

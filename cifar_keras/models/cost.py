@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import keras
 
-from cifar_keras.models.fused import readers_of
+from cifar_keras.models.graph import readers_of
 
 
 class Cost(NamedTuple):

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_keras.models.convolution import Geometry, KernelGradient, convolve, crop_kernel
+from cifar_keras.models.graph import readers_of
 
 
 class Fusion(NamedTuple):
@@ -182,21 +183,6 @@ def fusions_in_words(backbone: keras.Model) -> str:
     total = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in backbone.layers)
     left = f"; {total - fused} cannot be and stay as they are" if fused < total else ""
     return f"{fused} of {total} normalizations are part of a convolution while they are frozen{left}"
-
-
-def readers_of(model: keras.Model) -> dict[str, list[keras.Operation]]:
-    """Return, by the name of each layer, the layers of the model that read its output. Nothing reads the last layer.
-
-    Operators between tensors count as layers: `x + y` reads both.
-    """
-    readers: dict[str, list[keras.Operation]] = {operation.name: [] for operation in model.operations}
-    giver = {id(operation.output): operation.name for operation in model.operations}
-    for operation in model.operations:
-        for tensor in {id(tensor) for tensor in keras.tree.flatten(operation.input)} & giver.keys():
-            # The input of an input layer is its own output.
-            if giver[tensor] != operation.name:
-                readers[giver[tensor]].append(operation)
-    return readers
 
 
 def fused_twin(

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import keras
 
 from cifar_keras.models.classifier import assemble
-from cifar_keras.models.fused import fused_twin, readers_of
+from cifar_keras.models.fused import fused_twin
+from cifar_keras.models.graph import readers_of
 
 
 class Partition(NamedTuple):

@@ -4,18 +4,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import CORRUPTION_SUITE
+from cifar_keras.config import CORRUPTION_SUITE, AugmentationConfig
+from cifar_keras.data.augmentation import make_augmentation
+from cifar_keras.data.pipeline import Examples, training_batches
 from cifar_keras.data.types import Dataset, LabelledImages
+from cifar_keras.evaluation.attribution import explaining_maps
 from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.evaluation.galleries import most_confident_errors
 from cifar_keras.evaluation.robustness import Robustness, merged
 from cifar_keras.files import paths, writing
 from cifar_keras.files.finished_run import FinishedRun
 from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import Content, model_card, report_html
 from cifar_keras.reporting.tables import robustness_table
+
+# Augmented training images in the picture: 4 rows of 8.
+SHOWN_IMAGES = 32
+# Most confident errors in the picture. The model computes each about fifty times, each time with another square hidden.
+EXPLAINED_IMAGES = 6
 
 
 def pictures_of_test(
@@ -45,30 +56,66 @@ def pictures_of_test(
     }
 
 
-def errors_picture(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+def pictures_of_errors(
+    classifier: keras.Model,
+    model: tf.Module,
+    test: LabelledImages,
     probabilities: NDArray[np.float64],
-    maps: Sequence[tuple[str, NDArray[np.float32]]],
     class_names: Sequence[str],
-) -> bytes:
-    """Return a picture of errors and of the parts of the images that they come from.
+) -> dict[str, bytes]:
+    """Return a picture of the most confident errors and of the parts of the images that they come from; none without errors.
 
     Args:
-        images: uint8 `[n, height, width, 3]`, classified wrongly.
-        labels: int64 `[n]`, the true classes.
-        probabilities: float64 `[n, classes]`, the probabilities of the model.
-        maps: what `explaining_maps` returned for the images.
+        classifier: the classifier of the run.
+        model: the same as a SavedModel, loaded.
+        test: images and labels.
+        probabilities: float64 `[n, classes]`, the probabilities of the model for the images.
         class_names: the class names of the model.
 
     Returns:
-        A PNG file.
+        A PNG file by its name in the workdir, without ".png".
     """
+    errors = most_confident_errors(probabilities, test.labels, EXPLAINED_IMAGES)
+    if not len(errors):
+        return {}
+    images, labels, rows = test.images[errors], test.labels[errors], probabilities[errors]
+    maps = explaining_maps(
+        classifier,
+        # Not `predict`, which would share these few images out among all devices and leave some with none.
+        lambda pixels: model.serve(tf.constant(pixels))["probabilities"].numpy(),
+        images,
+        [("predicted", rows.argmax(axis=1)), ("true", labels)],
+    )
     titles = [
         f"{class_names[row.argmax()]} {row.max():.2f},\nis {class_names[label]}"
-        for row, label in zip(probabilities, labels, strict=True)
+        for row, label in zip(rows, labels, strict=True)
     ]
-    return figures.attribution_picture(images, maps, titles)
+    return {"attribution": figures.attribution_picture(images, maps, titles)}
+
+
+def augmented_images_picture(
+    train: Examples, class_names: Sequence[str], augmentation: AugmentationConfig, *, seed: int
+) -> bytes:
+    """Return a PNG file with some training images as the network sees them: augmented, as in the first batch of a run.
+
+    Args:
+        train: the train split.
+        class_names: of the data set.
+        augmentation: the settings of the run.
+        seed: the run's seed.
+    """
+    batches = training_batches(
+        train,
+        global_batch_size=min(SHOWN_IMAGES, train.total),
+        steps_per_epoch=1,
+        seed=seed,
+        steps=range(1),
+        augment=make_augmentation(augmentation),
+        parallel_calls=None,
+    )
+    images, targets = next(iter(batches))
+    titles = [class_names[label] for label in np.argmax(targets["labels"], axis=-1)]
+    return figures.image_grid_picture(images.numpy(), titles, columns=8)
 
 
 def keep_robustness(measured: Robustness, path: Path) -> None:

@@ -70,6 +70,21 @@ def make_class_weights(value: str, labels: NDArray[np.int64], class_names: Seque
     return weights
 
 
+def begin_class_weights(
+    value: str, labels: NDArray[np.int64], class_names: Sequence[str], workdir: Path
+) -> NDArray[np.float32] | None:
+    """Return the weights of `make_class_weights` for a run that begins or goes on in a workdir, and print their range.
+
+    Raises:
+        UserError: as in `make_class_weights` and `check_as_begun`.
+    """
+    weights = make_class_weights(value, labels, class_names)
+    check_as_begun(weights, class_names, workdir)
+    if weights is not None:
+        print(class_weights_in_words(weights, class_names), flush=True)
+    return weights
+
+
 def check_as_begun(weights: NDArray[np.float32] | None, class_names: Sequence[str], workdir: Path) -> None:
     """Check that a resumed run has the weights that it began with, which its workdir keeps.
 

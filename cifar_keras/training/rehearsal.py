@@ -63,7 +63,7 @@ def estimate_stages(config: RunConfig, setup: RunSetup) -> list[StageEstimate]:
 
 def describe(config: RunConfig, setup: RunSetup, estimates: list[StageEstimate]) -> str:
     """Return a text about a run that was rehearsed: its classes and images, its stages, and what it takes altogether."""
-    names, counts = setup.dataset.class_names, setup.dataset.counts()
+    names, counts = setup.dataset.class_names, dict(setup.dataset.contents.images)
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} others" if len(names) > 10 else "")
     lines = [
         f"{config.data.dataset}: {len(names)} classes: {shown}",

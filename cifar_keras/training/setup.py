@@ -10,20 +10,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import RunConfig
+from cifar_keras.data.augmentation import check_fits
 from cifar_keras.data.datasets import is_prepared, load_dataset
 from cifar_keras.data.pipeline import Examples, to_examples
 from cifar_keras.data.types import Dataset
-from cifar_keras.errors import UserError
 from cifar_keras.files import paths
 from cifar_keras.models.classifier import make_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights
-from cifar_keras.training.class_weights import (
-    check_as_begun,
-    check_class_weights,
-    class_weights_in_words,
-    make_class_weights,
-)
+from cifar_keras.training.class_weights import begin_class_weights, check_class_weights
 from cifar_keras.training.compute import choose_compute_dtype
 from cifar_keras.training.devices import check_no_idle_device, device_names, make_strategy, set_up_devices
 from cifar_keras.training.phases import Phase, plan_phases
@@ -67,10 +62,10 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     if teacher is not None:
         teacher.check_is_there()
     dataset, train, validation = _load_examples(config)
-    _check_fits(config, dataset)
+    check_fits(config.augmentation, min(dataset.train.images.shape[1:3]))
     if teacher is not None:
         teacher.check_classes(dataset.class_names)
-    class_weights = _class_weights(config, dataset, path)
+    class_weights = begin_class_weights(config.objective.class_weights, dataset.train.labels, dataset.class_names, path)
     phases = plan_phases(config, train.total)
     check_no_idle_device(validation.total, config.data.global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
@@ -79,29 +74,6 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
         )
     print(f"{config.model.backbone}: {fusions_in_words(classifier.get_layer('backbone'))}", flush=True)
     return RunSetup(dataset, train, validation, phases, strategy, classifier, compute_dtype, teacher, class_weights)
-
-
-def _check_fits(config: RunConfig, dataset: Dataset) -> None:
-    side = min(dataset.train.images.shape[1:3])
-    # A reflection ends where the image ends.
-    if config.augmentation.crop_padding >= side:
-        raise UserError(
-            f"--crop_padding has to be less than {side}, the side of the images in pixels. Received: {config.augmentation.crop_padding}"
-        )
-    if config.augmentation.cutout > side:
-        raise UserError(
-            f"--cutout has to be at most {side}, the side of the images in pixels. Received: {config.augmentation.cutout}"
-        )
-
-
-def _class_weights(config: RunConfig, dataset: Dataset, path: Path) -> NDArray[np.float32] | None:
-    """Return the weights of the classes, which a resumed run has to have begun with. Print them."""
-    class_names = dataset.class_names
-    weights = make_class_weights(config.objective.class_weights, dataset.train.labels, class_names)
-    check_as_begun(weights, class_names, path)
-    if weights is not None:
-        print(class_weights_in_words(weights, class_names), flush=True)
-    return weights
 
 
 def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
