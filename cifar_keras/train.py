@@ -1,8 +1,9 @@
 """`python -m cifar_keras.train --flagfile=experiments/NAME.flags`: one whole run, from pixels to a measured model."""
 
+import sys
 from collections.abc import Sequence
 
-from cifar_keras import command, flags
+from cifar_keras import api, command, flags
 from cifar_keras.files import environment, workdir
 
 
@@ -23,3 +24,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     command.run(main)
+else:
+    # Once this module is imported, it takes the name of the function `cifar_keras.train`.
+    sys.modules[__name__].__class__ = api.CallableModule

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import importlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_keras import config as config_lib
-from cifar_keras import evaluate, predict, run, train
+from cifar_keras import evaluate, predict, run
 from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
@@ -34,6 +35,8 @@ from cifar_keras.training.stopwatch import Stopwatch
 from cifar_keras.training.tracking import RunLog
 
 ROOT = Path(__file__).parent.parent
+# The command; `cifar_keras.train` is the function.
+TRAIN = importlib.import_module("cifar_keras.train")
 
 # The smallest network of the table, on the synthetic set.
 FLAGS = {
@@ -56,7 +59,7 @@ def command_line(workdir: Path, flags: dict[str, Any]) -> Sequence[str]:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "small"
-    train.main(command_line(path, FLAGS))
+    TRAIN.main(command_line(path, FLAGS))
     return path
 
 
@@ -378,17 +381,17 @@ def test_training_does_not_look_at_the_test_split(
 def test_a_second_run_into_the_same_workdir_is_refused_and_loses_nothing(workdir: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with pytest.raises(UserError, match=r"--workdir has to be new or empty.* Received: "):
-        train.main(command_line(workdir, FLAGS))
+        TRAIN.main(command_line(workdir, FLAGS))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_a_run_that_is_whole_is_left_as_it_is(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    train.main(command_line(workdir, FLAGS | {"resume": "auto", "keep_checkpoints": 5}))
+    TRAIN.main(command_line(workdir, FLAGS | {"resume": "auto", "keep_checkpoints": 5}))
     assert "nothing is left to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match=r"others are: --image_size=33 \(was 32\), --seed=1 \(was 0\)\. Received: "):
-        train.main(command_line(workdir, FLAGS | {"resume": "yes", "seed": 1, "image_size": 33}))
+        TRAIN.main(command_line(workdir, FLAGS | {"resume": "yes", "seed": 1, "image_size": 33}))
 
 
 def of_an_older_version(folder: Path) -> None:
@@ -404,7 +407,7 @@ def test_a_whole_run_of_an_older_version_is_left_as_it_is(
 ) -> None:
     shutil.copytree(workdir, tmp_path / "run")
     of_an_older_version(tmp_path / "run")
-    train.main(command_line(tmp_path / "run", FLAGS | {"resume": "yes"}))
+    TRAIN.main(command_line(tmp_path / "run", FLAGS | {"resume": "yes"}))
     assert "nothing is left to do" in capsys.readouterr().out
 
 
@@ -416,14 +419,14 @@ def test_a_checkpoint_of_an_older_version_is_refused_by_name(workdir: Path, tmp_
     Checkpoints(tmp_path / "run" / "checkpoints", 2).save(Checkpoint({"position": {"phase": 0}}, {}))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"^--resume: another version of the program .* Received: format 1$"):
-        train.main(command_line(tmp_path / "run", FLAGS | {"resume": "yes"}))
+        TRAIN.main(command_line(tmp_path / "run", FLAGS | {"resume": "yes"}))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:
     with claimed(tmp_path / "run"):
         with pytest.raises(UserError, match=r"--workdir is in use by another process\. Received: "):
-            train.main(command_line(tmp_path / "run", FLAGS))
+            TRAIN.main(command_line(tmp_path / "run", FLAGS))
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
 
@@ -441,7 +444,7 @@ def test_a_workdir_that_cannot_be_written_any_more_is_said(
     reason = "it is gone" if code == errno.ENOENT else os.strerror(code)
     message = rf"^--workdir cannot be written any more: {reason}; .*--resume .*\. Received: .*model\.keras$"
     with pytest.raises(UserError, match=message):
-        train.main(command_line(tmp_path / "run", FLAGS))
+        TRAIN.main(command_line(tmp_path / "run", FLAGS))
     assert not (tmp_path / "run").exists()
 
 
@@ -451,7 +454,7 @@ def test_a_mistake_of_the_program_is_not_laid_to_the_workdir(tmp_path: Path, mon
 
     monkeypatch.setattr(run, "_train", fail)
     with pytest.raises(FileNotFoundError):
-        train.main(command_line(tmp_path / "run", FLAGS))
+        TRAIN.main(command_line(tmp_path / "run", FLAGS))
 
 
 @pytest.mark.slow
@@ -498,7 +501,7 @@ def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:
     flags |= {"compute_dtype": "float32"}  # in bfloat16 the teacher's logits differ by some thousandths
     flags |= {"head_epochs": 0, "finetune_epochs": 1, "finetune_train_batch_norm": True, "finetune_sparsity": 0.5}
     student = tmp_path / "student"
-    train.main(command_line(student, flags))
+    TRAIN.main(command_line(student, flags))
     last = json.loads((student / "metrics.jsonl").read_text().splitlines()[-1])
     images = make_splits(synthetic.make_dataset(0), 0.1, seed=0).validation.images
     teacher = keras.models.load_model(workdir / "model.keras")
@@ -522,7 +525,7 @@ def test_a_student_learns_from_a_run(workdir: Path, tmp_path: Path) -> None:
 @pytest.mark.real_data
 def test_a_run_with_nothing_but_default_flags(tmp_path: Path) -> None:
     """Only what says "synthetic" and where to write is set; the weights are ImageNet's."""
-    train.main(["train", "--data_source=synthetic", f"--workdir={tmp_path / 'run'}"])
+    TRAIN.main(["train", "--data_source=synthetic", f"--workdir={tmp_path / 'run'}"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["test"]["accuracy"] > 0.5  # chance is 0.1
 
@@ -536,7 +539,7 @@ def test_a_short_run_on_real_images_with_real_weights(tmp_path: Path) -> None:
         "finetune_epochs": 1,
         "finetune_steps_per_epoch": 20,
     }
-    train.main(command_line(tmp_path / "run", flags))
+    TRAIN.main(command_line(tmp_path / "run", flags))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["test"]["n"], result["validation"]["n"]) == (10_000, 5_000)
     # 2,560 images for the head and 1,280 for the backbone. A logistic head on all of them gives 0.67 at 32 px.

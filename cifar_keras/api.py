@@ -1,0 +1,101 @@
+"""Train, load and use classifiers from Python: the names of the package itself. TensorFlow is imported at the first call."""
+
+import os
+import types
+from pathlib import Path
+from typing import Any
+
+from cifar_keras import config as config_lib
+from cifar_keras import flags
+from cifar_keras.files import environment, paths
+from cifar_keras.files.finished_run import read_finished_run
+
+
+class Run:
+    """A finished run: its metrics, and its model to classify pictures with. The model is loaded at the first prediction.
+
+    Args:
+        path: the workdir.
+
+    Raises:
+        UserError: the workdir holds no finished run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        finished = read_finished_run(paths.expand("path", os.fspath(path)))
+        self.path: Path = finished.path
+        self.config: config_lib.RunConfig = finished.config
+        self.result: dict[str, Any] = finished.result
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self.config.model.backbone}, accuracy {self.metrics['accuracy']:.2%} of {self.metrics['n']:,}>"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the test split, with their intervals, as `result.json` has them."""
+        return dict(self.result["test"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the model's outputs."""
+        return tuple(self.metrics["per_class"])
+
+    @property
+    def report(self) -> Path:
+        """The page about the run, which any browser shows."""
+        return self.path / paths.REPORT
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Return a finished run.
+
+    Args:
+        path: its workdir.
+
+    Raises:
+        UserError: the workdir holds no finished run.
+    """
+    return Run(path)
+
+
+def train(recipe: str | os.PathLike[str] = "", **settings: Any) -> Run:
+    """Train, export and measure a classifier, and return the finished run.
+
+    Args:
+        recipe: a file with flags, such as `experiments/quickstart.flags`; "" is none.
+        settings: any settings of `python -m cifar_keras.train --help` by the names of their flags, such as `dataset="folder:photos"` or
+            `head_epochs=3`. They go before those of the recipe. Without `workdir` the run gets a new folder in `runs`.
+
+    Raises:
+        UserError: a setting, the data or the weights cannot be used; nothing is trained then.
+        InterruptedRunError: the run was asked to end.
+    """
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
+    values = config_lib.to_values(
+        flags.parse_config(["train", *([f"--flagfile={os.fspath(recipe)}"] if recipe else [])])
+    )
+    if "workdir" not in given and values["workdir"] == config_lib.RunConfig.workdir:
+        given["workdir"] = str(_new_workdir())
+    config = config_lib.from_values(values | given)
+    config_lib.validate(config)
+    environment.load_keras()
+    from cifar_keras import run
+
+    run.run(config)
+    return Run(config.workdir)
+
+
+class CallableModule(types.ModuleType):
+    """The module of the command `train`, which can be called like the function `train`."""
+
+    def __call__(self, recipe: str | os.PathLike[str] = "", **settings: Any) -> Run:
+        """Train a classifier, as `train` does."""
+        return train(recipe, **settings)
+
+
+def _new_workdir() -> Path:
+    """Return the first path `runs/run_NUMBER` that does not exist."""
+    number = 1
+    while (path := Path("runs") / f"run_{number}").exists():
+        number += 1
+    return path
