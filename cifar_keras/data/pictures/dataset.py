@@ -13,8 +13,8 @@ from cifar_keras.data.splits import content_order, hold_out
 from cifar_keras.data.types import LabelledImages, PublishedDataset, Skipped
 from cifar_keras.errors import UserError
 
-# Lines of a message about files; the others are counted.
-MOST_LINES = 50
+# Parts of a message about files, and files of one part; the others are counted.
+MOST_LINES, MOST_COPIES = 50, 5
 
 
 def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = False) -> PublishedDataset:
@@ -42,7 +42,8 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
         found = f"one class, {class_names[0]}" if class_names else "no pictures"
         raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
     _tell(stored, kept, class_names)
-    labels = np.array([class_names.index(entry.label) for entry in stored.entries], np.int64)
+    indices = {name: index for index, name in enumerate(class_names)}
+    labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
 
     def images(places: NDArray[np.int64]) -> LabelledImages:
         return LabelledImages(stored.images.at(places), labels[places])
@@ -54,6 +55,9 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
         pool = train[content_order(images(train))]
         left, held_out = hold_out(labels[pool], data.test_share, config.seed, "test_share")
         train, test = pool[left], pool[held_out]
+    elif not is_published:
+        # So that `predictions.npz` does not depend on the names of files.
+        test = test[content_order(images(test))]
     return PublishedDataset(
         images(train),
         images(test),
@@ -130,7 +134,12 @@ def _listed(skipped: Iterable[Skipped]) -> str:
 
 
 def _same(groups: Iterable[Sequence[Entry]]) -> str:
-    return _limited(sorted(" = ".join(sorted(entry.name for entry in group)) for group in groups))
+    return _limited(sorted(_equal(sorted(entry.name for entry in group)) for group in groups))
+
+
+def _equal(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_COPIES:,} more" if len(names) > MOST_COPIES else ""
+    return " = ".join(names[:MOST_COPIES]) + more
 
 
 def _limited(lines: Sequence[str]) -> str:
