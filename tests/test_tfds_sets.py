@@ -165,7 +165,7 @@ OBJECTS = [{"image": noise(0), "objects": [{"bbox": tfds.features.BBox(0.0, 0.0,
     [
         (DETECTION, OBJECTS, "its features are image, objects"),
         ({"label": PICTURE["label"], "text": tfds.features.Text()}, [{"label": 0, "text": "a"}], "label, text"),
-        (PICTURE | {"label": tfds.features.Tensor(shape=(), dtype=np.int64)}, pictures(3), "label, image"),
+        (PICTURE | {"label": tfds.features.Tensor(shape=(), dtype=np.int64)}, pictures(3), "image, label"),
         (
             PICTURE | {"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)},
             [{"image": np.zeros((8, 8, 1), np.float32), "label": 0}],
@@ -190,7 +190,7 @@ def test_sets_of_other_tasks_are_refused_in_one_line(
 def test_a_detection_set_is_refused_before_it_is_downloaded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Pascal VOC is 868 MB."""
     with pytest.raises(
-        UserError, match=r"its features are image, image/filename, objects, .* Received: --dataset=tfds:voc/2007$"
+        UserError, match=r"its features are image, image/filename, labels, .* Received: --dataset=tfds:voc/2007$"
     ):
         load(tmp_path, "voc/2007", data_source="auto")
     assert "ownload" not in capfd.readouterr().err

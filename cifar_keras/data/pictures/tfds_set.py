@@ -129,7 +129,7 @@ def _check_features(features: Any, received: str) -> None:
     if not is_image or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
             f"--dataset has to name a set with an `image` of whole numbers and a class `label`; its features are "
-            f"{', '.join(known) or 'others'}. {received}"
+            f"{', '.join(sorted(known)) or 'others'}. {received}"
         )
 
 
