@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cifar_keras import config as config_lib
 from cifar_keras import flags
+from cifar_keras.errors import UserError
 from cifar_keras.files import environment, paths
 from cifar_keras.files.finished_run import read_finished_run
 

@@ -86,7 +86,7 @@ for prediction in run.predict(files[::30]):
 # The run has left a SavedModel. Any TensorFlow loads it without this package. TF Serving takes it as a folder `/models/NAME/1`.
 
 # %%
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
 served = tf.saved_model.load(str(run.path / "saved_model"))
 outputs = served.serve_bytes(tf.constant([file.read_bytes() for file in files[::60]]))
