@@ -292,10 +292,10 @@ def test_photographs_are_turned_upright(orientation: int) -> None:
     exif[0x0112] = orientation
     stored.save(file, "PNG", exif=exif)
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(file)))
-    np.testing.assert_array_equal(predict.decode(Path("a.png"), file.getvalue()), wanted)
+    np.testing.assert_array_equal(classify.decode(Path("a.png"), file.getvalue()), wanted)
     jpeg = io.BytesIO()
     stored.save(jpeg, "JPEG", exif=exif)
-    assert predict.decode(Path("a.jpg"), jpeg.getvalue()).shape == wanted.shape
+    assert classify.decode(Path("a.jpg"), jpeg.getvalue()).shape == wanted.shape
 
 
 def test_predict_turns_photographs(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
