@@ -26,7 +26,7 @@ from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
-from cifar_keras.exporting import saved_model
+from cifar_keras.exporting import classify, saved_model
 from cifar_keras.files.workdir import claimed
 from cifar_keras.training import setup
 from cifar_keras.training.checkpoints import Checkpoint, Checkpoints
