@@ -12,6 +12,7 @@ JPEG, PNG, BMP, GIF and WebP files become RGB with 8 bits:
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ PIXELS_LIMIT = 100_000_000
 # EXIF's tag for the orientation of a photograph, and its value for upright.
 _ORIENTATION, _UPRIGHT = 0x0112, 1
 _ON_ITS_SIDE = (5, 6, 7, 8)
+# Held while Pillow's limit is another one, because files are decoded in several threads.
+_LIMIT = threading.Lock()
 # Pillow's modes of grey values with 16 bits.
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
@@ -112,11 +115,12 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
 @contextlib.contextmanager
 def _without_pillows_limit() -> Iterator[None]:
     """Let Pillow open a picture of any size. Its own limit warns, or raises an error without the sides of the picture."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation_of(image: Image.Image) -> int:
