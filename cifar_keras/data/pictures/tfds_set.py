@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from cifar_keras.config import DataConfig, DataSource
@@ -31,7 +32,19 @@ class TfdsPictures:
         return sum(int(self._builder.info.splits[split].num_examples) for split in self._splits)
 
     def __iter__(self) -> Iterator[Picture]:
-        """Read the pictures again from the first one."""
+        """Read the pictures again from the first one.
+
+        Raises:
+            UserError: a file of the data set is damaged.
+        """
+        try:
+            yield from self._pictures()
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"--dataset cannot be read: {reason_of(error)}. Received: {self._builder.data_dir}"
+            ) from error
+
+    def _pictures(self) -> Iterator[Picture]:
         features = self._builder.info.features
         for split in self._splits:
             examples = self._builder.as_dataset(
@@ -94,6 +107,8 @@ def _prepared(name: str, folder: Path, may_download: bool, received: str) -> Any
 
 def _fingerprint(folder: Path) -> str:
     stats = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir()) if file.is_file()
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ctime_ns)
+        for file in sorted(folder.iterdir())
+        if file.is_file()
     ]
     return hashlib.sha256(repr(stats).encode()).hexdigest()
