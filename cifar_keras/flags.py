@@ -24,9 +24,10 @@ FIRST = (
     *("global_batch_size", "head_epochs", "finetune_epochs", "finetune_learning_rate", "resume"),
 )
 # What some commands take beside flags.
-BEHIND_THE_FLAGS = {"predict": " FILE ...", "compare": " RUN RUN ..."}
+BEHIND_THE_FLAGS = {"predict": " FILE_OR_FOLDER_OR_PATTERN ...", "compare": " RUN RUN ..."}
 MOST_RUNS = 8  # that colours and markers tell apart
 MOST_DRAWN = 12  # images under one another in a picture
+TOP_PRINTED, TOP_WRITTEN = 3, 1  # classes of each file, where --top does not say it
 
 _DEFINERS: dict[type, Callable[..., object]] = {
     bool: flags.DEFINE_bool,
@@ -97,9 +98,12 @@ class PredictArguments(NamedTuple):
     """What `cifar_keras.predict` is told."""
 
     model: Path  # a run's workdir, or the folder of a SavedModel
-    files: list[Path]
-    top: int  # classes to print
+    files: list[Path]  # files, folders and patterns
+    top: int  # classes to print or to write
     attribution: Path | None  # PNG file for what the predictions come from
+    output: Path | None  # CSV, JSON Lines or Parquet file for the predictions
+    min_probability: float  # below it a file is unknown, 0..1
+    precision: float | None  # of which the threshold is to be fitted, above 0 and below 1
 
 
 class CompareArguments(NamedTuple):
@@ -157,18 +161,38 @@ def parse_predict(argv: Sequence[str]) -> PredictArguments:
     """Parse the command line of `cifar_keras.predict`.
 
     Raises:
-        UserError: an unknown or malformed flag, no --model, no file, --top below 1, or more images than are drawn.
+        UserError: an unknown or malformed flag, no --model, no file, --top below 1, or a threshold that is none.
     """
     values = _flags_of("predict")
     files = parse_arguments(values, argv, files=True)
     if not files:
         raise UserError("name at least one image file behind the flags. Received: none")
-    if values["top"].value < 1:
-        raise UserError(f"--top has to be at least 1. Received: {values['top'].value}")
-    picture = _file_of(values, "attribution")
-    if picture and len(files) > MOST_DRAWN:
-        raise UserError(f"--attribution draws at most {MOST_DRAWN} images. Received: {len(files)}")
-    return PredictArguments(_model_of(values), [Path(file) for file in files], values["top"].value, picture)
+    output, top = _file_of(values, "output"), values["top"].value
+    top = (TOP_WRITTEN if output else TOP_PRINTED) if top is None else top
+    if top < 1:
+        raise UserError(f"--top has to be at least 1. Received: {top}")
+    return PredictArguments(
+        _model_of(values),
+        [Path(file) for file in files],
+        top,
+        _file_of(values, "attribution"),
+        output,
+        *_thresholds_of(values),
+    )
+
+
+def _thresholds_of(values: flags.FlagValues) -> tuple[float, float | None]:
+    """Return `--min_probability`, 0 if there is none, and `--precision`."""
+    lowest, precision = values["min_probability"].value, values["precision"].value
+    if lowest is not None and precision is not None:
+        raise UserError(
+            f"--min_probability is a threshold and --precision fits one; only one of them can be used. Received: {lowest} and {precision}"
+        )
+    if lowest is not None and not 0 <= lowest <= 1:
+        raise UserError(f"--min_probability has to be from 0 to 1. Received: {lowest}")
+    if precision is not None and not 0 < precision < 1:
+        raise UserError(f"--precision has to be above 0 and below 1. Received: {precision}")
+    return lowest or 0.0, precision
 
 
 def parse_compare(argv: Sequence[str]) -> CompareArguments:
@@ -246,7 +270,14 @@ def _flags_of(command: str) -> flags.FlagValues:
         help_text = "training images that are looked at, drawn by the run's seed; 0 is all"
         flags.DEFINE_integer("train_images", 0, help_text, flag_values=values)
     elif command == "predict":
-        flags.DEFINE_integer("top", 3, "classes to print for each file, most probable first", flag_values=values)
+        help_text = f"classes of each file, most probable first; by default {TOP_PRINTED} are printed, and {TOP_WRITTEN} is written"
+        flags.DEFINE_integer("top", None, help_text, flag_values=values)
+        help_text = "file to write the predictions to instead of printing them; ends with .csv, .jsonl or .parquet"
+        flags.DEFINE_string("output", "", help_text, flag_values=values)
+        help_text = "probability below which the most probable class is called unknown, 0 to 1"
+        flags.DEFINE_float("min_probability", None, help_text, flag_values=values)
+        help_text = "fraction of labels that shall be right, above 0 and below 1; fits --min_probability on the validation images"
+        flags.DEFINE_float("precision", None, help_text, flag_values=values)
         help_text = (
             f"PNG file to draw what the classes of at most {MOST_DRAWN} files come from, by Grad-CAM and occlusion"
         )

@@ -1,171 +1,224 @@
-"""`python -m cifar_keras.predict --model=WORKDIR FILE...`: print the most probable classes of image files."""
+"""`python -m cifar_keras.predict --model=WORKDIR FILE_OR_FOLDER_OR_PATTERN...`: classify picture files."""
 
-import contextlib
 import errno
+import itertools
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import command, flags
-from cifar_keras.data import decoding
+from cifar_keras.data.picture_files import PictureFile, expand_patterns, picture_files
 from cifar_keras.errors import UserError
-from cifar_keras.files import environment, paths, writing
+from cifar_keras.files import environment, finished_run, paths, rows, writing
+from cifar_keras.files.progress_bar import progress
 
-# Files in a batch.
-BATCH_SIZE = 32
-# Pixels and bytes of a batch, added up. A large photograph is a batch of its own, so that its line is printed as soon as it is known.
-BATCH_PIXELS = 4_000_000
-FILE_BYTES_LIMIT = 64 * 2**20
+if TYPE_CHECKING:  # it imports TensorFlow
+    from cifar_keras.exporting.classify import Row
+
 # Characters of a file's name that are drawn.
 LONGEST_NAME = 40
-# Formats that the SavedModel's `serve_bytes` decodes, to the same pixels as `decoding`.
-SERVED_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 
 
-class PictureFile(NamedTuple):
-    """A file, and what its beginning says."""
+class Named(NamedTuple):
+    """The files that a user named."""
 
-    path: Path
-    content: bytes | UserError  # the error about a file that is not a picture
-    as_stored: bool = False  # `serve_bytes` takes the file as it is
+    paths: list[Path]  # files and folders
+    total: int  # files, those in the folders too
+    class_folders: frozenset[str]  # names of the folders that they lie in, "" for a file that lies in none
+
+    def files(self) -> Iterator[PictureFile]:
+        """Yield each of them."""
+        return picture_files(self.paths)
+
+
+class Kept(NamedTuple):
+    """What is kept of the files that were classified, as far as something is made of it at the end."""
+
+    rows: list[NDArray[np.float32]]
+    files: list[PictureFile]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line with the most probable classes of each file. With `--attribution`, also draw the pixels that they come from.
+    """Print a line with the most probable classes of each file, or write them to the file that `--output` names.
 
-    A file that is no image is named on stderr, and the other files are classified. The exit status is then 2.
+    A file that is no picture is named on stderr, or is a row with its error, and the other files are classified. The exit status is
+    then 2. With `--attribution`, also draw the pixels that the classes come from.
     """
     arguments = flags.parse_predict(argv)
-    if arguments.attribution:
-        paths.check_has_model(arguments.model)
-    # Before TensorFlow is imported, which takes seconds.
-    files = [path for path in arguments.files if not _say(problem_of(path))]
-    if not files:
-        sys.exit(command.BAD_INPUT_STATUS)
+    # All of this is before TensorFlow is imported, which takes seconds.
+    named = find_files(arguments)
+    min_probability = threshold_of(arguments)
     environment.load_keras()
 
+    from cifar_keras.exporting.classify import classify
     from cifar_keras.exporting.saved_model import class_names_of, load_saved_model
+    from cifar_keras.reporting import predictions
 
     model = load_saved_model(arguments.model)
     class_names = class_names_of(model)
-    drawn: list[tuple[Path, NDArray[np.float32]]] = []
-    classified = 0
-    for path, row in classify(model, files):
-        if isinstance(row, UserError):
-            _say(row)
-            continue
-        classified += 1
-        best = sorted(zip(row, class_names, strict=True), reverse=True)[: arguments.top]
-        line = "  ".join(f"{name} {probability:.4f}" for probability, name in best)
-        print(f"{paths.shown(path)}  {line}", flush=True)
-        if arguments.attribution:
-            drawn.append((path, row))
-    if arguments.attribution and drawn:
+    if min_probability and predictions.UNKNOWN in class_names:
+        raise UserError(
+            f"--min_probability and --precision call files {predictions.UNKNOWN}, which a class of this model is called too. "
+            f"Received: {arguments.model}"
+        )
+    labelled = named.class_folders <= set(class_names)
+    files, again = itertools.tee(named.files())
+    classified = zip(files, (row for _, row in classify(model, (file.path for file in again))), strict=True)
+    kept = Kept([], [])
+    seen = _kept(classified, kept) if labelled or arguments.attribution else classified
+    if arguments.output:
+        failed = write_predictions(seen, arguments, min_probability, class_names, named.total, labelled=labelled)
+    else:
+        failed = print_predictions(seen, arguments.top, min_probability, class_names)
+    if arguments.attribution and kept.rows:
+        drawn = [(file.path, row) for file, row in zip(kept.files, kept.rows, strict=True)]
         picture = attribution(model, arguments.model, drawn, class_names)
         writing.write_picture("attribution", arguments.attribution, picture)
-    if classified < len(arguments.files):
+    if labelled and kept.rows:
+        print_metrics(kept, class_names, arguments.files, min_probability)
+    if failed:
         sys.exit(command.BAD_INPUT_STATUS)
 
 
-def _say(problem: UserError | None) -> bool:
-    """Print the problem with a file, if there is one, and return whether there is."""
-    if problem is not None:
-        print(f"error: {problem}", file=sys.stderr, flush=True)
-    return problem is not None
+def find_files(arguments: flags.PredictArguments) -> Named:
+    """Return the files that the command line names, and check what can be checked before TensorFlow is imported.
+
+    Raises:
+        UserError: a pattern that matches nothing, a folder without pictures, no file that can be read, more files than are drawn, a run
+            that has no model to draw with, or an output that cannot be written.
+    """
+    if arguments.output:
+        rows.check_writable("output", arguments.output)
+    if arguments.attribution:
+        paths.check_has_model(arguments.model)
+    expanded = expand_patterns(map(str, arguments.files))
+    problems = [problem_of(path) for path in expanded]
+    if all(problems):
+        for problem in problems[:-1]:
+            _say(problem)
+        raise problems[-1] or AssertionError
+    count, folders = 0, set()
+    for file in picture_files(expanded):
+        count += 1
+        folders.add(file.class_folder)
+    if arguments.attribution and count > flags.MOST_DRAWN:
+        raise UserError(f"--attribution draws at most {flags.MOST_DRAWN} images. Received: {count}")
+    return Named(expanded, count, frozenset(folders))
+
+
+def threshold_of(arguments: flags.PredictArguments) -> float:
+    """Return the probability below which a file is unknown, 0..1: `--min_probability`, or what `--precision` fits on validation.
+
+    Raises:
+        UserError: the run has no validation logits, or the precision is out of reach.
+    """
+    if arguments.precision is None:
+        return arguments.min_probability
+    from cifar_keras.evaluation.calibration import softmax
+    from cifar_keras.evaluation.selective import fit_threshold
+
+    logits, labels, temperature = finished_run.read_validation(arguments.model)
+    found = fit_threshold(softmax(logits, temperature), labels, arguments.precision)
+    print(
+        f"--precision={arguments.precision}: below a probability of {found.probability:.4f} a file is unknown. That leaves "
+        f"{found.answered:,} of {found.images:,} validation images, and {found.right / found.answered:.2%} of these are right "
+        f"({found.interval.low:.2%} to {found.interval.high:.2%})",
+        file=sys.stderr,
+        flush=True,
+    )
+    return found.probability
 
 
 def problem_of(path: Path) -> UserError | None:
     """Return why a file cannot be read, or None. The file is not opened, because opening a pipe would wait."""
     try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-        if not is_folder and os.access(path, os.R_OK):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode) or os.access(path, os.R_OK):
             return None
-        reason = os.strerror(errno.EISDIR if is_folder else errno.EACCES)
+        reason = os.strerror(errno.EACCES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     return UserError(f"the image file cannot be read: {reason}. Received: {paths.shown(path)}")
 
 
-def classify(model: Any, files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.float32] | UserError]]:
-    """Yield each file with its probabilities, float32 `[classes]`, or with the error about it.
-
-    Files come in order, as soon as they are known.
-
-    Args:
-        model: a SavedModel, loaded.
-        files: picture files. At most `BATCH_SIZE` of them are in memory at a time, of at most `BATCH_PIXELS` pixels and bytes
-            together; or one larger file.
-    """
-    for batch in _batches(files):
-        yield from zip((file.path for file in batch), _classify(model, batch), strict=True)
+def _say(problem: UserError | None) -> None:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
-def _batches(files: Sequence[Path]) -> Iterator[list[PictureFile]]:
-    batch: list[PictureFile] = []
-    filled = 0
-    for path in files:
-        try:
-            content = read_file(path)
-            header = header_of(path, content)
-            weight = len(content) + header.pixels
-            file = PictureFile(path, content, header.format in SERVED_FORMATS and header.upright)
-        except UserError as error:
-            file, weight = PictureFile(path, error), 0
-        if batch and (len(batch) == BATCH_SIZE or filled + weight > BATCH_PIXELS):
-            yield batch
-            batch, filled = [], 0
-        batch.append(file)
-        filled += weight
-    if batch:
-        yield batch
+def _kept(classified: Iterable[tuple[PictureFile, "Row"]], kept: Kept) -> Iterator[tuple[PictureFile, "Row"]]:
+    """Yield each file with its probabilities, and keep both if it has some."""
+    for file, row in classified:
+        if not isinstance(row, UserError):
+            kept.rows.append(row)
+            kept.files.append(file)
+        yield file, row
 
 
-def _classify(model: Any, batch: Sequence[PictureFile]) -> list[NDArray[np.float32] | UserError]:
-    """Return for each file of a batch its probabilities, float32 `[classes]`, or the error about it."""
-    import tensorflow as tf
+def print_predictions(
+    classified: Iterable[tuple[PictureFile, "Row"]], top: int, min_probability: float, class_names: Sequence[str]
+) -> int:
+    """Print a line for each file, and return the number of files that could not be classified."""
+    from cifar_keras.reporting.predictions import best_classes
 
-    found: dict[int, NDArray[np.float32] | UserError] = {}
-    as_stored = {place: file.content for place, file in enumerate(batch) if file.as_stored}
-    if as_stored:
-        # If one file cannot be decoded, each is tried alone below.
-        with contextlib.suppress(tf.errors.InvalidArgumentError):
-            served = model.serve_bytes(tf.constant(list(as_stored.values())))["probabilities"].numpy()
-            found = dict(zip(as_stored, served, strict=True))
-    for place, file in enumerate(batch):
-        if place not in found:
-            try:
-                found[place] = model.serve(decode(file.path, file.content)[None])["probabilities"].numpy()[0]
-            except UserError as error:
-                found[place] = error
-    return [found[place] for place in range(len(batch))]
+    failed = 0
+    for file, row in classified:
+        if isinstance(row, UserError):
+            _say(row)
+            failed += 1
+            continue
+        best = best_classes(row, class_names, top, min_probability)
+        line = "  ".join(f"{name} {probability:.4f}" for name, probability in best)
+        print(f"{paths.shown(file.path)}  {line}", flush=True)
+    return failed
 
 
-def decode(path: Path, content: bytes | UserError) -> NDArray[np.uint8]:
-    """Return the pixels of a picture, uint8 `[height, width, 3]`, as `decoding.decode` makes them.
+def write_predictions(
+    classified: Iterable[tuple[PictureFile, "Row"]],
+    arguments: flags.PredictArguments,
+    min_probability: float,
+    class_names: Sequence[str],
+    count: int,
+    *,
+    labelled: bool,
+) -> int:
+    """Write a row for each file to `--output`, and return the number of files that could not be classified."""
+    from cifar_keras.reporting.predictions import best_classes, columns_of, table_row
 
-    Args:
-        path: of the file, for the message.
-        content: of the file, or the error about it.
+    assert arguments.output
+    columns = columns_of(top := min(arguments.top, len(class_names)), labelled=labelled)
+    failed = 0
+    with rows.rows_written("output", arguments.output, columns) as write:
+        for file, row in progress(classified, desc="predict", unit="file", total=count):
+            if isinstance(row, UserError):
+                failed += 1
+                write(table_row(file, row, columns))
+            else:
+                write(table_row(file, best_classes(row, class_names, top, min_probability), columns))
+    print(f"written: {arguments.output}, {count:,} files", flush=True)
+    if failed:
+        _say(
+            UserError(
+                f"some files could not be classified, and the column error says why. Received: {failed:,} of {count:,}"
+            )
+        )
+    return failed
 
-    Raises:
-        UserError: the content is that error, or is not a picture.
-    """
-    if isinstance(content, UserError):
-        raise content
-    try:
-        return decoding.decode(content)
-    except decoding.PictureError as error:
-        raise _no_picture(path, error) from error
 
+def print_metrics(kept: Kept, class_names: Sequence[str], named: Sequence[Path], min_probability: float) -> None:
+    """Print the metrics of files that lie in folders which are named like the classes of the model."""
+    from cifar_keras.reporting.predictions import labels_of, metrics_text, unknown_text
 
-def _no_picture(path: Path, error: decoding.PictureError) -> UserError:
-    return UserError(f"the file is not a picture that can be read: {error}. Received: {paths.shown(path)}")
+    probabilities = np.stack(kept.rows)
+    labels = labels_of([file.class_folder for file in kept.files], class_names)
+    print(metrics_text(probabilities, labels, class_names, f"{' '.join(map(paths.shown, named))}, as served"))
+    if min_probability:
+        print(unknown_text(probabilities, labels, min_probability))
 
 
 def attribution(
@@ -187,6 +240,7 @@ def attribution(
     import tensorflow as tf
 
     from cifar_keras.evaluation.attribution import explaining_maps
+    from cifar_keras.exporting.classify import decode, read_file
     from cifar_keras.models.resize import central_square
     from cifar_keras.reporting.figures import attribution_picture
 
@@ -209,34 +263,6 @@ def attribution(
         [("predicted", first), ("second", second)],
     )
     return attribution_picture(images, maps, titles)
-
-
-def read_file(path: Path) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        UserError: the file cannot be read, or is larger than `FILE_BYTES_LIMIT`.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES_LIMIT + 1)
-    except OSError as error:
-        raise UserError(f"the image file cannot be read: {error.strerror}. Received: {paths.shown(path)}") from error
-    if len(content) > FILE_BYTES_LIMIT:
-        raise UserError(f"the image file is larger than {FILE_BYTES_LIMIT >> 20} MiB. Received: {paths.shown(path)}")
-    return content
-
-
-def header_of(path: Path, content: bytes) -> decoding.Header:
-    """Return the format and size of a picture.
-
-    Raises:
-        UserError: the content is not a picture, or has too many pixels.
-    """
-    try:
-        return decoding.read_header(content)
-    except decoding.PictureError as error:
-        raise _no_picture(path, error) from error
 
 
 if __name__ == "__main__":

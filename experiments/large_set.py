@@ -24,7 +24,8 @@ from cifar_keras.files import environment, writing
 from cifar_keras.files.progress_bar import progress
 
 RESULT = Path(__file__).parent / "results" / "large_set.json"
-SIDE = 224  # pixels, of the stored pictures and of the network
+SIDE = 256  # pixels, of the pictures as they are stored
+IMAGE_SIZE = 224  # pixels, to which the network resizes them
 CLASSES = 10
 BATCH_SIZE = 32
 PIPELINE_BATCHES = 500
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def draw_pictures(folder: Path, count: int) -> None:
-    """Draw JPEG files of 256 x 256 px, smooth like photographs and each another, into a folder for each class."""
+    """Draw JPEG files of SIDE x SIDE px, smooth like photographs and each another, into a folder for each class."""
     starts = range(0, count, PICTURES_IN_A_PART)
     with concurrent.futures.ProcessPoolExecutor() as pool:
         parts = [pool.submit(_draw_part, folder, start, min(start + PICTURES_IN_A_PART, count)) for start in starts]
@@ -80,7 +81,7 @@ def _draw_part(folder: Path, start: int, stop: int) -> None:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             coarse = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC).save(file, quality=90)
+            Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, quality=90)
 
 
 def measure_alone(folder: Path, part: str) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def config_of(folder: Path) -> RunConfig:
         {
             "dataset": f"folder:{folder / 'pictures'}",
             "cache_dir": str(folder / "cache"),
-            "image_size": SIDE,
+            "image_size": IMAGE_SIZE,
             "weights": "none",
             "global_batch_size": BATCH_SIZE,
         }
@@ -156,7 +157,7 @@ def training_speed(config: RunConfig, batches: Any) -> float:
     dtype, _ = choose_compute_dtype(config.compute.compute_dtype, deterministic=False)
     classifier = make_classifier(config.model, CLASSES, seed=0, timeout_seconds=config.source_timeout_seconds)
     set_trainable(classifier, "")
-    twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(SIDE, SIDE, 3))
+    twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=dtype, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
     model = Learner(assemble(classifier, twin))
     _, finetune = plan_phases(config, BATCH_SIZE * (WARM_UP_STEPS + TIMED_STEPS))
     compile_phase(model, finetune, tf.distribute.get_strategy(), compute_dtype=dtype)

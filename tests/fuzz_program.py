@@ -23,9 +23,9 @@ from conftest import BATCHES, IMAGES_PER_BATCH
 from test_archives import PYTHON, binary_files, npm_files, python_2_pickle
 from test_weights import FOLDER, SMALL_TENSORS, drawn, package_files
 
-from cifar_keras import predict
 from cifar_keras.data.cifar10 import archives, layout
 from cifar_keras.errors import SourceError, UserError
+from cifar_keras.exporting import classify
 from cifar_keras.files.environment import peak_gib
 from cifar_keras.models import weights
 
@@ -81,8 +81,8 @@ def cases(reader: str, folder: Path) -> tuple[list[bytes], Callable[[bytes], obj
         return [tar_of(files)], packed(weights.read_package)
 
     def read_image(content: bytes) -> None:
-        predict.header_of(path, content)
-        predict.decode(path, content)
+        classify.header_of(path, content)
+        classify.decode(path, content)
 
     return images(), read_image
 

@@ -14,9 +14,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from small_runs import finish_small_run
 
-from cifar_keras import predict
 from cifar_keras.data.decoding import PictureError, decode, read_header
 from cifar_keras.errors import UserError
+from cifar_keras.exporting import classify
 from cifar_keras.exporting.saved_model import load_saved_model
 
 PHOTOGRAPH = load_sample_image("flower.jpg")[:120, :161]  # of scikit-learn
@@ -175,7 +175,7 @@ def test_predict_takes_all_of_them_and_names_what_is_none(workdir: Path, tmp_pat
     for name, file in files.items():
         file.write_bytes(contents[name])
     model = load_saved_model(workdir)
-    found = dict(predict.classify(model, list(files.values())))
+    found = dict(classify.classify(model, list(files.values())))
     for name, file in files.items():
         row = found[file]
         if name in BAD:

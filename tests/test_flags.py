@@ -222,8 +222,11 @@ def test_explain_takes_a_number_of_images(tmp_path: Path) -> None:
 
 def test_predict_takes_a_model_and_files(tmp_path: Path) -> None:
     arguments = flags.parse_predict(["predict", f"--model={tmp_path}", "a.png", "b.jpg"])
-    assert arguments == (tmp_path, [Path("a.png"), Path("b.jpg")], 3, None)
+    assert arguments == flags.PredictArguments(tmp_path, [Path("a.png"), Path("b.jpg")], 3, None, None, 0.0, None)
     assert flags.parse_predict(["predict", f"--model={tmp_path}", "--top=1", "a.png"]).top == 1
+    # A table has one class of each file unless the flag says otherwise.
+    assert flags.parse_predict(["predict", f"--model={tmp_path}", "--output=a.csv", "a.png"]).top == 1
+    assert flags.parse_predict(["predict", f"--model={tmp_path}", "--output=a.csv", "--top=2", "a.png"]).top == 2
     # Behind "--" a file may have any name.
     assert flags.parse_predict(["predict", f"--model={tmp_path}", "--", "--top"]).files == [Path("--top")]
 
@@ -257,9 +260,13 @@ def test_what_evaluate_and_predict_refuse(arguments: list[str], message: str) ->
     [
         (["--model=/"], r"name at least one image file behind the flags\. Received: none"),
         (["--model=/", "--top=0", "a.png"], r"--top has to be at least 1\. Received: 0"),
+        (["--model=/", "--min_probability=1.5", "a.png"], r"--min_probability has to be from 0 to 1\. Received: 1.5"),
+        (["--model=/", "--min_probability=nan", "a.png"], r"--min_probability has to be from 0 to 1\. Received: nan"),
+        (["--model=/", "--precision=0", "a.png"], r"--precision has to be above 0 and below 1\. Received: 0.0"),
+        (["--model=/", "--precision=1", "a.png"], r"--precision has to be above 0 and below 1\. Received: 1.0"),
         (
-            ["--model=/", "--attribution=a.png", *["b.png"] * 13],
-            r"--attribution draws at most 12 images\. Received: 13",
+            ["--model=/", "--precision=0.9", "--min_probability=0.5", "a.png"],
+            r"--min_probability is a threshold and --precision fits one; .*\. Received: 0.5 and 0.9",
         ),
         (
             ["--model=/", "--attribution=~nobody-of-this-name/a.png", "b.png"],
@@ -282,7 +289,7 @@ def test_evaluate_takes_no_files() -> None:
     ("module", "listed"),
     [
         ("evaluate", {"model", "data_dir", "test_sets", "test_time_augmentation"}),
-        ("predict", {"model", "top", "attribution"}),
+        ("predict", {"model", "top", "attribution", "output", "min_probability", "precision"}),
         ("export", {"model", "data_dir", "format", "calibration_images"}),
         ("explain", {"model", "data_dir", "train_images"}),
         ("compare", {"picture"}),

@@ -241,7 +241,9 @@ def normalized(name: str) -> str:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     declared = {normalized(name) for name in requirements("options", "install_requires")}
-    optional = {normalized(name) for name in requirements("options.extras_require", "export")}
+    optional = {
+        normalized(name) for extra in ("export", "parquet") for name in requirements("options.extras_require", extra)
+    }
     distributions = importlib.metadata.packages_distributions()
     providers = {name: {normalized(provider) for provider in distributions.get(name, [name])} for name in third_party()}
     assert [name for name, provided_by in sorted(providers.items()) if not provided_by & (declared | optional)] == []
@@ -258,6 +260,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
         ("options", "install_requires"),
         ("options.extras_require", "test"),
         ("options.extras_require", "export"),
+        ("options.extras_require", "parquet"),
     ],
 )
 def test_requirements_have_both_bounds_and_a_reason(section: str, option: str) -> None:

@@ -17,6 +17,7 @@ from cifar_keras import predict
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import softmax
+from cifar_keras.exporting import classify
 from cifar_keras.exporting.saved_model import load_saved_model
 
 IMAGES = make_dataset(0).test.images
@@ -63,7 +64,7 @@ def test_files_have_the_probabilities_of_their_pixels_however_they_come(workdir:
         for orientation in range(1, 9)
     ]
     classifier = keras.models.load_model(workdir / "model.keras", compile=False)
-    found = dict(predict.classify(load_saved_model(workdir), files))
+    found = dict(classify.classify(load_saved_model(workdir), files))
     assert list(found) == files
     for file, row in found.items():
         upright = np.asarray(ImageOps.exif_transpose(Image.open(file)))
@@ -75,9 +76,9 @@ def test_files_have_the_probabilities_of_their_pixels_however_they_come(workdir:
 def test_what_is_in_memory_does_not_depend_on_the_number_of_files(tmp_path: Path) -> None:
     small = save(tmp_path / "small.png", IMAGES[0])
     photograph = save(tmp_path / "photograph.jpg", np.zeros((3000, 4000, 3), np.uint8))
-    batches = list(predict._batches([small] * 70 + [photograph] * 5 + [small]))
-    assert [len(batch) for batch in batches] == [32, 32, 6, 1, 1, 1, 1, 1, 1]
-    assert [file.path for batch in batches for file in batch] == [small] * 70 + [photograph] * 5 + [small]
+    batches = list(classify._batches([small] * 70 + [photograph] * 5 + [small]))
+    assert [len(batch.files) for batch in batches] == [32, 32, 6, 1, 1, 1, 1, 1, 1]
+    assert [file.path for batch in batches for file in batch.files] == [small] * 70 + [photograph] * 5 + [small]
 
 
 def test_lines_come_as_they_are_known(workdir: Path, tmp_path: Path) -> None:
@@ -121,13 +122,13 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) ->
     content[16:24] = (100_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     with pytest.raises(UserError, match=r"more than 100,000,000 pixels: 100000 x 100000\. Received: a\.png$"):
-        predict.header_of(Path("a.png"), bytes(content))
+        classify.header_of(Path("a.png"), bytes(content))
 
 
 def test_decoding_keeps_bytes(tmp_path: Path) -> None:
     file = save(tmp_path / "a.png", IMAGES[0])
-    np.testing.assert_array_equal(predict.decode(file, file.read_bytes()), IMAGES[0])
+    np.testing.assert_array_equal(classify.decode(file, file.read_bytes()), IMAGES[0])
     with pytest.raises(
         UserError, match=r"^the file is not a picture that can be read: it is damaged: .* Received: .*a\.png$"
     ):
-        predict.decode(file, tf.io.encode_png(IMAGES[0]).numpy()[:400])
+        classify.decode(file, tf.io.encode_png(IMAGES[0]).numpy()[:400])

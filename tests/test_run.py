@@ -26,7 +26,7 @@ from cifar_keras.data import synthetic
 from cifar_keras.data.splits import make_splits
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import expected_calibration_error, softmax
-from cifar_keras.exporting import saved_model
+from cifar_keras.exporting import classify, saved_model
 from cifar_keras.files.workdir import claimed
 from cifar_keras.training import setup
 from cifar_keras.training.checkpoints import Checkpoint, Checkpoints
@@ -292,10 +292,10 @@ def test_photographs_are_turned_upright(orientation: int) -> None:
     exif[0x0112] = orientation
     stored.save(file, "PNG", exif=exif)
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(file)))
-    np.testing.assert_array_equal(predict.decode(Path("a.png"), file.getvalue()), wanted)
+    np.testing.assert_array_equal(classify.decode(Path("a.png"), file.getvalue()), wanted)
     jpeg = io.BytesIO()
     stored.save(jpeg, "JPEG", exif=exif)
-    assert predict.decode(Path("a.jpg"), jpeg.getvalue()).shape == wanted.shape
+    assert classify.decode(Path("a.jpg"), jpeg.getvalue()).shape == wanted.shape
 
 
 def test_predict_turns_photographs(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,31 @@ def read_finished_run(path: Path) -> FinishedRun:
     return FinishedRun(path, result, run_config, logits, labels, records)
 
 
+class Validation(NamedTuple):
+    """What a run left of its validation split."""
+
+    logits: NDArray[np.float32]  # [n, classes]
+    labels: NDArray[np.int64]  # [n]
+    temperature: float  # that the model serves with
+
+
+def read_validation(path: Path) -> Validation:
+    """Return the logits and labels of the validation images of a finished run.
+
+    Raises:
+        UserError: there is no finished run, or an earlier version left it, without these logits.
+    """
+    result, _ = _read_result(path / paths.RESULT)
+    try:
+        with np.load(path / paths.PREDICTIONS) as kept:
+            logits, labels = kept["validation_logits"], kept["validation_labels"]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"the run has no validation logits that can be read: {reason_of(error)}. Received: {path / paths.PREDICTIONS}"
+        ) from error
+    return Validation(logits, labels, float(result["calibration"]["temperature"]))
+
+
 def _read_result(path: Path) -> tuple[dict[str, Any], config.RunConfig]:
     result = writing.read_json(path)
     try:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from cifar_keras.errors import UserError
 
@@ -22,16 +22,27 @@ _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that readers find either the old content or the new one, and nothing between, even after a power cut.
 
+    Raises:
+        OSError: the folder does not exist or cannot be written, or the disk is full. The old file is as it was.
+    """
+    with opened_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def opened_whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write, which is at `path` after the block: whole, or not at all if the block fails.
+
     The bytes go to a hidden file in the same folder. That file takes the right name once its bytes are on the disk.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or the disk is full. The old file is as it was.
+        OSError: as in `write_whole`.
     """
     # `tempfile` would make the file readable by its owner only, and the rename would keep that. `open` respects the user's umask.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with beside.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             flush(file.fileno())
         beside.replace(path)
