@@ -106,6 +106,12 @@ def test_a_hundred_classes_are_what_plain_tfds_reads(things: Path) -> None:
         assert contents(getattr(found, split), THINGS) == wanted
 
 
+def test_the_second_time_nothing_is_decoded(things: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(things, "things").contents.digest
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", None)
+    assert load(things, "things:1.0.0").contents.digest == before
+
+
 def test_the_order_of_a_set_in_several_files_is_always_the_same(things: Path) -> None:
     assert len(list(things.rglob("*-train.tfrecord-*"))) == 3
     data = picture_config("tfds:things", things / "cache", data_dir=str(things), data_source="prepared").data
@@ -285,3 +291,4 @@ def test_a_run_of_a_hundred_classes_by_tfds_ends_with_a_report(things: Path, tmp
     shutil.move(tmp_path / "sets", tmp_path / "moved")
     done = run("evaluate", "--model=run", "--data_dir=moved", "--test_time_augmentation=flip", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "the metrics agree with" in done.stdout
