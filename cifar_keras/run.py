@@ -133,6 +133,9 @@ def _train(
     if checkpoint is not None:
         # `auto` measures, and a measurement can come out differently in another process.
         setup = setup._replace(compute_dtype=checkpoint.values["compute_dtype"])
+    # Before the log begins again: with other images nothing of the run may change.
+    images = setup.dataset
+    workdir.describe_dataset(path, images.digest(), images.counts(), images.skipped)
     log = RunLog(path)
     # Before the teacher is asked, which takes minutes: from here on the workdir holds a run that --resume goes on with.
     describe_run(config, setup, path, log)
@@ -276,9 +279,8 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
 
 
 def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
-    """Write what describes a run before it begins: config, images, environment, and some augmented training images."""
-    values, dataset = to_values(config), setup.dataset
-    workdir.describe_dataset(path, dataset.digest(), dataset.counts(), dataset.skipped)
+    """Write what describes a run before it begins: config, environment, and some augmented training images."""
+    values = to_values(config)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
