@@ -125,6 +125,8 @@ def _train(
     if checkpoint is not None:
         # `auto` measures, and a measurement can come out differently in another process.
         setup = setup._replace(compute_dtype=checkpoint.values["compute_dtype"])
+    # Before the log begins again: with other images nothing of the run may change.
+    workdir.describe_dataset(path, *setup.dataset.contents)
     log = RunLog(path)
     # Before the teacher is asked, which takes minutes: from here on the workdir holds a run that --resume goes on with.
     describe_run(config, setup, path, log)
@@ -258,14 +260,13 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
 
 
 def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
-    """Write what describes a run before it begins: config, images, environment, and some augmented training images."""
-    values, dataset = to_values(config), setup.dataset
-    workdir.describe_dataset(path, *dataset.contents)
+    """Write what describes a run before it begins: config, environment, and some augmented training images."""
+    values = to_values(config)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    picture = pages.augmented_images_picture(setup.train, dataset.class_names, config.augmentation, seed=config.seed)
+    picture = pages.augmented_images_picture(setup.train, setup.dataset.class_names, config.augmentation, seed=config.seed)
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)
