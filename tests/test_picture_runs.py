@@ -41,10 +41,7 @@ EXACT = (*SHORT, "--deterministic", "--finetune_epochs=2", "--finetune_train_bat
 
 def tinted(label: int, seed: int, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
     """Pixels from which a network can tell the label."""
-    pixels: NDArray[np.uint8] = (noise(seed, height, width) // 2 + np.array([60, 25 * label, 110 - 25 * label])).astype(
-        np.uint8
-    )
-    return pixels
+    return noise(seed, height, width) // 2 + np.array([60, 25 * label, 110 - 25 * label], np.uint8)
 
 
 def write_tinted(folder: Path, classes: int, count: int, side: int = 32) -> Path:

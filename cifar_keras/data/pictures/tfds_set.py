@@ -75,7 +75,7 @@ def list_tfds(name: str, data: DataConfig) -> Listing:
     image, label = (features.get(key) for key in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
-            f"--dataset has to name a set with an image and a class label; its features are {', '.join(features)}. {received}"
+            f"--dataset has to name a set with an image and a class label; its features are {', '.join(sorted(features))}. {received}"
         )
     splits = [split for split in builder.info.splits if split in SPLITS]
     if not splits:
