@@ -80,6 +80,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "quickstart-sparsity_0.5",
         "distilled",
         "weighted",
+        "photos",
     ):
         (folder / "runs" / run).mkdir(parents=True)
     return folder
