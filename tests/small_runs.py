@@ -146,7 +146,13 @@ def finish_small_run(folder: Path, *, weights: str = "none") -> Path:
         | {"validation_loss": 0.8, "validation_accuracy": 0.7}
     ]
     (folder / paths.METRICS).write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    np.savez(folder / paths.PREDICTIONS, test_logits=logits["test"], test_labels=splits.test.labels)
+    kept = {f"{name}_logits": values for name, values in logits.items()}
+    np.savez(
+        folder / paths.PREDICTIONS,
+        test_labels=splits.test.labels,
+        validation_labels=splits.validation.labels,
+        **kept,
+    )
     drawn = {
         "reliability": figures.reliability_picture(logits["test"], splits.test.labels, TEMPERATURE),
         "confusion_matrix": figures.confusion_matrix_picture(metrics["test"]["confusion_matrix"], CLASS_NAMES),

@@ -122,7 +122,7 @@ def test_any_name_comes_back_from_the_list_of_skipped_files(tmp_path: Path) -> N
     skipped = list_folder(str(folder)).skipped
     shown = [name.encode("unicode_escape").decode() if not name.isprintable() else name for name in NAMES]
     assert {each.path for each in skipped} == {f"cat/{name}.txt" for name in [*shown, "not\\xffutf8"]}
-    describe_dataset(tmp_path, "digest", {}, skipped)
+    describe_dataset(tmp_path, "digest", [], skipped)
     with (tmp_path / "skipped_images.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["path", "reason"]

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import importlib
 import json
 import random
 import re
@@ -23,11 +24,13 @@ from PIL import Image
 from processes import run, variables
 from test_pictures import SPLITS, check_named, rename_at_random, spoil
 
-from cifar_keras import compare, evaluate, explain, export, predict, train
+from cifar_keras import compare, evaluate, explain, export, predict
 from cifar_keras.config import RunConfig, from_values
 from cifar_keras.data.datasets import load_dataset, load_published
 from cifar_keras.errors import UserError
 
+# The command; `cifar_keras.train` is the function.
+TRAIN = importlib.import_module("cifar_keras.train")
 # The shortest run on pictures.
 SHORT = (
     *("--backbone=resnet20", "--weights=none", "--image_size=32", "--head_epochs=0", "--finetune_epochs=1"),
@@ -77,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tinted(folder / "set", 3, 20)
     write(folder / "set", {"class 0/broken, or not.png": b"broken"})
     arguments = [f"--dataset=folder:{folder / 'set'}", f"--cache_dir={folder / 'cache'}", f"--workdir={folder / 'run'}"]
-    train.main(["train", *arguments, *SHORT, "--bad_images=skip"])
+    TRAIN.main(["train", *arguments, *SHORT, "--bad_images=skip"])
     return folder
 
 
@@ -173,7 +176,7 @@ def test_a_class_that_is_in_no_test_picture(tmp_path: Path) -> None:
                 picture = encoded(tinted(label, place + 100 * label + 1000 * len(split)))
                 write(tmp_path / "set", {f"{split}/{label}/{place}.png": picture})
     arguments = [f"--dataset=folder:{tmp_path / 'set'}", f"--cache_dir={tmp_path / 'cache'}"]
-    train.main(["train", *arguments, f"--workdir={tmp_path / 'run'}", *SHORT])
+    TRAIN.main(["train", *arguments, f"--workdir={tmp_path / 'run'}", *SHORT])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["test"]["per_class"]["2"]["support"] == 0
     assert (tmp_path / "run" / "report.html").is_file()
@@ -279,7 +282,7 @@ def test_two_thousand_pictures_of_which_twelve_are_bad(tmp_path: Path) -> None:
     # With the copies removed nothing has to be allowed.
     remove_copies(folder)
     config = from_values({"dataset": f"folder:{folder}", "cache_dir": str(tmp_path / "cache"), "bad_images": "skip"})
-    assert sum(load_dataset(config).counts().values()) == 1988
+    assert sum(dict(load_dataset(config).contents.images).values()) == 1988
 
 
 def remove_copies(folder: Path) -> None:

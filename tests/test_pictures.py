@@ -44,7 +44,7 @@ def arrays(dataset: Dataset) -> dict[str, NDArray[Any]]:
 
 def assert_same(left: Dataset, right: Dataset) -> None:
     assert left.class_names == right.class_names
-    assert left.digest() == right.digest()
+    assert left.contents.digest == right.contents.digest
     for name, values in arrays(left).items():
         np.testing.assert_array_equal(values, arrays(right)[name], err_msg=name)
 
@@ -64,7 +64,7 @@ def test_a_folder_of_classes_is_divided_by_scikit_learns_stratified_split(tmp_pa
     folder = write_classes(tmp_path / "set", {"dog": 40, "cat": 20})
     found = load(folder, test_share=0.25, validation_share=0.2, seed=7)
     assert found.class_names == ("cat", "dog")
-    assert found.counts() == {"train": 36, "validation": 9, "test": 15}
+    assert dict(found.contents.images) == {"train": 36, "validation": 9, "test": 15}
     # "dog" was written first, so its pictures are those of seeds 0 to 39.
     images, labels = np.array([noise(seed) for seed in range(60)]), np.repeat([1, 0], [40, 20])
     order = content_order(LabelledImages(images, labels))
@@ -80,7 +80,7 @@ def test_a_folder_of_classes_is_divided_by_scikit_learns_stratified_split(tmp_pa
 def test_a_folder_of_splits_keeps_them(tmp_path: Path) -> None:
     counts = {"train/cat": 3, "train/dog": 4, "val/cat": 1, "val/dog": 2, "test/cat": 2, "test/dog": 2}
     found = load(write_classes(tmp_path / "set", counts))
-    assert found.counts() == {"train": 7, "validation": 3, "test": 4}
+    assert dict(found.contents.images) == {"train": 7, "validation": 3, "test": 4}
     assert [np.bincount(getattr(found, name).labels).tolist() for name in SPLITS] == [[3, 4], [1, 2], [2, 2]]
 
 
@@ -88,9 +88,9 @@ def test_what_a_divided_folder_lacks_is_taken_from_train(tmp_path: Path) -> None
     found = load(
         write_classes(tmp_path / "a" / "set", {"train/cat": 20, "train/dog": 20, "test/cat": 2, "test/dog": 3})
     )
-    assert found.counts() == {"train": 36, "validation": 4, "test": 5}
+    assert dict(found.contents.images) == {"train": 36, "validation": 4, "test": 5}
     found = load(write_classes(tmp_path / "b" / "set", {"train/cat": 20, "train/dog": 20, "val/cat": 2, "val/dog": 3}))
-    assert found.counts() == {"train": 32, "validation": 5, "test": 8}
+    assert dict(found.contents.images) == {"train": 32, "validation": 5, "test": 8}
 
 
 @pytest.mark.parametrize("splits", [("",), ("train/", "val/", "test/")])
@@ -142,7 +142,7 @@ def test_copies_are_kept_once_unless_all_are_wanted(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert_same(load(folder), once)
     assert capsys.readouterr().out == "pictures: 20 of 2 classes, 8 x 8 px; 2 copies left out\n"
-    assert sum(load(folder, allow_duplicates=True).counts().values()) == 22
+    assert sum(dict(load(folder, allow_duplicates=True).contents.images).values()) == 22
 
 
 def test_leaked_and_twice_labelled_pictures_are_named_and_can_be_allowed(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_leaked_and_twice_labelled_pictures_are_named_and_can_be_allowed(tmp_pat
         "1 pictures have two labels (--allow_duplicates trains all the same): train/cat/0001.png = train/dog/both.png. "
         f"Received: --dataset=folder:{folder}"
     )
-    assert sum(load(folder, allow_duplicates=True).counts().values()) == 32
+    assert sum(dict(load(folder, allow_duplicates=True).contents.images).values()) == 32
 
 
 def test_a_message_is_not_endless(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_seven_broken_three_leaked_and_two_twice_labelled_files_are_named_in_one
         load(folder, bad_images="skip")
     assert not any(name in str(caught.value) for name in wanted[:7])
     found = load(folder, bad_images="skip", allow_duplicates=True)
-    assert [each.path for each in found.skipped] == sorted(wanted[:7])
+    assert [each.path for each in found.contents.skipped] == sorted(wanted[:7])
 
 
 def spoil(folder: Path) -> list[str]:
@@ -283,7 +283,7 @@ def test_the_digits_of_scikit_learn(tmp_path: Path) -> None:
         write(folder, {f"{label}/{place}.png": encoded(image)})
     found = load(folder)
     assert found.class_names == tuple("0123456789")
-    assert found.counts() == {"train": 1294, "validation": 144, "test": 359}
+    assert dict(found.contents.images) == {"train": 1294, "validation": 144, "test": 359}
     whole = sorted(entry for name in SPLITS for entry in contents(getattr(found, name)))
     assert whole == sorted(contents(LabelledImages(pixels, digits.target)))
 
@@ -298,7 +298,7 @@ def test_the_photographs_of_scikit_learn(tmp_path: Path) -> None:
             write(folder, {f"{Path(name).stem}/{place}.jpg": encoded(part, "JPEG")})
     found = load(folder, image_size=64, stored_size=64, test_share=0.34, validation_share=0.25)
     assert found.class_names == ("china", "flower")
-    assert found.counts() == {"train": 6, "validation": 2, "test": 4}
+    assert dict(found.contents.images) == {"train": 6, "validation": 2, "test": 4}
     # As the whole pictures show them: the roof is redder than the leaves, which are greener.
     means = {
         name: found.train.images[found.train.labels == index].mean(axis=(0, 1, 2))
@@ -328,8 +328,8 @@ def test_cifar10_as_a_folder_and_as_a_csv_file_is_cifar10(tmp_path: Path) -> Non
         data = dataclasses.replace(config.data, dataset=dataset, cache_dir=str(tmp_path / "cache"))
         found = load_dataset(dataclasses.replace(config, data=data))
         assert found.class_names == wanted.class_names
-        assert found.counts() == {"train": 45_000, "validation": 5_000, "test": 10_000}
-        assert found.digest() == wanted.digest()
+        assert dict(found.contents.images) == {"train": 45_000, "validation": 5_000, "test": 10_000}
+        assert found.contents.digest == wanted.contents.digest
         for name in ("train", "validation"):
             np.testing.assert_array_equal(getattr(found, name).images[:], getattr(wanted, name).images)
             np.testing.assert_array_equal(getattr(found, name).labels, getattr(wanted, name).labels)

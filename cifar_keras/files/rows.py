@@ -121,10 +121,12 @@ def rows_written(flag: str, path: Path, columns: Columns) -> Iterator[Callable[[
         UserError: the file cannot be written.
     """
     try:
-        with writing.opened_whole(path) as file:
-            writer = _WRITERS[path.suffix.lower()](file, columns)
+        with (
+            writing.opened_whole(path) as file,
+            # After a block that fails too, because pyarrow would write to the file when it is closed already.
+            contextlib.closing(_WRITERS[path.suffix.lower()](file, columns)) as writer,
+        ):
             yield writer.write
-            writer.close()
     except OSError as error:
         raise UserError(f"--{flag} cannot be written: {error.strerror}. Received: {paths.shown(path)}") from error
 

@@ -38,10 +38,7 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     keep_all = is_published or data.allow_duplicates
     _check_files(stored, data.bad_images, keep_all, received)
     kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
-    class_names = tuple(sorted({stored.entries[place].label for place in kept}))
-    if len(class_names) < 2:
-        found = f"one class, {class_names[0]}" if class_names else "no pictures"
-        raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
+    class_names = _classes_of([stored.entries[place] for place in kept], received)
     _tell(stored, kept, class_names)
     indices = {name: index for index, name in enumerate(class_names)}
     labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
@@ -68,6 +65,15 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
         names=tuple(stored.entries[place].name for place in train),
         skipped=tuple(stored.skipped),
     )
+
+
+def _classes_of(entries: Sequence[Entry], received: str) -> tuple[str, ...]:
+    """Return the names of the classes, sorted."""
+    class_names = tuple(sorted({entry.label for entry in entries}))
+    if len(class_names) < 2:
+        found = f"one class, {class_names[0]}" if class_names else "no pictures"
+        raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
+    return class_names
 
 
 def _tell(stored: Store, kept: Sequence[int], class_names: Sequence[str]) -> None:
