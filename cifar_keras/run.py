@@ -267,6 +267,8 @@ def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) ->
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    picture = pages.augmented_images_picture(setup.train, setup.dataset.class_names, config.augmentation, seed=config.seed)
+    picture = pages.augmented_images_picture(
+        setup.train, setup.dataset.class_names, config.augmentation, seed=config.seed
+    )
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)
