@@ -50,6 +50,7 @@ def make_content() -> Content:
     ]
     images = generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
     drawn = {
+        "coverage": figures.coverage_picture(softmax(logits, TEMPERATURE), labels),
         "reliability": figures.reliability_picture(logits, labels, TEMPERATURE),
         "confusion_matrix": figures.confusion_matrix_picture(metrics["confusion_matrix"], ["a", "b", "c"]),
         "learning_curves": figures.learning_curves_picture(records),
@@ -79,6 +80,12 @@ def with_everything(content: Content) -> Content:
                 "strengths": "ImageNet-C",
             },
             "cifar10_corrupted": {"sets": 95, "n": 10_000, "accuracy": 0.5432, "interval": [0.5311, 0.5511]},
+        },
+        "unknown": {
+            "folder:birds": {
+                **{"known": 300, "unknown": 1_200, "unreadable": 1, "auroc": 0.9234, "false_positive_rate": 0.3345},
+                "intervals": {"auroc": [0.9134, 0.9334], "false_positive_rate": [0.3111, 0.3555]},
+            }
         },
     }
     exports = {
