@@ -269,14 +269,14 @@ def coverage_picture(probabilities: NDArray[np.float64], labels: NDArray[np.int6
     """Draw accuracy over coverage: how many answers are right if only the most confident ones are given.
 
     The lower panel shows the threshold of each coverage. The band is the 95 % interval of the accuracy, by Wilson's score. The curve begins
-    where `FEWEST_ANSWERED` images are answered, or with all images if there are fewer.
+    where `FEWEST_ANSWERED` images are answered, or a tenth of all if that is fewer.
 
     Args:
         probabilities: float64 `[n, classes]`, as served; rows sum to 1.
         labels: int64 `[n]`.
     """
     curve = coverage_curve(probabilities, labels)
-    shown = curve.answered >= min(FEWEST_ANSWERED, curve.images)
+    shown = curve.answered >= min(FEWEST_ANSWERED, curve.images // 10)
     coverage, accuracy, threshold = (values[shown] for values in (curve.coverage, curve.accuracy, curve.threshold))
     # Of so many points of the curve, because each interval takes 0.1 ms.
     drawn = np.unique(np.linspace(0, len(coverage) - 1, BAND_POINTS).round().astype(int))
