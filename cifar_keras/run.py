@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import PHASES, RunConfig, other_sets_of, to_values
+from cifar_keras.config import PHASES, RunConfig, other_sets_of, to_values, unknown_folder_of
 from cifar_keras.data.cifar10.test_sets import find_other_sets
+from cifar_keras.data.picture_files import find_pictures
 from cifar_keras.data.types import Dataset
 from cifar_keras.evaluation.calibration import fit_temperature, softmax
 from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
@@ -113,6 +114,7 @@ def _train(
 ) -> Trained:
     # First, because a missing test set should be an error before the training, not after it.
     find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)
+    find_pictures("unknown", unknown_folder_of(config.evaluation))
     watch = Stopwatch()
     # Now, because somebody may edit the source during the run.
     commit = environment.source_commit()

@@ -76,6 +76,20 @@ def files_in(folder: Path) -> Iterator[Path]:
     return _files_in(folder, ())
 
 
+def find_pictures(flag: str, folder: str) -> list[Path]:
+    """Return the picture files in a folder that a flag names, as `folder:DIR`, and in the folders inside it; none for "".
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or there is no picture in it.
+    """
+    if not folder:
+        return []
+    root = paths.expand(flag, folder)
+    if not root.is_dir():
+        raise UserError(f"--{flag} has to name a folder with pictures. Received: folder:{folder}")
+    return [file.path for file in picture_files([root])]
+
+
 def _files_in(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     above = (*above, os.path.realpath(folder))
     try:
