@@ -461,6 +461,10 @@ class EvaluationConfig:
         "other test sets, with commas between: corruptions, which are made here; and cifar10_1, cifar10_corrupted, cifar10_h and "
         "cifar10_n, where TFDS has prepared them in DATA_DIR",
     )
+    unknown: str = setting(
+        "",
+        "pictures of none of the classes, as folder:DIR; measures how well the largest probability tells them from the test images",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -682,6 +686,7 @@ def _check_combinations(config: RunConfig) -> None:
     if config.finetune.sparsity and not config.finetune.epochs:
         raise UserError(f"--finetune_sparsity needs a finetune phase. Received: {config.finetune.sparsity}")
     _check_test_sets(config)
+    unknown_folder_of(config.evaluation)
     if config.model.weights == "none" and config.finetune.epochs == 0:
         raise UserError(
             "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
@@ -792,6 +797,22 @@ def _check_test_sets(config: RunConfig) -> None:
         raise UserError(
             f"--test_sets={of_cifar10[0]} has the classes of CIFAR-10. Received: --dataset={config.data.dataset}"
         )
+
+
+def unknown_folder_of(settings: EvaluationConfig) -> str:
+    """Return the folder with pictures of none of the classes; "" if there is none.
+
+    Raises:
+        UserError: the setting does not name a folder.
+
+    Examples:
+        >>> unknown_folder_of(EvaluationConfig(unknown="folder:birds"))
+        'birds'
+    """
+    kind, _, place = settings.unknown.partition(":")
+    if settings.unknown and (kind != DatasetKind.FOLDER or not place):
+        raise UserError(f"--unknown has to be folder:DIR. Received: {settings.unknown!r}")
+    return place
 
 
 def _check_bounds(leaf: Setting, value: Any) -> None:

@@ -10,13 +10,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import PHASES, RunConfig, other_sets_of, to_values
-from cifar_keras.data.cifar10.test_sets import find_other_sets
+from cifar_keras.config import PHASES, RunConfig, to_values
 from cifar_keras.data.types import Dataset
 from cifar_keras.evaluation.calibration import fit_temperature, softmax
 from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
 from cifar_keras.evaluation.metrics import classification_metrics
-from cifar_keras.evaluation.robustness import measure_robustness
+from cifar_keras.evaluation.robustness import check_wanted, measure_robustness
 from cifar_keras.exporting import saved_model
 from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.files.finished_run import write_predictions
@@ -112,7 +111,7 @@ def _train(
     config: RunConfig, path: Path, interruption: Interruption, callbacks: Sequence[keras.callbacks.Callback]
 ) -> Trained:
     # First, because a missing test set should be an error before the training, not after it.
-    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)
+    check_wanted(config.evaluation, config.data.data_dir)
     watch = Stopwatch()
     # Now, because somebody may edit the source during the run.
     commit = environment.source_commit()
@@ -267,8 +266,6 @@ def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) ->
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    picture = pages.augmented_images_picture(
-        setup.train, setup.dataset.class_names, config.augmentation, seed=config.seed
-    )
+    picture = pages.augmented_images_picture(setup.train, setup.dataset.class_names, config.augmentation, config.seed)
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)

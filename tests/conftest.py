@@ -109,6 +109,7 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
     values = {leaf.flag: draw(_values_of(leaf)) for leaf in config_lib.settings_of()}
     row = BACKBONES[values["backbone"]]
     values["test_sets"] = ",".join(draw(st.lists(st.sampled_from(config_lib.TEST_SETS), max_size=3)))
+    values["unknown"] = draw(st.sampled_from(["", "folder:others"]))
     values["image_size"] = draw(st.integers(row.minimum_size, 2048))
     values["finetune_unfreeze_from"] = draw(st.sampled_from(["", *row.block_groups]))
     sizes = draw(st.lists(st.integers(row.minimum_size, 2048), max_size=3))

@@ -135,7 +135,7 @@ def check_module(module: str, arguments: Sequence[str]) -> None:
 
 def check_ours(command: str, arguments: Sequence[str]) -> None:
     assert command in COMMANDS
-    parse = flags.parse_config if command in ("train", "prepare") else getattr(flags, f"parse_{command}")
+    parse = flags.parse_train if command in ("train", "prepare") else getattr(flags, f"parse_{command}")
     if list(arguments) == ["--help"]:
         with pytest.raises(SystemExit):
             parse([command, *arguments])

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
 from small_networks import small_classifier
 from small_runs import finish_small_run
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
@@ -26,6 +28,7 @@ from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.data.types import contents_of
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.explanation import choose
+from cifar_keras.exporting.saved_model import load_saved_model
 from cifar_keras.models import classifier
 from cifar_keras.reporting import explanation
 
@@ -183,6 +186,7 @@ def test_a_run_that_began_with_nothing_has_no_suspects(tmp_path: Path, capsys: p
             {"onnx": {"accuracy": 0.9, "images_per_second": 5.0}},
         ),  # of before there were intervals
         ("further_evaluation.json", {"rows": [{"accuracy": 0.9, "loss": 0.1}], "means": {}}),
+        ("further_evaluation.json", {"rows": [], "means": {}, "unknown": {"folder:a": {"auroc": 0.5}}}),
         ("further_evaluation.json", {"rows": [], "means": {"cifar10_corrupted": {"n": 2, "accuracy": 0.5}}}),
         ("explanation.json", []),
         ("explanation.json", "{"),
@@ -199,6 +203,37 @@ def test_what_another_version_left_is_named_before_anything_is_done(
     with pytest.raises(UserError, match=rf"^{Path(name).name}.*Received: .*{name}$"):
         command.main([command.__name__, f"--model={tmp_path}", *more])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_evaluate_tells_unknown_images_from_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures of one colour, against scikit-learn on what the model serves. Other results of the workdir stay."""
+    path = finish_small_run(tmp_path / "run")
+    folder = tmp_path / "unknown"
+    (folder / "more").mkdir(parents=True)
+    colours = np.random.default_rng(0).integers(0, 256, (50, 1, 1, 3), np.uint8).repeat(40, axis=1).repeat(40, axis=2)
+    for number, pixels in enumerate(colours):
+        Image.fromarray(pixels).save(folder / "more" / f"{number:02}.png")
+    (folder / "broken.jpg").write_text("text")
+    evaluate.main(["evaluate", f"--model={path}", "--test_time_augmentation=flip"])
+    evaluate.main(["evaluate", f"--model={path}", f"--unknown=folder:{folder}"])
+    content = json.loads((path / "further_evaluation.json").read_text())
+    assert [row["name"] for row in content["rows"]] == ["none", "flip"]
+    found = content["unknown"][f"folder:{folder}"]
+    assert (found["known"], found["unknown"], found["unreadable"]) == (len(DATASET.test.labels), 50, 1)
+    model = load_saved_model(path)
+    known, unknown = (
+        model.serve(tf.constant(images))["probabilities"].numpy().max(axis=1)
+        for images in (DATASET.test.images[:], colours)
+    )
+    labels, scores = np.repeat([1, 0], [len(known), len(unknown)]), np.concatenate([known, unknown])
+    assert found["auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=2e-3)
+    low, high = found["intervals"]["auroc"]
+    assert low <= found["auroc"] <= high
+    assert "known against unknown" in capsys.readouterr().out
+    assert f"folder:{folder}" in (path / "report.html").read_text()
+    (folder / "more").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"^the file is not a picture that can be read: .*broken\.jpg$"):
+        evaluate.main(["evaluate", f"--model={path}", f"--unknown=folder:{folder}"])
 
 
 def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

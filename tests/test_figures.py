@@ -259,6 +259,7 @@ def every_picture() -> dict[str, bytes]:
         "corruptions": figures.corruptions_picture(corrupted),
         "predictions": figures.predictions_picture(images, labels[:4], softmax(logits[:4]), NAMES),
         "reliability": figures.reliability_picture(logits, labels, 1.5),
+        "coverage": figures.coverage_picture(softmax(logits), labels),
         "attribution": figures.attribution_picture(images[:1], [("map", np.eye(3, dtype=np.float32)[None])], ["one"]),
         "feature_map": figures.feature_map_picture(logits[:, :2], labels, NAMES, np.array([0.4, 0.2])),
         "image_grid": figures.image_grid_picture(images, NAMES, 2),

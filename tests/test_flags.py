@@ -288,7 +288,7 @@ def test_evaluate_takes_no_files() -> None:
 @pytest.mark.parametrize(
     ("module", "listed"),
     [
-        ("evaluate", {"model", "data_dir", "test_sets", "test_time_augmentation"}),
+        ("evaluate", {"model", "data_dir", "test_sets", "test_time_augmentation", "unknown"}),
         ("predict", {"model", "top", "attribution", "output", "min_probability", "precision"}),
         ("export", {"model", "data_dir", "format", "calibration_images"}),
         ("explain", {"model", "data_dir", "train_images"}),

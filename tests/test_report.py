@@ -50,6 +50,7 @@ def make_content() -> Content:
     ]
     images = generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
     drawn = {
+        "coverage": figures.coverage_picture(softmax(logits, TEMPERATURE), labels),
         "reliability": figures.reliability_picture(logits, labels, TEMPERATURE),
         "confusion_matrix": figures.confusion_matrix_picture(metrics["confusion_matrix"], ["a", "b", "c"]),
         "learning_curves": figures.learning_curves_picture(records),
@@ -79,6 +80,12 @@ def with_everything(content: Content) -> Content:
                 "strengths": "ImageNet-C",
             },
             "cifar10_corrupted": {"sets": 95, "n": 10_000, "accuracy": 0.5432, "interval": [0.5311, 0.5511]},
+        },
+        "unknown": {
+            "folder:birds": {
+                **{"known": 300, "unknown": 1_200, "unreadable": 1, "auroc": 0.9234, "false_positive_rate": 0.3345},
+                "intervals": {"auroc": [0.9134, 0.9334], "false_positive_rate": [0.3111, 0.3555]},
+            }
         },
     }
     exports = {
@@ -176,6 +183,8 @@ def test_the_page_says_what_was_found_after_the_run(content: Content, html: str,
     text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
     for metric in ("91.23 %", "82.11 %", "0.7123 nats", "0.2123", "43.21 %", "54.32 %", "95 sets of cifar10_corrupted"):
         assert metric in text, metric
+    for metric in ("folder:birds", "1,200", "92.34 %", "33.45 %", "31.11 % to 35.55 %"):
+        assert metric in text, metric
     for interval in ("42.11 % to 44.11 %", "53.11 % to 55.11 %", "0.7023 to 0.7223"):
         assert interval in text, interval
     for metric in ("0.988", "1,234 of 50,000", "88.99 %", "45,000 training images"):
@@ -206,6 +215,20 @@ def rows_of(html: str, label: str) -> list[list[str]]:
         for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
     ]
     return [[re.sub("<[^>]*>", "", cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in rows]
+
+
+def test_the_page_says_how_many_answers_are_right_at_a_coverage(content: Content, html: str) -> None:
+    confidence = softmax(content.logits, TEMPERATURE).max(axis=1)
+    right = content.logits.argmax(axis=1) == content.labels
+    order = np.argsort(-confidence)
+    rows = rows_of(html, "Accuracy over coverage")[1:]
+    assert [row[1] for row in rows] == ["300", "285", "270", "240", "210", "150", "75"]
+    for row in rows:
+        answered = order[: int(row[1])]
+        wanted = (len(answered) / 300, confidence[answered].min(), right[answered].mean())
+        assert row[0] == f"{100 * wanted[0]:.2f} %"
+        assert row[2] == f"{wanted[1]:.4f}"
+        assert row[3] == f"{100 * wanted[2]:.2f} %"
 
 
 def test_the_tables_behind_the_charts_have_their_figures(content: Content, html: str) -> None:
@@ -276,7 +299,7 @@ def test_every_column_has_what_its_heading_says(content: Content, html: str) -> 
 def test_a_screen_reader_can_tell_what_a_cell_is(html: str) -> None:
     """Every interval says of what it is, and every row of a table with metrics begins with what it is about."""
     headings = re.findall(r"<th[^>]*>95 %</th>", html)
-    assert len(headings) == 3 + 3 + 3 + 3 + 2 + 1
+    assert len(headings) == 3 + 3 + 3 + 1 + 3 + 2 + 2 + 1
     assert all(re.search(r'aria-label="95 % interval of [A-Za-z0-9 ,]+"', heading) for heading in headings)
     bodies = re.findall(r"<tbody>(.*?)</tbody>", html, re.DOTALL)
     assert len(bodies) >= 12

@@ -111,7 +111,7 @@ def no_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         ("p", r"has to end with \.csv, \.jsonl, \.parquet", None),
         ("gone/p.csv", "cannot be written: there is no such folder", None),
         ("folder.csv", "cannot be written: it is a folder", None),
-        ("p.parquet", r"as a Parquet file needs pyarrow; pip install 'cifar_keras\[parquet\]' installs it", no_pyarrow),
+        ("p.parquet", r"as a Parquet file needs pyarrow; `pip install '\.\[parquet\]'` installs it", no_pyarrow),
     ],
 )
 def test_what_cannot_be_written_is_refused(

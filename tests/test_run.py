@@ -75,6 +75,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
         "augmented_images.png",
         "config.json",
         "confusion_matrix.png",
+        "coverage.png",
         "dataset.json",
         "environment.json",
         "learning_curves.png",
@@ -192,7 +193,15 @@ def test_the_best_epoch_by_validation_is_the_one_that_is_exported(workdir: Path,
 def test_tensorboard_has_curves_config_and_pictures(workdir: Path) -> None:
     events = EventAccumulator(str(workdir / "tensorboard" / "train")).Reload()
     tags = set(events.Tags()["tensors"])
-    pictures = {"augmented_images", "confusion_matrix", "predictions", "learning_curves", "reliability", "attribution"}
+    pictures = {
+        "augmented_images",
+        "confusion_matrix",
+        "predictions",
+        "learning_curves",
+        "reliability",
+        "attribution",
+        "coverage",
+    }
     assert {"loss", "accuracy", "learning_rate", "config"} | pictures <= tags
     assert b"finetune_unfreeze_from" in events.Tensors("config")[0].tensor_proto.string_val[0]
     encoded = events.Tensors("confusion_matrix")[0].tensor_proto.string_val[2]

@@ -89,3 +89,51 @@ def test_a_precision_out_of_reach_has_the_best_that_is_not() -> None:
     )
     with pytest.raises(UserError, match=match):
         selective.fit_threshold(probabilities, labels, 0.9)
+
+
+@pytest.mark.parametrize("digits", [1, 6])
+def test_known_against_unknown_is_what_scikit_learn_and_the_definition_say(digits: int) -> None:
+    generator = np.random.default_rng(3)
+    known, unknown = generator.beta(5, 2, 700).round(digits), generator.beta(3, 3, 400).round(digits)
+    found = selective.separation(known, unknown, seed=0)
+    higher = (known[:, None] > unknown).mean() + (known[:, None] == unknown).mean() / 2
+    assert found.auroc == pytest.approx(higher)
+    threshold = max(value for value in known if (known >= value).mean() >= 0.95)
+    assert found.false_positive_rate == pytest.approx((unknown >= threshold).mean())
+
+
+def test_resampled_rates_are_those_of_the_resampled_images() -> None:
+    generator = np.random.default_rng(4)
+    known, unknown = generator.beta(5, 2, 60).round(1), generator.beta(3, 3, 40).round(1)
+    times = generator.integers(0, 4, (20, 100))
+    found = selective.resampled_separation(known, unknown)(times)
+    for sample, row in enumerate(times):
+        wanted = selective.separation(known.repeat(row[:60]), unknown.repeat(row[60:]), seed=0)
+        assert found["auroc"][sample] == pytest.approx(wanted.auroc)
+        assert found["false_positive_rate"][sample] == pytest.approx(wanted.false_positive_rate)
+
+
+def test_the_interval_of_auroc_covers_the_true_one_as_often_as_it_says() -> None:
+    """Of two normal distributions one standard deviation apart it is the normal distribution function of 1 / sqrt(2)."""
+    true, covered = stats.norm.cdf(1 / np.sqrt(2)), 0
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        known, unknown = generator.normal(1, 1, 300), generator.normal(0, 1, 150)
+        low, high = selective.separation(known, unknown, seed=seed).intervals["auroc"]
+        covered += low <= true <= high
+    assert covered >= 51  # 57 are expected; fewer than 51 have a probability of 1 in 100
+
+
+def test_what_is_told_apart_perfectly_has_no_interval() -> None:
+    found = selective.separation(np.array([0.8, 0.9, 0.9]), np.array([0.1, 0.2]), seed=0)
+    assert found == (1.0, 0.0, {"auroc": (1.0, 1.0), "false_positive_rate": (0.0, 0.0)})
+
+
+def test_a_coverage_has_the_highest_threshold_that_reaches_it() -> None:
+    probabilities, labels = predictions(500)
+    curve = selective.coverage_curve(probabilities, labels)
+    for coverage in (0.01, 0.25, 0.9, 1.0):
+        found = selective.at_coverage(curve, coverage)
+        confidence = probabilities.max(axis=1)
+        assert found.probability == max(each for each in confidence if (confidence >= each).mean() >= coverage)
+        assert found.answered == (confidence >= found.probability).sum()

@@ -1,23 +1,29 @@
-"""Robustness: measure a model with test-time augmentation, on corrupted images, and on other test sets.
+"""Robustness: measure a model with test-time augmentation, on corrupted images, on other test sets, and on unknown images.
 
 Every row is measured at the temperature that the model serves with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import CORRUPTION_SUITE, RunConfig, Views, other_sets_of
+from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, RunConfig, Views, other_sets_of, unknown_folder_of
 from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
+from cifar_keras.data.picture_files import find_pictures
 from cifar_keras.data.types import Dataset, LabelledImages
+from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import softmax
 from cifar_keras.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, published_set
 from cifar_keras.evaluation.metrics import classification_metrics
+from cifar_keras.evaluation.selective import separation
 from cifar_keras.evaluation.uncertainty import mean_interval
+from cifar_keras.exporting.classify import classify
 from cifar_keras.exporting.saved_model import serve_all
+from cifar_keras.files.progress_bar import progress
 
 METRICS = ("accuracy", "loss", "brier", "calibration_error")
 # A limit, because eight corruptions at five severities take 40 forward passes of each image.
@@ -36,6 +42,17 @@ class Robustness(NamedTuple):
 
     rows: list[dict[str, Any]]  # each is what `row` returned
     means: dict[str, Any]  # what `mean_accuracy` returned, by the name of a suite
+    unknown: dict[str, Any]  # what `on_unknown` returned, by the name of the images
+
+
+def check_wanted(settings: EvaluationConfig, data_dir: str) -> None:
+    """Check that the images are there which the settings ask for in addition to the run's own splits.
+
+    Raises:
+        UserError: a test set is not prepared, or the folder of unknown images has none.
+    """
+    find_other_sets(other_sets_of(settings), data_dir)
+    find_pictures("unknown", unknown_folder_of(settings))
 
 
 def measure_robustness(
@@ -52,13 +69,14 @@ def measure_robustness(
             choice of images and of the resamples.
 
     Raises:
-        UserError: a test set is not prepared.
+        UserError: a test set is not prepared, or the folder of unknown images has none.
     """
     test, class_names, seed, settings = dataset.test, dataset.class_names, config.seed, config.evaluation
     plain = logits / np.float32(temperature)
     names, data_dir = other_sets_of(settings), config.data.data_dir
     # This comes first, so that a test set that is not prepared is reported before anything takes long.
-    find_other_sets(names, data_dir)
+    check_wanted(settings, data_dir)
+    unknown = find_pictures("unknown", unknown_folder_of(settings))
 
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
         return serve_all(model, images, config.data.global_batch_size, title).logits / np.float32(temperature)
@@ -71,7 +89,10 @@ def measure_robustness(
         measured, means[CORRUPTION_SUITE] = with_corruptions(predict, test, plain, class_names, seed=seed)
         rows += measured
     of_sets, mean = on_other_sets(predict, names, data_dir, dataset, seed=seed)
-    return Robustness(rows + of_sets, means | mean)
+    of_unknown = (
+        {settings.unknown: on_unknown(model, unknown, softmax(plain).max(axis=1), seed=seed)} if unknown else {}
+    )
+    return Robustness(rows + of_sets, means | mean, of_unknown)
 
 
 def on_other_sets(
@@ -198,6 +219,34 @@ def on_other_set(
         values |= {"human_cross_entropy": float(surprise.mean()), "human_entropy": float(entropy.mean())}
         values["intervals"]["human_cross_entropy"] = mean_interval(surprise, seed=seed)
     return values, logits.argmax(axis=1) == other.split.labels
+
+
+def on_unknown(model: tf.Module, files: Sequence[Path], known: NDArray[np.float64], *, seed: int) -> dict[str, Any]:
+    """Return how well the largest probability tells unknown pictures from the test images: what `selective.separation` returns.
+
+    `known` and `unknown` are the numbers of images, and `unreadable` is the number of files that are left out.
+
+    Args:
+        model: a loaded SavedModel.
+        files: pictures of none of its classes.
+        known: float64 `[n]`, the largest probability of each test image, as served.
+        seed: seed of the resamples.
+
+    Raises:
+        UserError: none of the files can be read.
+    """
+    confidence: list[np.float32] = []
+    for _, probabilities in progress(classify(model, files), desc="unknown", unit="file", total=len(files)):
+        if isinstance(probabilities, UserError):
+            error = probabilities
+        else:
+            confidence.append(probabilities.max())
+    if not confidence:
+        raise error
+    # Both in the precision of the SavedModel, so that its equal probabilities are equal.
+    found = separation(known.astype(np.float32), np.array(confidence), seed=seed)
+    counts = {"known": len(known), "unknown": len(confidence), "unreadable": len(files) - len(confidence)}
+    return counts | found._asdict()
 
 
 def row(

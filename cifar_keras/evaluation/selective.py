@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import metrics as sklearn_metrics
 
 from cifar_keras.errors import UserError
-from cifar_keras.evaluation.uncertainty import Interval, fraction_interval
+from cifar_keras.evaluation.uncertainty import Interval, Statistics, bootstrap_intervals, fraction_interval
+
+# The fraction of known images that is accepted, for the false-positive rate.
+ACCEPTED = 0.95
 
 
 class CoverageCurve(NamedTuple):
@@ -108,3 +112,68 @@ def fit_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.int64]
         f"--precision is out of reach: on the {curve.images:,} validation images no threshold has more than {best.interval.low:.4f} for "
         f"certain (at {best.probability:.4f}, {best.right:,} of {best.answered:,} are right). Received: {precision}"
     )
+
+
+def at_coverage(curve: CoverageCurve, coverage: float) -> Threshold:
+    """Return the highest threshold at which at least a fraction `coverage` of the images is answered, above 0 and at most 1."""
+    place = int(np.searchsorted(curve.answered, coverage * curve.images - 1e-9))
+    answered, right = int(curve.answered[place]), int(curve.right[place])
+    return Threshold(float(curve.threshold[place]), curve.images, answered, right, fraction_interval(right, answered))
+
+
+class Separation(NamedTuple):
+    """How well confidence tells known images from unknown ones, whose class the model does not have."""
+
+    auroc: float
+    false_positive_rate: float
+    intervals: dict[str, Interval]  # by the names of the two above
+
+
+def separation(known: NDArray[np.floating], unknown: NDArray[np.floating], *, seed: int) -> Separation:
+    """Return the AUROC of known against unknown images by their largest probability, and the false-positive rate at 95 %.
+
+    AUROC is the probability that a known image has a higher confidence than an unknown one; equal ones count half. The false-positive
+    rate is the fraction of unknown images that is accepted by the threshold which accepts 95 % of the known ones. Both are those of
+    Hendrycks and Gimpel (arXiv:1610.02136, section 2), with the known images as positives.
+
+    Args:
+        known: float `[n]`, confidences of test images, at least one.
+        unknown: float `[m]`, confidences of images of no class, at least one.
+        seed: seed of the resamples. Known and unknown images are resampled apart.
+    """
+    is_known = np.repeat([True, False], [len(known), len(unknown)])
+    confidence = np.concatenate([known, unknown])
+    accepted_wrongly, accepted, _ = sklearn_metrics.roc_curve(is_known, confidence, drop_intermediate=False)
+    intervals = bootstrap_intervals(resampled_separation(known, unknown), [len(known), len(unknown)], seed=seed)
+    return Separation(
+        float(sklearn_metrics.roc_auc_score(is_known, confidence)),
+        float(accepted_wrongly[np.argmax(accepted >= ACCEPTED)]),
+        {name: Interval(low, min(1.0, high)) for name, (low, high) in intervals.items()},
+    )
+
+
+def resampled_separation(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> Statistics:
+    """Return a function that computes both rates of `separation` for resampled images, by sums alone.
+
+    The function takes int `[samples, n + m]`, how often each image is in each sample, the known ones first. It returns `auroc` and
+    `false_positive_rate`.
+    """
+    confidence = np.concatenate([known, unknown])
+    order = np.argsort(-confidence, kind="stable")
+    # Where equal confidences begin: they are accepted together.
+    starts = np.flatnonzero(np.diff(confidence[order], prepend=np.inf))
+    is_known = (order < len(known)).astype(np.int64)
+
+    def statistics(times: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        known_of, unknown_of = (
+            np.add.reduceat(times[:, order] * chosen, starts, axis=1) for chosen in (is_known, 1 - is_known)
+        )
+        accepted, accepted_wrongly = known_of.cumsum(axis=1), unknown_of.cumsum(axis=1)
+        count, other = accepted[:, -1:], accepted_wrongly[:, -1:]
+        # The known images above each unknown one, and half of those beside it.
+        above = ((accepted - known_of / 2) * unknown_of).sum(axis=1, keepdims=True)
+        place = np.argmax(accepted / count >= ACCEPTED, axis=1)[:, None]
+        rate = np.take_along_axis(accepted_wrongly, place, axis=1) / other
+        return {"auroc": (above / count / other)[:, 0], "false_positive_rate": rate[:, 0]}
+
+    return statistics

@@ -26,7 +26,7 @@ Statistics = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 def bootstrap_intervals(
     statistics: Statistics,
-    count: int,
+    count: int | Sequence[int],
     *,
     seed: int,
     resamples: int = RESAMPLES,
@@ -41,18 +41,21 @@ def bootstrap_intervals(
     Args:
         statistics: a function that returns metrics, none below `lowest`. Its argument, `[samples, count]`, says how often each image is in
             each sample.
-        count: number of images.
+        count: number of images; or of each of several groups, which are resampled apart and lie one after the other.
         seed: seed of the resamples.
         resamples: number of resamples; each draws `count` images with replacement.
         lowest: the lowest possible value; no interval goes below it.
     """
     generator = np.random.default_rng(seed)
-    of_sample = statistics(np.ones([1, count], np.int64))
-    together = max(1, DRAWN_TOGETHER // count)
+    counts = [count] if isinstance(count, int) else count
+    of_sample = statistics(np.ones([1, sum(counts)], np.int64))
+    together = max(1, DRAWN_TOGETHER // sum(counts))
     drawn = []
     for first in range(0, resamples, together):
         samples = min(together, resamples - first)
-        times = counts_of_rows(generator.integers(count, size=[samples, count]), count)
+        times = np.concatenate(
+            [counts_of_rows(generator.integers(size, size=[samples, size]), size) for size in counts], axis=1
+        )
         drawn.append(np.stack(list(statistics(times).values()), axis=-1))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)

@@ -174,6 +174,10 @@ def _check_robustness(content: dict[str, Any]) -> None:
         wanted = ["accuracy", "loss", "calibration_error"] + ["human_cross_entropy"] * ("human_entropy" in row)
         for metric in wanted:
             float(row[metric]), float(row["intervals"][metric][1])
+    for found in content.get("unknown", {}).values():
+        int(found["known"]), int(found["unknown"]), int(found["unreadable"])
+        for rate in ("auroc", "false_positive_rate"):
+            float(found[rate]), float(found["intervals"][rate][1])
     for mean in content["means"].values():
         float(mean["accuracy"]), float(mean["interval"][1])
 

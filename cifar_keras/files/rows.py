@@ -104,7 +104,7 @@ def check_writable(flag: str, path: Path) -> None:
         raise UserError(f"--{flag} cannot be written: its folder is read-only. Received: {paths.shown(path)}")
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(
-            f"--{flag} as a Parquet file needs pyarrow; pip install 'cifar_keras[parquet]' installs it. Received: {paths.shown(path)}"
+            f"--{flag} as a Parquet file needs pyarrow; `pip install '.[parquet]'` installs it. Received: {paths.shown(path)}"
         )
 
 

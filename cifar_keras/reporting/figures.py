@@ -22,6 +22,7 @@ from PIL import Image
 from cifar_keras.data.types import Images
 from cifar_keras.evaluation.calibration import expected_calibration_error, reliability, softmax
 from cifar_keras.evaluation.galleries import most_confused_classes, spread_over_confidence
+from cifar_keras.evaluation.selective import coverage_curve
 from cifar_keras.evaluation.uncertainty import fraction_interval
 from cifar_keras.reporting.lettering import drawable, families, font, text_width
 
@@ -29,7 +30,13 @@ BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
 CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
+<<<<<<< HEAD
 RUN_LETTERS = 56  # at most, of the name of a run in a legend
+=======
+# Answers from which on the accuracy over coverage is drawn, and the points at which its interval is computed.
+FEWEST_ANSWERED, BAND_POINTS = 20, 100
+RUN_LETTERS = 80  # at most, of the name of a run in a legend
+>>>>>>> main
 PANEL_LETTERS = 18  # at most, of a class above its panel of the feature map
 DRAWN_CLASSES = 20  # at most, in a picture; more names could not be read
 CAPTION_FONT, HEADING_FONT, LABEL_FONT = font("normal", 9), font("bold", 12), font("normal", 10)
@@ -259,6 +266,44 @@ def reliability_picture(logits: NDArray[np.float32], labels: NDArray[np.int64], 
     _log_scale(counts)
     counts.set_xlabel("confidence: the largest probability", fontsize=10)
     for axes in (fractions, counts):
+        _plain(axes)
+    figure.align_ylabels()
+    return figure
+
+
+@_png
+def coverage_picture(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Figure:
+    """Draw accuracy over coverage: how many answers are right if only the most confident ones are given.
+
+    The lower panel shows the threshold of each coverage. The band is the 95 % interval of the accuracy, by Wilson's score. The curve begins
+    where `FEWEST_ANSWERED` images are answered, or a tenth of all if that is fewer.
+
+    Args:
+        probabilities: float64 `[n, classes]`, as served; rows sum to 1.
+        labels: int64 `[n]`.
+    """
+    curve = coverage_curve(probabilities, labels)
+    shown = curve.answered >= min(FEWEST_ANSWERED, curve.images // 10)
+    coverage, accuracy, threshold = (values[shown] for values in (curve.coverage, curve.accuracy, curve.threshold))
+    # Of so many points of the curve, because each interval takes 0.1 ms.
+    drawn = np.unique(np.linspace(0, len(coverage) - 1, BAND_POINTS).round().astype(int))
+    counts = zip(curve.right[shown][drawn].tolist(), curve.answered[shown][drawn].tolist(), strict=True)
+    low, high = np.transpose([fraction_interval(*pair) for pair in counts])
+    figure = _new_figure(5.6, 5.6)
+    rates, thresholds = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    rates.fill_between(coverage[drawn], low, high, color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
+    rates.plot(coverage, accuracy, color=BLUE, linewidth=1.4, label="accuracy of the answers")
+    rates.axhline(accuracy[-1], color=GREY, linewidth=1.0, linestyle=":", label="accuracy of all images")
+    rates.set_ylabel("answers that are right", fontsize=10)
+    thresholds.plot(coverage, threshold, color=VERMILION, linewidth=1.4, linestyle="--", label="threshold")
+    thresholds.set_ylabel("lowest probability\nthat is answered", fontsize=10)
+    thresholds.set_xlabel("coverage: images that are answered, the most confident first", fontsize=10)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left", ncols=2)
+    thresholds.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    rates.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    thresholds.set_xlim(0, 1)
+    thresholds.set_ylim(0, 1.02)
+    for axes in (rates, thresholds):
         _plain(axes)
     figure.align_ylabels()
     return figure

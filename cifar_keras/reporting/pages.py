@@ -21,7 +21,7 @@ from cifar_keras.files import paths, writing
 from cifar_keras.files.finished_run import FinishedRun
 from cifar_keras.reporting import figures
 from cifar_keras.reporting.report import Content, model_card, report_html
-from cifar_keras.reporting.tables import robustness_table
+from cifar_keras.reporting.tables import robustness_table, unknown_table
 
 # Augmented training images in the picture: 4 rows of 8.
 SHOWN_IMAGES = 32
@@ -51,6 +51,7 @@ def pictures_of_test(
     probabilities = softmax(logits, temperature)
     return {
         "reliability": figures.reliability_picture(logits, test.labels, temperature),
+        "coverage": figures.coverage_picture(probabilities, test.labels),
         "confusion_matrix": figures.confusion_matrix_picture(metrics["confusion_matrix"], class_names),
         "predictions": figures.predictions_picture(test.images, test.labels, probabilities, class_names),
     }
@@ -94,7 +95,7 @@ def pictures_of_errors(
 
 
 def augmented_images_picture(
-    train: Examples, class_names: Sequence[str], augmentation: AugmentationConfig, *, seed: int
+    train: Examples, class_names: Sequence[str], augmentation: AugmentationConfig, seed: int
 ) -> bytes:
     """Return a PNG file with some training images as the network sees them: augmented, as in the first batch of a run.
 
@@ -120,9 +121,12 @@ def augmented_images_picture(
 
 def keep_robustness(measured: Robustness, path: Path) -> None:
     """Print the rows of robustness, merge them into the rows of a workdir, and draw the corruptions."""
-    if not measured.rows:
+    if measured.rows:
+        print(robustness_table(measured.rows))
+    if measured.unknown:
+        print(unknown_table(measured.unknown))
+    if not measured.rows and not measured.unknown:
         return
-    print(robustness_table(measured.rows))
     if CORRUPTION_SUITE in measured.means:
         print(f"The corruptions are as strong as those of {measured.means[CORRUPTION_SUITE]['strengths']}.")
     file = path / paths.ROBUSTNESS
@@ -132,7 +136,10 @@ def keep_robustness(measured: Robustness, path: Path) -> None:
     # The picture is written before the file whose rows say that there is one.
     if of_corruptions:
         writing.write_whole(path / "corruptions.png", figures.corruptions_picture(of_corruptions))
-    writing.write_json(file, {"rows": rows, "means": kept["means"] | measured.means})
+    unknown = kept.get("unknown", {}) | measured.unknown
+    writing.write_json(
+        file, {"rows": rows, "means": kept["means"] | measured.means} | ({"unknown": unknown} if unknown else {})
+    )
 
 
 def write_report_again(run: FinishedRun, dataset: Dataset) -> None:

@@ -20,12 +20,15 @@ from cifar_keras.evaluation.galleries import (
     spread_over_confidence,
 )
 from cifar_keras.evaluation.metrics import RATES, is_imbalanced
+from cifar_keras.evaluation.selective import at_coverage, coverage_curve, risk_coverage_area
 from cifar_keras.exporting.formats import FORMATS
 from cifar_keras.reporting import markdown
 from cifar_keras.reporting.figures import DRAWN_CLASSES, image_png
 from cifar_keras.reporting.tables import in_words, lowest_f1
 
 ERRORS, PAIRS, IMAGES_OF_A_PAIR, RIGHT = 32, 6, 6, 16  # images that are shown
+# At which the report lists the accuracy of the most confident predictions.
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.25)
 PROBABLE = 5  # classes that an image lists
 # At most; `result.json` has all classes.
 LISTED_CLASSES, LISTED_CLASSES_OF_A_CARD, NAMED_CLASSES = 100, 20, 20
@@ -70,6 +73,7 @@ def report_html(content: Content) -> str:
         pictures={name: _uri(png) for name, png in content.pictures.items()},
         epochs=[record for record in content.records if "validation_accuracy" in record],
         bins=_bins(content),
+        selective=_selective(content, probabilities),
         galleries=_galleries(content, probabilities),
         robustness=content.robustness,
         exports=content.exports,
@@ -189,6 +193,24 @@ def _bins(content: Content) -> list[dict[str, Any]]:
         for diagram in [reliability(softmax(content.logits, temperature), content.labels)]
         for place in np.flatnonzero(diagram.images).tolist()
     ]
+
+
+def _selective(content: Content, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the accuracy of the most confident predictions at some coverages, and the area under the curve of risk over coverage."""
+    curve = coverage_curve(probabilities, content.labels)
+    # Equal confidences are answered together, so that two of the coverages may be the same.
+    found = dict.fromkeys(at_coverage(curve, coverage) for coverage in COVERAGES)
+    rows = [
+        {
+            "coverage": each.answered / each.images,
+            "images": each.answered,
+            "threshold": each.probability,
+            "accuracy": each.right / each.answered,
+            "intervals": {"accuracy": each.interval},
+        }
+        for each in found
+    ]
+    return {"area": risk_coverage_area(curve), "rows": rows}
 
 
 def image_uri(image: NDArray[np.uint8]) -> str:

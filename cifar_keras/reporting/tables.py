@@ -167,6 +167,24 @@ def robustness_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _aligned(cells, names=1)
 
 
+def unknown_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of what `robustness.on_unknown` returned, by the name of the images, as lines without a newline at the end."""
+    cells = [
+        ("known against unknown", "known", "unknown", "AUROC, 95 % interval", "unknown accepted with 95 % of the known")
+    ]
+    cells += [
+        (
+            name,
+            f"{values['known']:,}",
+            f"{values['unknown']:,}",
+            with_interval(values, "auroc"),
+            with_interval(values, "false_positive_rate"),
+        )
+        for name, values in found.items()
+    ]
+    return _aligned(cells, names=1)
+
+
 def exports_table(exports: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of what `export` found for each format, as lines without a newline at the end."""
     cells = [
