@@ -30,13 +30,9 @@ BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
 CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
-<<<<<<< HEAD
-RUN_LETTERS = 56  # at most, of the name of a run in a legend
-=======
 # Answers from which on the accuracy over coverage is drawn, and the points at which its interval is computed.
 FEWEST_ANSWERED, BAND_POINTS = 20, 100
-RUN_LETTERS = 80  # at most, of the name of a run in a legend
->>>>>>> main
+RUN_LETTERS = 56  # at most, of the name of a run in a legend
 PANEL_LETTERS = 18  # at most, of a class above its panel of the feature map
 DRAWN_CLASSES = 20  # at most, in a picture; more names could not be read
 CAPTION_FONT, HEADING_FONT, LABEL_FONT = font("normal", 9), font("bold", 12), font("normal", 10)
