@@ -209,7 +209,7 @@ def test_a_detection_set_is_refused_before_it_is_downloaded(tmp_path: Path, capf
     [
         ("nothing_such", "nothing_such not found"),
         ("mnist", "it is not prepared in "),
-        ("mnist:9.9.9", "version 9.9.9"),
+        ("mnist:9.9.9", "mnist"),
         ("things/large", "not found"),
         ("a b", "Parsing builder name string a b failed"),
         ("../things", "Parsing builder name"),
