@@ -10,11 +10,12 @@ def main(argv: Sequence[str]) -> None:
     """Make sure that this machine has the data and the weights of the run that the flags describe, verified."""
     config = flags.parse_config(argv)
     environment.load_keras()
-    from cifar_keras.data.datasets import load_dataset
+    from cifar_keras.data.datasets import check_outside, load_dataset
     from cifar_keras.models.classifier import make_classifier
     from cifar_keras.models.weights import check_weights
 
-    # Before the data, which can take minutes.
+    # These come before the data, which can take minutes.
+    check_outside(config)
     check_weights(config.model.weights)
     dataset = load_dataset(config)
     class_count = len(dataset.class_names)

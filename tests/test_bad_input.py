@@ -391,8 +391,20 @@ PICTURE_CASES = {
     ),
     "a broken picture": Case(f"{PICTURES}=folder:set", "train/a/1.png: it is damaged", broken_picture),
     "a picture in two splits": Case(f"{PICTURES}=folder:set", "test/a/2.png = train/a/1.png", leaked_picture),
+    "a workdir among the classes": Case(
+        f"{PICTURES.replace('=run', '=set/run')}=folder:set",
+        "--workdir has to lie outside",
+        some_pictures("set/a/1.png"),
+    ),
+    "a cache among the classes": Case(
+        f"{PICTURES}=folder:set --cache_dir=set/a/../cache",
+        "--cache_dir has to lie outside",
+        some_pictures("set/a/1.png"),
+    ),
     "a cache that cannot be made": Case(
-        f"{PICTURES}=folder:set --cache_dir=set/val/a/1.png/x", "--cache_dir cannot be used", some_pictures(*EACH_SPLIT)
+        f"{PICTURES}=folder:set --cache_dir=file/x",
+        "--cache_dir cannot be used",
+        some_pictures(*EACH_SPLIT, "file"),
     ),
     "a table that is not there": Case(f"{PICTURES}=csv:t.csv", "--dataset=csv:FILE cannot be read"),
     "a table without labels": Case(f"{PICTURES}=csv:t.csv", "one column label", writes("t.csv", b"file_name\n1.png\n")),

@@ -16,9 +16,9 @@ from PIL import Image
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import train_test_split
 
-from cifar_keras.config import RunConfig
+from cifar_keras.config import RunConfig, from_values
 from cifar_keras.data import decoding
-from cifar_keras.data.datasets import load_dataset, load_published
+from cifar_keras.data.datasets import check_outside, load_dataset, load_published
 from cifar_keras.data.splits import content_order
 from cifar_keras.data.types import Dataset, LabelledImages, digests_of
 from cifar_keras.errors import UserError
@@ -345,3 +345,22 @@ def test_the_line_about_a_set_says_how_much_there_is(tmp_path: Path, capsys: pyt
         r"pictures: 20 of 2 classes, 32 x 32 px; 2 files skipped\n|pictures: 20 of 2 classes, 8 x 8 px; 2 files skipped\n",
         capsys.readouterr().out,
     )
+
+
+@pytest.mark.parametrize("flag", ["workdir", "cache_dir"])
+def test_a_run_may_write_beside_its_pictures_but_not_between_them(flag: str, tmp_path: Path) -> None:
+    """Otherwise `evaluate` would find one class more."""
+    folder = write_classes(tmp_path / "set", {"cat": 1})
+    (tmp_path / "link").symlink_to("set")
+    flags: dict[str, object] = {
+        "dataset": f"folder:{folder}",
+        "workdir": "runs/a",
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    check_outside(from_values(flags))
+    for path in (folder / ".cache" / "a", tmp_path / "set2", tmp_path):
+        check_outside(from_values(flags | {flag: str(path)}))
+    for path in (folder, folder / "cat", folder / "new" / "a", tmp_path / "link" / "new", folder / ".a" / ".." / "new"):
+        with pytest.raises(UserError, match=rf"^--{flag} has to lie outside .* Received: {path}$"):
+            check_outside(from_values(flags | {flag: str(path)}))
+    check_outside(from_values(flags | {"dataset": f"csv:{folder}/set.csv", flag: str(folder / "cat")}))

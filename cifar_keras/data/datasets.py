@@ -48,6 +48,25 @@ def load_published(config: RunConfig) -> PublishedDataset:
     return keep_classes(published, config.subset.classes)
 
 
+def check_outside(config: RunConfig) -> None:
+    """Check that a run writes nothing into its folder of pictures, where the next command would take it for classes.
+
+    Raises:
+        UserError: the workdir or the cache lies there, and not in a hidden folder, which no command looks into.
+    """
+    kind, place = dataset_of(config.data)
+    if kind is not DatasetKind.FOLDER:
+        return
+    pictures = paths.expand("dataset", place).resolve()
+    for flag, value in (("workdir", config.workdir), ("cache_dir", config.data.cache_dir)):
+        path = paths.expand(flag, value).resolve()
+        if path.is_relative_to(pictures) and not any(part.startswith(".") for part in path.relative_to(pictures).parts):
+            raise UserError(
+                f"--{flag} has to lie outside the folder of the pictures, whose folders are classes ({paths.shown(pictures)}). "
+                f"Received: {value}"
+            )
+
+
 def load_dataset(config: RunConfig) -> Dataset:
     """Return the three splits of a run: what `load_published` loads, divided by `divide`.
 

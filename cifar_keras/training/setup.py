@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cifar_keras.config import RunConfig
 from cifar_keras.data.augmentation import check_fits
-from cifar_keras.data.datasets import is_prepared, load_dataset
+from cifar_keras.data.datasets import check_outside, is_prepared, load_dataset
 from cifar_keras.data.pipeline import Examples, to_examples
 from cifar_keras.data.types import Dataset
 from cifar_keras.files import paths
@@ -56,6 +56,7 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     compute_dtype, reason = choose_compute_dtype(config.compute.compute_dtype, deterministic=config.deterministic)
     print(f"activations in {compute_dtype}: {reason}", flush=True)
     # These come before the data, whose loading can take minutes.
+    check_outside(config)
     check_weights(config.model.weights)
     check_class_weights(config.objective.class_weights)
     teacher = Teacher(config, path / paths.CHECKPOINTS, strategy) if config.distillation.teacher else None
