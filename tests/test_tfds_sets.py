@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from numpy.typing import NDArray
 from picture_files import encoded, noise, picture_config
 from processes import run
 
@@ -145,7 +146,7 @@ def test_splits_of_other_names_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("channels", "dtype", "expected"), [(1, np.uint8, 129), (3, np.uint8, 129), (1, np.uint16, 0)])
 def test_pixels_of_every_kind_of_whole_numbers(channels: int, dtype: type, expected: int, tmp_path: Path) -> None:
     """Grey ones are repeated, and of 16 bits the upper 8 are kept, as of picture files."""
-    image = np.full((8, 8, channels), 129, dtype)
+    image: NDArray[Any] = np.full((8, 8, channels), 129, dtype)
     features = PICTURE | {"image": tfds.features.Image(shape=(8, 8, channels), dtype=dtype)}
     examples = []
     for place in range(24):
