@@ -2,13 +2,27 @@
 
 import os
 import types
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cifar_keras import config as config_lib
 from cifar_keras import flags
+from cifar_keras.errors import UserError
 from cifar_keras.files import environment, paths
 from cifar_keras.files.finished_run import read_finished_run
+
+
+class Prediction(NamedTuple):
+    """The class of a picture."""
+
+    name: str  # the file, or the place of the pixels
+    label: str  # the most probable class
+    probability: float  # of the label
+    probabilities: dict[str, float]  # of all classes
 
 
 class Run:
@@ -26,6 +40,7 @@ class Run:
         self.path: Path = finished.path
         self.config: config_lib.RunConfig = finished.config
         self.result: dict[str, Any] = finished.result
+        self._model: Any = None
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {self.config.model.backbone}, accuracy {self.metrics['accuracy']:.2%} of {self.metrics['n']:,}>"
@@ -40,10 +55,42 @@ class Run:
         """The names of the classes, in the order of the model's outputs."""
         return tuple(self.metrics["per_class"])
 
+    def predict(self, pictures: Sequence[str | os.PathLike[str]] | NDArray[np.uint8]) -> list[Prediction]:
+        """Return the class of each picture, by the exported model.
+
+        Args:
+            pictures: files; or pixels, uint8 `[n, height, width, 3]`, RGB.
+
+        Raises:
+            UserError: a file is not a picture that can be read.
+        """
+        environment.load_keras()
+        from cifar_keras.exporting.classify import classify
+        from cifar_keras.exporting.saved_model import load_saved_model, serve_all
+
+        if self._model is None:
+            self._model = load_saved_model(self.path)
+        if isinstance(pictures, np.ndarray):
+            rows = serve_all(self._model, pictures, self.config.data.global_batch_size, "pictures").probabilities
+            return [self._prediction(f"[{number}]", row) for number, row in enumerate(rows)]
+        files = [Path(picture) for picture in pictures]
+        return [self._prediction(str(file), _raised(found)) for file, found in classify(self._model, files)]
+
+    def _prediction(self, name: str, row: NDArray[np.float32]) -> Prediction:
+        probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
+        label = max(probabilities, key=lambda name: probabilities[name])
+        return Prediction(name, label, probabilities[label], probabilities)
+
     @property
     def report(self) -> Path:
         """The page about the run, which any browser shows."""
         return self.path / paths.REPORT
+
+
+def _raised(found: NDArray[np.float32] | UserError) -> NDArray[np.float32]:
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def load(path: str | os.PathLike[str]) -> Run:

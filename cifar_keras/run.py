@@ -10,14 +10,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import PHASES, RunConfig, other_sets_of, to_values, unknown_folder_of
-from cifar_keras.data.cifar10.test_sets import find_other_sets
-from cifar_keras.data.picture_files import find_pictures
+from cifar_keras.config import PHASES, RunConfig, to_values
 from cifar_keras.data.types import Dataset
 from cifar_keras.evaluation.calibration import fit_temperature, softmax
 from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
 from cifar_keras.evaluation.metrics import classification_metrics
-from cifar_keras.evaluation.robustness import measure_robustness
+from cifar_keras.evaluation.robustness import check_wanted, measure_robustness
 from cifar_keras.exporting import saved_model
 from cifar_keras.files import environment, paths, workdir, writing
 from cifar_keras.files.finished_run import write_predictions
@@ -113,8 +111,7 @@ def _train(
     config: RunConfig, path: Path, interruption: Interruption, callbacks: Sequence[keras.callbacks.Callback]
 ) -> Trained:
     # First, because a missing test set should be an error before the training, not after it.
-    find_other_sets(other_sets_of(config.evaluation), config.data.data_dir)
-    find_pictures("unknown", unknown_folder_of(config.evaluation))
+    check_wanted(config.evaluation, config.data.data_dir)
     watch = Stopwatch()
     # Now, because somebody may edit the source during the run.
     commit = environment.source_commit()
@@ -127,6 +124,8 @@ def _train(
     if checkpoint is not None:
         # `auto` measures, and a measurement can come out differently in another process.
         setup = setup._replace(compute_dtype=checkpoint.values["compute_dtype"])
+    # Before the log begins again: with other images nothing of the run may change.
+    workdir.describe_dataset(path, *setup.dataset.contents)
     log = RunLog(path)
     # Before the teacher is asked, which takes minutes: from here on the workdir holds a run that --resume goes on with.
     describe_run(config, setup, path, log)
@@ -260,14 +259,13 @@ def _result_of(trained: Trained, test: Evaluation, calibrated: dict[str, Any]) -
 
 
 def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) -> None:
-    """Write what describes a run before it begins: config, images, environment, and some augmented training images."""
-    values, dataset = to_values(config), setup.dataset
-    workdir.describe_dataset(path, *dataset.contents)
+    """Write what describes a run before it begins: config, environment, and some augmented training images."""
+    values = to_values(config)
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
-    picture = pages.augmented_images_picture(setup.train, dataset.class_names, config.augmentation, seed=config.seed)
+    picture = pages.augmented_images_picture(setup.train, setup.dataset.class_names, config.augmentation, config.seed)
     writing.write_whole(path / "augmented_images.png", picture)
     log.write_picture("augmented_images", picture)

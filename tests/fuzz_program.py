@@ -26,8 +26,8 @@ from test_weights import FOLDER, SMALL_TENSORS, drawn, package_files
 from cifar_keras.data.cifar10 import archives, layout
 from cifar_keras.errors import SourceError, UserError
 from cifar_keras.exporting import classify
+from cifar_keras.files.environment import peak_gib
 from cifar_keras.models import weights
-from experiments.benchmarks.worker import peak_gib
 
 HANG_SECONDS = 30
 

@@ -1,6 +1,7 @@
 """Trains a small run in a folder, or goes on with it; run by `test_kills.py`. TensorFlow's variables are inherited from there.
 
-`killed_program.py VIRTUAL_DEVICES FOLDER SECONDS TEACHER [MOMENT NUMBER]`, of which TEACHER is the workdir of a finished run.
+`killed_program.py VIRTUAL_DEVICES FOLDER SECONDS TEACHER PICTURES [MOMENT NUMBER]`, of which TEACHER is the workdir of a finished run,
+and PICTURES a folder of pictures, with its cache beside it, or empty: then the run learns from images in memory.
 
 It kills itself, as `kill -9` does: after so many seconds of training, or at the NUMBER-th time that it comes by MOMENT. 0 seconds is
 never. `moments.log` in the folder tells what it came by last.
@@ -21,8 +22,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from picture_files import picture_config
 from small_runs import BATCH, set_up_small, small_config, train_small
 
+from cifar_keras.data.datasets import load_dataset
 from cifar_keras.files import writing
 from cifar_keras.training import checkpoints, fit, trainer
 from cifar_keras.training.devices import make_strategy, set_up_devices
@@ -104,12 +107,13 @@ def note_everything(folder: Path, moments: Moments) -> None:
 
 def main() -> None:
     virtual_devices, folder, seconds = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    moment, number = (sys.argv[5], int(sys.argv[6])) if len(sys.argv) > 5 else ("", 0)
+    pictures, (moment, number) = sys.argv[5], (sys.argv[6], int(sys.argv[7])) if len(sys.argv) > 6 else ("", 0)
     set_up_devices(virtual_devices, deterministic=True)
     strategy = make_strategy(BATCH)
     config = small_config(**FLAGS, teacher=sys.argv[4])
     teacher = Teacher(config, folder, strategy)
-    setup = ask_teacher(set_up_small(config, strategy, dropout=DROPOUT)._replace(teacher=teacher))
+    dataset = load_dataset(picture_config(f"folder:{pictures}", Path(f"{pictures}.cache"))) if pictures else None
+    setup = ask_teacher(set_up_small(config, strategy, dropout=DROPOUT, dataset=dataset)._replace(teacher=teacher))
     log = RunLog(folder)
     note_everything(folder, Moments(folder, moment, number))
     if seconds:

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from picture_files import encoded, huge_png, noise
 
 import cifar_keras
 from cifar_keras.config import DataConfig, DataSource, RunConfig, to_values
@@ -88,6 +89,7 @@ def check(outcome: Outcome, named: str) -> None:
 NUMBERS = {
     "image_size": ["-1", "0", "31", "2049"],
     "global_batch_size": ["-64", "0"],
+    "dataset": ["", "imagenet", "folder", "folder:", "cifar10:x"],
     "validation_share": ["0", "1", "-0.1", "nan"],
     "head_learning_rate": ["0", "-0.1", "inf"],
     "finetune_learning_rate": ["101"],
@@ -122,6 +124,13 @@ FLAG_CASES = [
     Case("train --backbone=inception_v3 --image_size=74", "--image_size"),
     Case("train --backbone=inception_v3 --image_size=96 --finetune_image_size=74", "--finetune_image_size"),
     Case("prepare --head_image_size=16", "--head_image_size"),
+    *(
+        Case(f"train --dataset=folder:. --{flag}={value}", f"--{flag}")
+        for flag, value in (("test_share", "0"), ("test_share", "1"), ("stored_size", "-1"), ("stored_size", "2049"))
+    ),
+    Case("train --dataset=folder:. --bad_images=delete", "--bad_images"),
+    Case("train --dataset=folder:. --cache_dir=", "--cache_dir"),
+    Case("train --bad_images=skip", "--bad_images"),
     Case("train --workdir=file/run", "--workdir", writes("file")),  # for root, too, no folder can be made in a file
     Case("train --workdir=file", "--workdir", writes("file")),
     Case("train --workdir=used", "--workdir", writes("used/result.json")),
@@ -309,14 +318,6 @@ def image_and_foreign_model(folder: Path) -> None:
     writes("good.png", png())(folder)
 
 
-def huge_png(side: int) -> bytes:
-    """A few bytes that say they are a very large picture."""
-    content = bytearray(png())
-    content[16:24] = side.to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    return bytes(content)
-
-
 def begun_run(folder: Path) -> None:
     """A run of the same flags, which stopped before it saved anything."""
     values = to_values(parse_config(shlex.split(SYNTHETIC)))
@@ -347,6 +348,67 @@ def run_without_its_model(folder: Path, source: DataSource = DataSource.SYNTHETI
     np.savez(folder / "predictions.npz", test_logits=np.zeros((3, 10), np.float32), test_labels=np.arange(3))
 
 
+def some_pictures(*names: str) -> Files:
+    """Pictures of these names, all of them different."""
+
+    def write(folder: Path) -> None:
+        for seed, name in enumerate(names):
+            writes(name, encoded(noise(seed)))(folder)
+
+    return write
+
+
+def broken_picture(folder: Path) -> None:
+    some_pictures(*EACH_SPLIT)(folder)
+    writes("set/train/a/1.png", png(64)[:2000])(folder)
+
+
+def leaked_picture(folder: Path) -> None:
+    some_pictures(*EACH_SPLIT)(folder)
+    shutil.copy(folder / "set/train/a/1.png", folder / "set/test/a/2.png")
+
+
+EACH_SPLIT = [f"set/{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("a", "b")]
+TABLE = b"file_name,label\n"
+PICTURES = "train --workdir=run --backbone=resnet20 --weights=none --image_size=32 --dataset"
+PICTURE_CASES = {
+    "a folder of pictures that is not there": Case(f"{PICTURES}=folder:set", "--dataset=folder:DIR cannot be read"),
+    "an empty folder": Case(f"{PICTURES}=folder:data", "a folder of pictures for each class"),
+    "pictures without class folders": Case(f"{PICTURES}=folder:set", "for each class", some_pictures("set/1.png")),
+    "one class": Case(f"{PICTURES}=folder:set", "two classes; it has one class, a", some_pictures("set/a/1.png")),
+    "a class with one picture": Case(
+        f"{PICTURES}=folder:set",
+        "too few are of b (1)",
+        some_pictures(*(f"set/a/{number}.png" for number in range(9)), "set/b/1.png"),
+    ),
+    "nested classes": Case(
+        f"{PICTURES}=folder:set",
+        "folders inside the class a (small)",
+        some_pictures("set/a/small/1.png", "set/b/1.png"),
+    ),
+    "a class that is not in train": Case(
+        f"{PICTURES}=folder:set", "too few are of c (0)", some_pictures(*EACH_SPLIT, "set/val/c/1.png")
+    ),
+    "a broken picture": Case(f"{PICTURES}=folder:set", "train/a/1.png: it is damaged", broken_picture),
+    "a picture in two splits": Case(f"{PICTURES}=folder:set", "test/a/2.png = train/a/1.png", leaked_picture),
+    "a cache that cannot be made": Case(
+        f"{PICTURES}=folder:set --cache_dir=set/val/a/1.png/x", "--cache_dir cannot be used", some_pictures(*EACH_SPLIT)
+    ),
+    "a table that is not there": Case(f"{PICTURES}=csv:t.csv", "--dataset=csv:FILE cannot be read"),
+    "a table without labels": Case(f"{PICTURES}=csv:t.csv", "one column label", writes("t.csv", b"file_name\n1.png\n")),
+    "a table with a column twice": Case(
+        f"{PICTURES}=csv:t.csv", "one column label", writes("t.csv", b"file_name,label,label\n1.png,a,b\n")
+    ),
+    "a row that points nowhere": Case(
+        f"{PICTURES}=csv:t.csv", "gone.png: line 2: there is no such file", writes("t.csv", TABLE + b"gone.png,a\n")
+    ),
+    "a row that points outside": Case(
+        f"{PICTURES}=csv:data/t.csv",
+        "../1.png: line 2: it lies outside the folder of the CSV file",
+        writes("data/t.csv", TABLE + b"../1.png,a\n"),
+    ),
+    "a TFDS set that is unknown": Case(f"{PICTURES}=tfds:no_such_set --data_dir=data", "--dataset cannot be read"),
+}
 ARCHIVE = "train --workdir=run --data_dir=data --data_source=archive"
 SYNTHETIC = "train --workdir=run --data_source=synthetic --backbone=vgg16 --image_size=32"
 TENSORFLOW_CASES = {
@@ -434,6 +496,7 @@ TENSORFLOW_CASES = {
     "a run without a model to export": Case("export --model=. --format=keras", "model.keras", run_without_its_model),
     "a run without a model to convert": Case("export --model=. --format=litert", "model.keras", run_without_its_model),
     "a run without a model": Case("evaluate --model=.", "--model", run_without_its_model),
+    **PICTURE_CASES,
 }
 
 

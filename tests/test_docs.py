@@ -80,6 +80,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "quickstart-sparsity_0.5",
         "distilled",
         "weighted",
+        "photos",
     ):
         (folder / "runs" / run).mkdir(parents=True)
     return folder
@@ -134,7 +135,7 @@ def check_module(module: str, arguments: Sequence[str]) -> None:
 
 def check_ours(command: str, arguments: Sequence[str]) -> None:
     assert command in COMMANDS
-    parse = flags.parse_config if command in ("train", "prepare") else getattr(flags, f"parse_{command}")
+    parse = flags.parse_train if command in ("train", "prepare") else getattr(flags, f"parse_{command}")
     if list(arguments) == ["--help"]:
         with pytest.raises(SystemExit):
             parse([command, *arguments])

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from picture_files import noise, write_classes
 from PIL import Image
 from processes import SYNTHETIC, plain_run, results, run
 
 from cifar_keras.data.cifar10 import sources, tfds_folder
 from cifar_keras.data.cifar10.layout import Contents
+from cifar_keras.data.pictures import store
+from cifar_keras.data.pictures.listing import list_folder
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.data.types import PublishedDataset
 from cifar_keras.errors import UserError
@@ -102,3 +105,24 @@ def test_a_data_folder_on_a_full_disk_is_named(
     with pytest.raises(UserError, match=message), sources._writing(f"{disk}/data"):
         tfds_folder.write_folder(small_dataset, disk / "data", small_contents)
     assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("kilobytes", [4, 12, 40, 100])
+def test_a_cache_of_pictures_on_a_full_disk_is_named(
+    kilobytes: int, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever moment another program filled it; and nothing is left but the empty file that is the lock."""
+    mount(disk, kilobytes)
+    folder = write_classes(tmp_path / "set", {"cat": 30, "dog": 30}, lambda seed: noise(seed, 32, 32))
+    listing, size = list_folder(str(folder)), store.Size(32, own=True)
+    monkeypatch.setattr(store, "SPARE_BYTES", -1_000_000)
+    with pytest.raises(
+        UserError, match=rf"^--cache_dir cannot be used: No space left on device. Received: {disk}/cache$"
+    ):
+        store.store(listing, size, f"{disk}/cache")
+    assert [path for path in disk.rglob("*") if path.is_file() and path.stat().st_size] == []
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"^--cache_dir needs 0\.00 GB for the decoded pictures, and 0\.00 GB are free"):
+        store.store(listing, size, f"{disk}/cache")
+    mount(disk, 80_000, "remount")
+    assert len(store.store(listing, size, f"{disk}/cache").images) == 60

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import test_devices
 import test_kills
-from small_runs import finish_small_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,10 +79,10 @@ def test_deterministic_runs_on_a_gpu_are_bit_identical(train_batch_norm: int, tm
 
 
 def test_a_run_killed_on_a_gpu_ends_with_the_same_bits(tmp_path: Path) -> None:
-    teacher = finish_small_run(tmp_path / "teacher")
-    assert test_kills.start(teacher, 0, tmp_path / "never_killed") == 0
+    sources, kind = test_kills.make_sources(tmp_path), test_kills.Kind(0)
+    assert test_kills.start(sources, kind, tmp_path / "never_killed") == 0
     wanted = test_kills.values_of(tmp_path / "never_killed")
     for moment, number in (("step", 3), ("arrays written", 3), ("step", 8), ("validation", 1)):
-        assert test_kills.start(teacher, 0, tmp_path / "killed", moment, number) == -signal.SIGKILL
-    assert test_kills.start(teacher, 0, tmp_path / "killed") == 0
+        assert test_kills.start(sources, kind, tmp_path / "killed", moment, number) == -signal.SIGKILL
+    assert test_kills.start(sources, kind, tmp_path / "killed") == 0
     test_kills.assert_identical(tmp_path / "killed", wanted)

@@ -54,7 +54,7 @@ def test_a_thousand_classes_are_measured_in_less_than_a_gigabyte() -> None:
     """The one-hot cells of a confusion matrix would take 80 GB for 10,000 images."""
     program = (
         "import numpy as np, test_many_classes as t\n"
-        "from experiments.benchmarks.worker import peak_gib\n"
+        "from cifar_keras.files.environment import peak_gib\n"
         "found = t.classification_metrics(*t.predictions(1000, 10_000))\n"
         "print(len(found['per_class']), found['intervals']['macro_recall'], peak_gib())"
     )

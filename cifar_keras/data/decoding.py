@@ -8,6 +8,7 @@ JPEG, PNG, BMP, GIF and WebP files become RGB with 8 bits:
 - CMYK becomes `(255 - c) (255 - k) / 255`, and the same for magenta and yellow.
 - Transparency is ignored: a transparent pixel has the colour that the file stores for it.
 - Of a GIF or WebP file with several frames the first is taken.
+- A PNG file whose checksums are not those of its content is damaged.
 """
 
 import contextlib
@@ -24,17 +25,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 # How the names of their files end.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-# Changes whenever other pixels are decoded, so that nobody mixes old and new ones.
-VERSION = 1
+# Changes whenever other pixels are decoded, or other files are damaged, so that nobody mixes old and new ones.
+VERSION = 2
 # A picture of this size takes 300 MB when it is decoded.
 PIXELS_LIMIT = 100_000_000
 # EXIF's tag for the orientation of a photograph, and its value for upright.
 _ORIENTATION, _UPRIGHT = 0x0112, 1
 _ON_ITS_SIDE = (5, 6, 7, 8)
-# Held while Pillow's limit is another one, because files are decoded in several threads.
-_LIMIT = threading.Lock()
 # Pillow's modes of grey values with 16 bits.
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+# Held while Pillow's own limit is away. Two threads that set it would each keep what the other one had set.
+_LIMIT_LOCK = threading.Lock()
 
 
 class PictureError(Exception):
@@ -74,6 +75,7 @@ def decode(content: bytes) -> NDArray[np.uint8]:
         ...
         cifar_keras.data.decoding.PictureError: it is not a JPEG, PNG, BMP, GIF or WebP file
     """
+    _check_sums(content)
     with _opened(content) as image:
         return _to_rgb(ImageOps.exif_transpose(image) if _orientation_of(image) != _UPRIGHT else image)
 
@@ -92,6 +94,13 @@ def decode_square(content: bytes, side: int) -> NDArray[np.uint8]:
     left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2
     box = (left, top, left + shorter, top + shorter)
     return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+
+def _check_sums(content: bytes) -> None:
+    """Check the checksums of a PNG file, which Pillow does not look at when it decodes the pixels."""
+    with _opened(content) as image:
+        if image.format == "PNG":
+            image.verify()
 
 
 @contextlib.contextmanager
@@ -115,7 +124,7 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
 @contextlib.contextmanager
 def _without_pillows_limit() -> Iterator[None]:
     """Let Pillow open a picture of any size. Its own limit warns, or raises an error without the sides of the picture."""
-    with _LIMIT:
+    with _LIMIT_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield

@@ -35,13 +35,20 @@ def expand_patterns(names: Iterable[str]) -> list[Path]:
     for name in names:
         if glob.has_magic(name) and not os.path.lexists(name):
             # Unlike `Path.glob` it leaves out hidden files, as a shell does.
-            matches = sorted(glob.iglob(name, recursive=True))  # noqa: PTH207
+            matches = list(map(Path, sorted(glob.iglob(name, recursive=True))))  # noqa: PTH207
             if not matches:
                 raise UserError(f"the pattern of image files matches nothing. Received: {paths.shown(name)}")
-            expanded += map(Path, matches)
+            expanded += _outermost(matches)
         else:
             expanded.append(Path(name))
     return expanded
+
+
+def _outermost(matches: Iterable[Path]) -> Iterator[Path]:
+    """Yield each path once, without those in a folder that is yielded too: `photos/**` matches `photos` and all that is in it."""
+    unique = dict.fromkeys(matches)
+    folders = {path for path in unique if paths.is_folder(path)}
+    return (path for path in unique if folders.isdisjoint(path.parents))
 
 
 def picture_files(named: Sequence[Path]) -> Iterator[PictureFile]:
@@ -51,7 +58,7 @@ def picture_files(named: Sequence[Path]) -> Iterator[PictureFile]:
         UserError: a folder cannot be read, or there is no picture in it.
     """
     for path in named:
-        if not path.is_dir():
+        if not paths.is_folder(path):
             yield PictureFile(path)
             continue
         empty = True
@@ -93,17 +100,15 @@ def find_pictures(flag: str, folder: str) -> list[Path]:
 def _files_in(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     above = (*above, os.path.realpath(folder))
     try:
-        with os.scandir(folder) as found:
-            entries = sorted((each for each in found if not each.name.startswith(".")), key=lambda each: each.name)
+        entries = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: path.name)
     except OSError as error:
         raise UserError(
             f"the folder of image files cannot be read: {error.strerror}. Received: {paths.shown(folder)}"
         ) from error
-    for entry in entries:
-        path = folder / entry.name
-        if entry.is_dir():
+    for path in entries:
+        if paths.is_folder(path):
             if os.path.realpath(path) not in above:
                 yield from _files_in(path, above)
-        # A link that leads nowhere is a file that cannot be read, and is reported as one.
-        elif path.suffix.lower() in SUFFIXES and (entry.is_file() or entry.is_symlink()):
+        # A link that leads nowhere, or to itself, is a file that cannot be read, and is reported as one.
+        elif path.suffix.lower() in SUFFIXES and (path.is_symlink() or paths.is_file(path)):
             yield path

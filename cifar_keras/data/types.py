@@ -1,6 +1,7 @@
 """Types: images in memory or on disk, labelled images, published data sets, and the splits of a run."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -55,14 +56,21 @@ class StoredImages:
         """Read some images, uint8 `[m, height, width, 3]`, or one, uint8 `[height, width, 3]`."""
         rows = np.atleast_1d(self._rows[chosen])
         images = np.empty((len(rows), *self._image_shape), np.uint8)
-        size = int(np.prod(self._image_shape))
         # Images that follow each other in the file are read at once.
-        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-            wanted = images[start:stop].reshape(-1).data
-            if os.preadv(self._file.fileno(), [wanted], int(rows[start]) * size) != len(wanted):
-                raise OSError(f"{self._path} is shorter than it was")
+        bounds = [*np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist(), len(rows)]
+        for start, stop in itertools.pairwise(bounds):
+            self._read(images[start:stop], int(rows[start]))
         return images if np.ndim(self._rows[chosen]) else images[0]
+
+    def _read(self, images: NDArray[np.uint8], row: int) -> None:
+        """Fill `images` with those that begin at a row of the file."""
+        wanted, place = images.reshape(-1).data, row * int(np.prod(self._image_shape))
+        while wanted:
+            # Linux reads 2 GiB at most at a time.
+            count = os.preadv(self._file.fileno(), [wanted], place)
+            if count == 0:
+                raise OSError(f"{self._path} is shorter than it was")
+            wanted, place = wanted[count:], place + count
 
     def at(self, places: Selection) -> "StoredImages":
         """Return some of the images, without reading them."""

@@ -134,7 +134,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         labels: int64 `[n]`.
 
     Returns:
-        T between 0.001 and 1000. If all predictions are right, T is so small that a smaller one makes no difference.
+        T between 0.001 and 1000. If all predictions are right, T is 1: each smaller T would give a lower cross-entropy, down to
+        probabilities of 0 and 1, which few images do not justify.
 
     Examples:
         The model says 88 % each time, but only three of four predictions are right. T makes it say 75 %:
@@ -146,6 +147,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         >>> softmax(logits, temperature)[0].round(2).tolist()
         [0.25, 0.75]
     """
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
     rows = np.arange(len(labels))
 
     def cross_entropy(log_temperature: float) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from cifar_keras.config import CORRUPTION_SUITE, RunConfig, Views, other_sets_of, unknown_folder_of
+from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, RunConfig, Views, other_sets_of, unknown_folder_of
 from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
 from cifar_keras.data.picture_files import find_pictures
 from cifar_keras.data.types import Dataset, LabelledImages
@@ -45,6 +45,16 @@ class Robustness(NamedTuple):
     unknown: dict[str, Any]  # what `on_unknown` returned, by the name of the images
 
 
+def check_wanted(settings: EvaluationConfig, data_dir: str) -> None:
+    """Check that the images are there which the settings ask for in addition to the run's own splits.
+
+    Raises:
+        UserError: a test set is not prepared, or the folder of unknown images has none.
+    """
+    find_other_sets(other_sets_of(settings), data_dir)
+    find_pictures("unknown", unknown_folder_of(settings))
+
+
 def measure_robustness(
     model: tf.Module, logits: NDArray[np.float32], temperature: float, dataset: Dataset, config: RunConfig
 ) -> Robustness:
@@ -65,7 +75,7 @@ def measure_robustness(
     plain = logits / np.float32(temperature)
     names, data_dir = other_sets_of(settings), config.data.data_dir
     # This comes first, so that a test set that is not prepared is reported before anything takes long.
-    find_other_sets(names, data_dir)
+    check_wanted(settings, data_dir)
     unknown = find_pictures("unknown", unknown_folder_of(settings))
 
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:

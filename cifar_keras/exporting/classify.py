@@ -65,7 +65,7 @@ def classify(model: Any, files: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
 def _kind(numbered: tuple[int, Path]) -> int:
     """Return a number that all files in a row share, and that nothing else has: opening a pipe may wait for ever."""
     number, path = numbered
-    return -1 if path.is_file() else number
+    return -1 if paths.is_file(path) else number
 
 
 def _side_by_side(model: Any, files: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
@@ -122,12 +122,21 @@ def _read(path: Path) -> tuple[FileContent, int]:
 
 def _classify(model: Any, batch: Sequence[FileContent]) -> list[Row]:
     """Return for each file of a batch its probabilities, float32 `[classes]`, or the error about it."""
-    served = [_servable(file) for file in batch]
+    return _classify_served(model, batch, [_servable(file) for file in batch])
+
+
+def _classify_served(model: Any, batch: Sequence[FileContent], served: Sequence[bytes | UserError]) -> list[Row]:
+    """Return what `_classify` does, given what `serve_bytes` takes of each file."""
     try:
         return _serve(model, served)
-    # A file is damaged behind its header. Pillow says which, and why.
+    # A file is damaged behind its header. It is found by halving the batch, so that each other file is served as it would be alone:
+    # TensorFlow decodes some GIF files that Pillow refuses.
     except tf.errors.InvalidArgumentError:
-        return _serve(model, [_as_bitmap(file) for file in batch])
+        if len(batch) == 1:
+            return _serve(model, [_as_bitmap(batch[0])])  # Pillow says why
+        middle = len(batch) // 2
+        halves = (slice(middle), slice(middle, None))
+        return [row for half in halves for row in _classify_served(model, batch[half], served[half])]
 
 
 def _serve(model: Any, files: Sequence[bytes | UserError]) -> list[Row]:

@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -265,3 +266,15 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def peak_gib() -> float:
+    """Return the peak of the resident memory in GiB.
+
+    On Linux `getrusage` is not used, because it includes the memory of the process that this one was forked from.
+    """
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return kilobytes / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

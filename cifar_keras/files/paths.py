@@ -41,6 +41,22 @@ def has_home() -> bool:
     return True
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder. Unlike `Path.is_dir`, no error is raised if the name is too long or a folder above is locked."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file that is no pipe or device. Like `is_folder`, no error is raised."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def expand(flag: str, value: str) -> Path:
     """Return the path that a flag names, with `~` expanded.
 

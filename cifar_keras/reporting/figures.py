@@ -15,8 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,6 +24,7 @@ from cifar_keras.evaluation.calibration import expected_calibration_error, relia
 from cifar_keras.evaluation.galleries import most_confused_classes, spread_over_confidence
 from cifar_keras.evaluation.selective import coverage_curve
 from cifar_keras.evaluation.uncertainty import fraction_interval
+from cifar_keras.reporting.lettering import drawable, families, font, text_width
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#00775A", "#555555"
 DOTS_PER_INCH = 110
@@ -33,12 +32,10 @@ CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
 # Answers from which on the accuracy over coverage is drawn, and the points at which its interval is computed.
 FEWEST_ANSWERED, BAND_POINTS = 20, 100
+RUN_LETTERS = 80  # at most, of the name of a run in a legend
+PANEL_LETTERS = 18  # at most, of a class above its panel of the feature map
 DRAWN_CLASSES = 20  # at most, in a picture; more names could not be read
-# Every property is given, because a missing one would come from the user's style when the module is imported.
-CAPTION_FONT, HEADING_FONT = (
-    FontProperties(family="DejaVu Sans", style="normal", variant="normal", stretch="normal", weight=weight, size=size)
-    for weight, size in (("normal", 9), ("bold", 12))
-)
+CAPTION_FONT, HEADING_FONT, LABEL_FONT = font("normal", 9), font("bold", 12), font("normal", 10)
 
 Drawing = ParamSpec("Drawing")
 
@@ -52,7 +49,8 @@ def _png(draw: Callable[Drawing, Figure]) -> Callable[Drawing, bytes]:
     @functools.wraps(draw)
     def png(*arguments: Drawing.args, **settings: Drawing.kwargs) -> bytes:
         buffer = io.BytesIO()
-        with matplotlib.style.context(["default", {"text.parse_math": False}]):
+        style = {"text.parse_math": False, "font.family": families()}
+        with matplotlib.style.context(["default", style]):
             draw(*arguments, **settings).savefig(buffer, format="png", facecolor="white")
         return buffer.getvalue()
 
@@ -117,17 +115,20 @@ def confusion_matrix_picture(
     counts, fractions, names = (
         counts[np.ix_(drawn, drawn)],
         fractions[np.ix_(drawn, drawn)],
-        [class_names[i] for i in drawn],
+        [drawable(class_names[i]) for i in drawn],
     )
-    side = 0.62 * len(drawn)
-    figure = _new_figure(side + 2.5, side + 1.6)
+    # Names of ten letters fit without more room.
+    side, longer = 0.62 * len(drawn), max(0.0, max(text_width(name, LABEL_FONT) for name in names) - 0.8)
+    figure = _new_figure(side + 2.5 + longer, side + 1.6 + longer)
     axes = figure.subplots()
     image = axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if fractions[row, column] > 0.35 else "black"
         axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=10)
-    axes.set_xticks(range(len(drawn)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
-    axes.set_yticks(range(len(drawn)), names, fontsize=10)
+    axes.set_xticks(
+        range(len(drawn)), names, rotation=45, ha="right", rotation_mode="anchor", fontproperties=LABEL_FONT
+    )
+    axes.set_yticks(range(len(drawn)), names, fontproperties=LABEL_FONT)
     axes.set_xlabel("predicted", fontsize=11)
     axes.set_ylabel("true", fontsize=11)
     left_out = f"\nthe {len(drawn)} of {classes:,} classes with the most errors" if len(drawn) < classes else ""
@@ -206,8 +207,10 @@ def predictions_picture(
     ):
         shown = members[spread_over_confidence(confidence[members], columns * rows)]
         captions = [
-            f"{class_names[predicted[index]]} {confidence[index]:.2f}"
-            + ("" if right[index] else f",\nis {class_names[labels[index]]}")
+            drawable(
+                f"{class_names[predicted[index]]} {confidence[index]:.2f}"
+                + ("" if right[index] else f",\nis {class_names[labels[index]]}")
+            )
             for index in shown
         ]
         order = ", from the most to the least confident" if len(members) > 1 else ""
@@ -316,7 +319,7 @@ def attribution_picture(
             orange; negative values speak against it and are drawn in blue.
         titles: one for each image.
     """
-    size = 1 + len(columns)
+    size, titles = 1 + len(columns), [drawable(title) for title in titles]
     cell_width = _cell_width([*titles, *(heading for heading, _ in columns)])
     figure = _new_figure(size * cell_width, _grid_height(titles, 1))
     cells = figure.subplots(len(images), size, squeeze=False)
@@ -373,7 +376,7 @@ def feature_map_picture(
         own = labels == index
         axes.scatter(points[~own, 0], points[~own, 1], s=1, color="#d0d0d0", linewidths=0, rasterized=True)
         axes.scatter(points[own, 0], points[own, 1], s=3, color=BLUE, linewidths=0, rasterized=True)
-        axes.set_title(f"{class_names[index]}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
+        axes.set_title(f"{drawable(class_names[index], PANEL_LETTERS)}, n = {own.sum():,}", fontproperties=CAPTION_FONT)
     if count < len(class_names):
         figure.suptitle(f"{count} of {len(class_names):,} classes", fontproperties=HEADING_FONT)
     figure.supxlabel(f"first principal component, {100 * fractions[0]:.1f} % of the variance", fontsize=10)
@@ -395,7 +398,7 @@ def image_grid_picture(images: NDArray[np.uint8], titles: Sequence[str], columns
     """
     if len(images) == 0 or len(images) != len(titles):
         raise ValueError(f"each image has to have a title. Received: {len(images)} images and {len(titles)} titles")
-    columns = min(columns, len(images))
+    columns, titles = min(columns, len(images)), [drawable(title) for title in titles]
     figure = _new_figure(columns * _cell_width(titles), _grid_height(titles, columns))
     _draw_images(figure, images, titles, columns)
     return figure
@@ -473,7 +476,7 @@ def comparison_picture(
     legend = figure.legend(accuracy.get_lines(), numbers, frameon=False, fontsize=9, loc="outside upper left")
     for text, name in zip(legend.get_texts(), names, strict=True):
         # The names are set afterwards, because matplotlib leaves out a label that begins with "_".
-        text.set_text(name)
+        text.set_text(drawable(name, RUN_LETTERS))
     return figure
 
 
@@ -522,7 +525,7 @@ def _groups_picture(groups: Sequence[_Group], columns: int) -> Figure:
     """Draw groups under one another, all on a grid of the same width. An empty group is only its heading."""
     heights = [HEADING_INCHES + _grid_height(group.captions, columns) for group in groups]
     grid_width = columns * _cell_width([caption for group in groups for caption in group.captions])
-    heading_width = max(_text_width(group.heading, HEADING_FONT) for group in groups) + 0.3
+    heading_width = max(text_width(group.heading, HEADING_FONT) for group in groups) + 0.3
     figure = _new_figure(max(grid_width, heading_width), sum(heights))
     parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False).ravel()
     for part, group in zip(parts, groups, strict=True):
@@ -544,14 +547,7 @@ def _draw_images(figure: Figure | SubFigure, images: NDArray[np.uint8], titles: 
 
 def _cell_width(titles: Sequence[str]) -> float:
     lines = [line for title in titles for line in title.splitlines()]
-    return max([CELL_INCHES, *(_text_width(line, CAPTION_FONT) + 0.1 for line in lines)])
-
-
-def _text_width(line: str, font: FontProperties) -> float:
-    """Return the width in inches that a line of text takes at most."""
-    points = float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
-    # A margin of 8 %, because drawn letters take whole pixels: "m" at 9 points becomes 5 % wider.
-    return 1.08 * points / 72
+    return max([CELL_INCHES, *(text_width(line, CAPTION_FONT) + 0.1 for line in lines)])
 
 
 def _grid_height(titles: Sequence[str], columns: int) -> float:

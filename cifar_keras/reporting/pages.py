@@ -95,7 +95,7 @@ def pictures_of_errors(
 
 
 def augmented_images_picture(
-    train: Examples, class_names: Sequence[str], augmentation: AugmentationConfig, *, seed: int
+    train: Examples, class_names: Sequence[str], augmentation: AugmentationConfig, seed: int
 ) -> bytes:
     """Return a PNG file with some training images as the network sees them: augmented, as in the first batch of a run.
 

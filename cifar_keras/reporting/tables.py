@@ -28,7 +28,9 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
     imbalanced = is_imbalanced(values["support"] for values in metrics["per_class"].values())
     listed = lowest_f1(metrics["per_class"], LISTED_CLASSES)
     heading = textwrap.wrap(f"{title}, {metrics['n']:,} images", WIDTH)
-    headline = f"accuracy {with_interval(metrics, 'accuracy')}   top-5 {_percent(metrics['top5'])} %   loss {metrics['loss']:.4f}"
+    # Among five classes or fewer, every label is among the five most probable ones.
+    top5 = f"   top-5 {_percent(metrics['top5'])} %" if len(metrics["per_class"]) > 5 else ""
+    headline = f"accuracy {with_interval(metrics, 'accuracy')}{top5}   loss {metrics['loss']:.4f}"
     if imbalanced:
         headline += f"\nbalanced accuracy {with_interval(metrics, 'balanced_accuracy')}"
     longest = max(len(name) for name in ("weighted mean", *listed))
@@ -47,11 +49,16 @@ def metrics_table(metrics: dict[str, Any], title: str) -> str:
 def _mean_rows(metrics: Mapping[str, Any], kind: str, name_width: int) -> list[str]:
     """Return a row with the means of the rates over the classes, and one with their intervals."""
     ends = [metrics["intervals"][f"{kind}_{rate}"] for rate in RATES]
-    intervals = tuple(f"{100 * low:.1f}-{100 * high:.1f}" for low, high in ends)
+    intervals = tuple(f"{_short(low)}-{_short(high)}" for low, high in ends)
     return [
         _row(f"{kind} mean", (*_percentages(metrics, f"{kind}_"), f"{metrics['n']:,}"), name_width),
         _row("  95 %", (*intervals, ""), name_width).rstrip(),
     ]
+
+
+def _short(fraction: float) -> str:
+    """Return a percentage in four characters at most."""
+    return "100" if fraction > 0.9995 else f"{100 * fraction:.1f}"
 
 
 def lowest_f1(per_class: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, Mapping[str, Any]]:

@@ -1,6 +1,5 @@
 """Rehearse a run: set it up, train a few steps of each stage, and say what it would take. Nothing is written."""
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from cifar_keras.config import RunConfig
 from cifar_keras.data.pipeline import PARALLEL_CALLS, training_batches
+from cifar_keras.files.environment import peak_gib
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
 from cifar_keras.models.cost import Cost, cost_of_classifier
@@ -79,12 +79,10 @@ def describe(config: RunConfig, setup: RunSetup, estimates: list[StageEstimate])
         )
     measuring = _forward_seconds(config, setup, config.model.image_size) * (counts["validation"] + counts["test"]) / 60
     total = measuring + sum(each.minutes for each in estimates)
-    # In KiB on Linux.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     lines += [
         f"measuring validation and test: {measuring:.1f} minutes",
         f"in all: {sum(each.pflop for each in estimates):.3g} PFLOP and about {total:.1f} minutes, besides the export and the report; "
-        f"memory up to now: {peak:.1f} GiB",
+        f"memory up to now: {peak_gib():.1f} GiB",
         "nothing was trained, and nothing was written",
     ]
     return "\n".join(lines)

@@ -10,13 +10,13 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from cifar_keras.errors import reason_of
+from cifar_keras.files.environment import peak_gib
 from experiments.benchmarks.cases import Case, NotMeasuredError, Runnable
 
 # The limit for a first batch, including tracing. A processor without bfloat16 instructions can take minutes.
@@ -65,18 +65,6 @@ def _forget_peak() -> None:
     # Linux only; elsewhere the peak is that of all cases so far.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_gib() -> float:
-    """Return the peak of the resident memory in GiB, since the last call of `_forget_peak` if there was one.
-
-    On Linux `getrusage` is not used, because it includes the memory of the process that this one was forked from.
-    """
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-        return kilobytes / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -13,14 +13,15 @@ from cifar_keras.data.splits import content_order, hold_out
 from cifar_keras.data.types import LabelledImages, PublishedDataset, Skipped
 from cifar_keras.errors import UserError
 
-# Lines of a message about files; the others are counted.
-MOST_LINES = 50
+# Parts of a message about files, and files of one part; the others are counted.
+MOST_LINES, MOST_COPIES = 50, 5
 
 
 def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = False) -> PublishedDataset:
     """Return the data set of listed pictures, whose images stay on the disk.
 
-    Pictures with equal pixels, one label and one split are kept once. A test set that is missing is held out from the train set.
+    The pictures of each split come in the order of their content; those of a published set in the order of the listing. Pictures with
+    equal pixels, one label and one split are kept once. A test set that is missing is held out from the train set.
 
     Args:
         listing: the pictures.
@@ -37,23 +38,25 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     keep_all = is_published or data.allow_duplicates
     _check_files(stored, data.bad_images, keep_all, received)
     kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
-    class_names = tuple(sorted({stored.entries[place].label for place in kept}))
-    if len(class_names) < 2:
-        found = f"one class, {class_names[0]}" if class_names else "no pictures"
-        raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
+    class_names = _classes_of([stored.entries[place] for place in kept], received)
     _tell(stored, kept, class_names)
-    labels = np.array([class_names.index(entry.label) for entry in stored.entries], np.int64)
+    indices = {name: index for index, name in enumerate(class_names)}
+    labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
 
     def images(places: NDArray[np.int64]) -> LabelledImages:
         return LabelledImages(stored.images.at(places), labels[places])
 
-    train, validation, test = (_places_of(split, stored.entries, kept) for split in ("train", "validation", "test"))
+    def places_of(split: str) -> NDArray[np.int64]:
+        places = np.array([place for place in kept if (stored.entries[place].split or "train") == split], np.int64)
+        # By content, so that nothing depends on the names of files.
+        return places if is_published else places[content_order(images(places))]
+
+    train, validation, test = (places_of(split) for split in ("train", "validation", "test"))
     needed = 1 + (len(validation) == 0) + (len(test) == 0)
     _check_classes(labels[train], needed, class_names, received)
     if len(test) == 0:
-        pool = train[content_order(images(train))]
-        left, held_out = hold_out(labels[pool], data.test_share, config.seed, "test_share")
-        train, test = pool[left], pool[held_out]
+        left, held_out = hold_out(labels[train], data.test_share, config.seed, "test_share")
+        train, test = train[left], train[held_out]
     return PublishedDataset(
         images(train),
         images(test),
@@ -62,6 +65,15 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
         names=tuple(stored.entries[place].name for place in train),
         skipped=tuple(stored.skipped),
     )
+
+
+def _classes_of(entries: Sequence[Entry], received: str) -> tuple[str, ...]:
+    """Return the names of the classes, sorted."""
+    class_names = tuple(sorted({entry.label for entry in entries}))
+    if len(class_names) < 2:
+        found = f"one class, {class_names[0]}" if class_names else "no pictures"
+        raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
+    return class_names
 
 
 def _tell(stored: Store, kept: Sequence[int], class_names: Sequence[str]) -> None:
@@ -73,11 +85,6 @@ def _tell(stored: Store, kept: Sequence[int], class_names: Sequence[str]) -> Non
         + (f"; {skipped:,} files skipped" if skipped else ""),
         flush=True,
     )
-
-
-def _places_of(split: str, entries: Sequence[Entry], kept: Sequence[int]) -> NDArray[np.int64]:
-    """Return the places of a split's entries. Of a data set that is not divided, all are for training."""
-    return np.array([place for place in kept if (entries[place].split or "train") == split], np.int64)
 
 
 def _different(entries: Sequence[Entry]) -> list[int]:
@@ -119,8 +126,9 @@ def _check_files(stored: Store, bad_images: BadImages, keep_all: bool, received:
 def _check_classes(labels: NDArray[np.int64], needed: int, class_names: Sequence[str], received: str) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     if small := [f"{class_names[index]} ({counts[index]})" for index in np.flatnonzero(counts < needed).tolist()]:
+        least = "1 picture" if needed == 1 else f"{needed} pictures"
         raise UserError(
-            f"--dataset has to have at least {needed} pictures of each class for training, and for the splits that are taken from them; "
+            f"--dataset has to have at least {least} of each class for training, and for the splits that are taken from them; "
             f"too few are of {', '.join(small[:MOST_LINES])}. {received}"
         )
 
@@ -130,7 +138,12 @@ def _listed(skipped: Iterable[Skipped]) -> str:
 
 
 def _same(groups: Iterable[Sequence[Entry]]) -> str:
-    return _limited(sorted(" = ".join(sorted(entry.name for entry in group)) for group in groups))
+    return _limited(sorted(_equal(sorted(entry.name for entry in group)) for group in groups))
+
+
+def _equal(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_COPIES:,} more" if len(names) > MOST_COPIES else ""
+    return " = ".join(names[:MOST_COPIES]) + more
 
 
 def _limited(lines: Sequence[str]) -> str:

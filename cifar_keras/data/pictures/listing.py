@@ -1,6 +1,7 @@
 """List the pictures of a folder or of a CSV file, with their classes and splits. No picture is opened."""
 
 import csv
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,8 @@ from cifar_keras.files import paths
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 FILE_COLUMNS = ("file_name", "image_path")
 COLUMNS = (*FILE_COLUMNS, "label", "split")
+# A larger file is no picture that can be decoded; it is not read to its end.
+FILE_BYTES_LIMIT = 64 * 2**20
 
 Item_co = TypeVar("Item_co", covariant=True)
 
@@ -41,7 +44,7 @@ class Listing(NamedTuple):
 
     pictures: SizedIterable[Picture]
     skipped: list[Skipped]  # files that cannot be pictures of the set
-    fingerprint: str  # another one if a file is added, removed, renamed or written
+    fingerprint: str  # another one if a file is added, removed, renamed or written, or a label or split changes
 
 
 def list_folder(place: str) -> Listing:
@@ -54,7 +57,7 @@ def list_folder(place: str) -> Listing:
         UserError: there is no such folder, it has no class folders, classes are nested, or a name occurs as class and as split.
     """
     root, received = paths.expand("dataset", place), f"Received: folder:{place}"
-    folders = _folders_in(root, received)
+    folders, outside = _inside(root, received)
     if not folders:
         raise UserError(
             f"--dataset=folder:DIR has to name a folder with a folder of pictures for each class. {received}"
@@ -68,15 +71,19 @@ def list_folder(place: str) -> Listing:
         )
     listed: list[tuple[Path, str, str]] = []
     for folder in folders:
-        split = SPLITS[folder.name.lower()] if divided else ""
-        for class_folder in _folders_in(folder, received) if divided else [folder]:
-            if nested := _folders_in(class_folder, received):
+        split, class_folders = "", [folder]
+        if divided:
+            split = SPLITS[folder.name.lower()]
+            class_folders, beside = _inside(folder, received)
+            outside += beside
+        for class_folder in class_folders:
+            nested, files = _inside(class_folder, received)
+            if nested:
                 raise UserError(
                     f"--dataset=folder:DIR has folders inside the class {paths.shown(class_folder.name)} "
                     f"({paths.shown(nested[0].name)}); pictures have to lie in the folder of their class itself. {received}"
                 )
-            listed += [(file, class_folder.name, split) for file in _files_in(class_folder)]
-    outside = [file for folder in ([root, *folders] if divided else [root]) for file in _files_in(folder)]
+            listed += [(file, class_folder.name, split) for file in files]
     misplaced = [Skipped(_name(file, root), "it lies in no folder of a class") for file in outside]
     return _listing(root, listed, misplaced)
 
@@ -97,7 +104,7 @@ def list_table(place: str) -> Listing:
     listed: list[tuple[Path, str, str]] = []
     skipped: list[Skipped] = []
     for line, row in _rows_of(table, received):
-        file = root / row["file"]  # an absolute path stays as it is
+        file = root / _from(root, row["file"])
         if reason := _reason_against(row, file, root):
             skipped.append(Skipped(paths.shown(row["file"]) or f"line {line}", f"line {line}: {reason}"))
         else:
@@ -139,20 +146,29 @@ def _columns_of(header: Sequence[str], received: str) -> dict[str, int]:
     return {"file" if name in FILE_COLUMNS else name: names.index(name) for name in known}
 
 
+def _from(root: Path, path: str) -> str:
+    """Return a path of a row as it leads from the folder of the CSV file, without `.` and `..` where it stays inside."""
+    # `root` itself may be `../data`, which an absolute path in a row does not repeat.
+    return os.path.relpath(os.path.normpath(root / path), os.path.normpath(root))
+
+
 def _reason_against(row: dict[str, str], file: Path, root: Path) -> str:
     """Return why a row of a CSV file cannot be used, or ""."""
     if not row["file"] or not row["label"]:
         return f"its {'label' if row['file'] else 'file name'} is empty"
     if row["split"] and row["split"].lower() not in SPLITS:
         return f"its split is none of {', '.join(SPLITS)}: {paths.shown(row['split'])}"
+    # Links are the user's own; only the path itself has to stay inside.
+    if file.relative_to(root).parts[:1] == ("..",):
+        return "it lies outside the folder of the CSV file"
     try:
-        # Links are the user's own; only the path itself has to stay inside.
-        if not Path(os.path.normpath(file)).is_relative_to(root):
-            return "it lies outside the folder of the CSV file"
-        return "" if file.exists() else "there is no such file"
-    # A NUL byte, or a name that is too long.
-    except (OSError, ValueError, RuntimeError) as error:
-        return f"it is no path that can be used ({error})"
+        file.stat()
+    # A name with a NUL character is a ValueError.
+    except (FileNotFoundError, ValueError):
+        return "there is no such file"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return ""
 
 
 def _listing(root: Path, listed: Iterable[tuple[Path, str, str]], skipped: Iterable[Skipped]) -> Listing:
@@ -167,13 +183,21 @@ def _listing(root: Path, listed: Iterable[tuple[Path, str, str]], skipped: Itera
         except OSError as error:
             left_out.append(Skipped(name, f"it cannot be read: {error.strerror}"))
             continue
-        known.update(repr((os.fsencode(file.relative_to(root)), label, split, stat.st_size, stat.st_mtime_ns)).encode())
+        # Programs that copy files often set the time of the last write, but nobody sets that of the last change.
+        times = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        known.update(repr((os.fsencode(file.relative_to(root)), label, split, times)).encode())
         if reason := _reason_against_file(file):
             left_out.append(Skipped(name, reason))
         else:
-            pictures.append(Picture(name, paths.shown(label), split, file.read_bytes))
+            pictures.append(Picture(name, paths.shown(label), split, functools.partial(_beginning_of, file)))
     known.update(repr(sorted(left_out)).encode())
     return Listing(pictures, left_out, known.hexdigest())
+
+
+def _beginning_of(file: Path) -> bytes:
+    """Return the content of a file, or a part of it that is larger than a picture may be."""
+    with file.open("rb") as opened:
+        return opened.read(FILE_BYTES_LIMIT + 1)
 
 
 def _reason_against_file(file: Path) -> str:
@@ -182,15 +206,20 @@ def _reason_against_file(file: Path) -> str:
     return "" if file.suffix.lower() in SUFFIXES else f"its name does not end with {', '.join(SUFFIXES)}"
 
 
-def _folders_in(folder: Path, received: str) -> list[Path]:
+def _inside(folder: Path, received: str) -> tuple[list[Path], list[Path]]:
+    """Return the folders inside a folder, and everything else, each sorted by name. Hidden ones are left out.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     try:
-        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+        found = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+        folders = [each for each in found if each.is_dir()]
     except OSError as error:
-        raise UserError(f"--dataset=folder:DIR cannot be read: {error.strerror}. {received}") from error
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if not each.name.startswith(".") and not each.is_dir())
+        raise UserError(
+            f"--dataset=folder:DIR cannot be read: {paths.shown(folder)}: {error.strerror}. {received}"
+        ) from error
+    return folders, [each for each in found if each not in set(folders)]
 
 
 def _name(file: Path, root: Path) -> str:

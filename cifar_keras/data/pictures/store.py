@@ -1,7 +1,8 @@
 """Decode the pictures of a data set once, in parallel, into equal-sized pixels on the disk.
 
 A cache is a folder with two files. `images.bin` has the pixels of the pictures, uint8, one picture after the other. `manifest.json` has
-the size, and for each picture its name, label, split and the SHA-256 digest of its pixels; and the files that were left out.
+the size, and for each picture its name, label, split and the SHA-256 digest of its pixels; and the files that were left out. Before
+them it has the SHA-256 digest of all that.
 """
 
 import collections
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,18 +22,17 @@ import filelock
 import numpy as np
 
 from cifar_keras.data import decoding
-from cifar_keras.data.pictures.listing import Listing, Picture, SizedIterable
+from cifar_keras.data.pictures.listing import FILE_BYTES_LIMIT, Listing, Picture, SizedIterable
 from cifar_keras.data.types import Skipped, StoredImages
 from cifar_keras.errors import UserError, unwritable
 from cifar_keras.files import paths, writing
 from cifar_keras.files.progress_bar import progress
 
 IMAGES, MANIFEST = "images.bin", "manifest.json"
-VERSION = 1
+VERSION = 2
 THREADS = os.cpu_count() or 1
 # Pictures that are decoded but not written yet, for each thread.
 AHEAD = 4
-FILE_BYTES_LIMIT = 64 * 2**20
 # What other programs may write to the disk in the meantime.
 SPARE_BYTES = 64 * 2**20
 
@@ -80,12 +80,26 @@ def store(listing: Listing, size: Size, cache_dir: str) -> Store:
     try:
         with paths.kept_if_filled(root):
             root.mkdir(parents=True, exist_ok=True)
-            # Two runs of the same pictures: the second one waits, and finds the cache of the first.
-            with filelock.FileLock(folder.with_suffix(".lock")):
+            with _claimed(folder):
                 return _read(folder) or _build(listing, size, folder)
     except OSError as error:
         reason = unwritable(error) or error.strerror or str(error)
         raise UserError(f"--cache_dir cannot be used: {reason}. Received: {cache_dir}") from error
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Let one process at a time read or make a cache. A second run of the same pictures waits, and finds the cache of the first."""
+    lock = filelock.FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"waiting for another run that uses the cache {folder}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(folder: Path) -> Store | None:
@@ -93,7 +107,10 @@ def _read(folder: Path) -> Store | None:
     if not folder.is_dir():
         return None
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        digest, content = (folder / MANIFEST).read_bytes().split(b"\n", 1)
+        if hashlib.sha256(content).hexdigest().encode() != digest:
+            raise OSError(f"{MANIFEST} is not what was written")
+        manifest = json.loads(content)
         entries = [Entry(*row) for row in manifest["entries"]]
         digests = np.frombuffer(bytes.fromhex("".join(entry.digest for entry in entries)), np.uint8).reshape(-1, 32)
         images = StoredImages(folder / IMAGES, tuple(manifest["shape"]), np.arange(len(entries)), digests)
@@ -114,44 +131,62 @@ def _verify(images: StoredImages) -> None:
     def is_whole(place: int) -> bool:
         return hashlib.sha256(images[place].tobytes()).digest() == bytes(images.digests[place])
 
-    for place, whole in enumerate(_in_parallel(is_whole, range(len(images)), "pictures, verified")):
-        if not whole:
-            raise OSError(f"picture {place} has other pixels than it had")
+    with _in_parallel(is_whole, range(len(images)), "pictures, verified") as found:
+        for place, whole in enumerate(found):
+            if not whole:
+                raise OSError(f"picture {place} has other pixels than it had")
 
 
 def _build(listing: Listing, size: Size, folder: Path) -> Store:
     """Decode the pictures into a folder, which appears whole or not at all, and return them."""
-    shape = _common_size(listing.pictures) if size.own else None
-    height, width = shape or (size.side, size.side)
+    common = _common_size(listing.pictures) if size.own else None
+    height, width = common or (size.side, size.side)
     _check_room(len(listing.pictures) * height * width * 3, folder.parent)
     skipped, entries = list(listing.skipped), []
 
     def decoded(picture: Picture) -> tuple[Entry, bytes] | Skipped:
-        try:
-            content = _content_of(picture)
-            pixels = (decoding.decode(content) if shape else decoding.decode_square(content, size.side)).tobytes()
-        except decoding.PictureError as error:
-            return Skipped(picture.name, str(error))
-        except OSError as error:
-            return Skipped(picture.name, f"it cannot be read: {error.strerror}")
-        digest = hashlib.sha256(pixels).hexdigest()
-        return Entry(picture.name, picture.label, picture.split, digest), pixels
+        return _decoded(picture, (height, width), as_it_is=common is not None)
 
     with writing.written_beside(folder) as beside:
         beside.mkdir()
-        with (beside / IMAGES).open("wb") as file:
-            for found in _in_parallel(decoded, listing.pictures, "pictures, decoded"):
-                if isinstance(found, Skipped):
-                    skipped.append(found)
+        with (
+            (beside / IMAGES).open("wb") as file,
+            _in_parallel(decoded, listing.pictures, "pictures, decoded") as found,
+        ):
+            for each in found:
+                if isinstance(each, Skipped):
+                    skipped.append(each)
                 else:
-                    entries.append(found[0])
-                    file.write(found[1])
-        manifest = {"shape": [height, width, 3], "entries": entries, "skipped": sorted(skipped)}
-        (beside / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
+                    entries.append(each[0])
+                    file.write(each[1])
+        values = {"shape": [height, width, 3], "entries": entries, "skipped": sorted(skipped)}
+        content = json.dumps(values, separators=(",", ":")).encode()
+        (beside / MANIFEST).write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     made = _read(folder)
     if made is None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     return made
+
+
+def _decoded(picture: Picture, size: tuple[int, int], *, as_it_is: bool) -> tuple[Entry, bytes] | Skipped:
+    """Return a picture's entry and its pixels in the size that is stored, or why the picture is left out.
+
+    Args:
+        picture: the picture.
+        size: height and width.
+        as_it_is: whether the picture has this size already; otherwise its central square is resized.
+    """
+    try:
+        content = _content_of(picture)
+        image = decoding.decode(content) if as_it_is else decoding.decode_square(content, size[0])
+    except decoding.PictureError as error:
+        return Skipped(picture.name, str(error))
+    except OSError as error:
+        return Skipped(picture.name, f"it cannot be read: {error.strerror}")
+    if image.shape[:2] != size:
+        return Skipped(picture.name, "it changed while it was read")
+    pixels = image.tobytes()
+    return Entry(picture.name, picture.label, picture.split, hashlib.sha256(pixels).hexdigest()), pixels
 
 
 def _common_size(pictures: SizedIterable[Picture]) -> tuple[int, int] | None:
@@ -164,10 +199,11 @@ def _common_size(pictures: SizedIterable[Picture]) -> tuple[int, int] | None:
             return None
 
     first: tuple[int, int] | None = None
-    for size in filter(None, _in_parallel(size_of, pictures, "pictures, measured")):
-        if first is not None and size != first:
-            return None
-        first = size
+    with _in_parallel(size_of, pictures, "pictures, measured") as sizes:
+        for size in filter(None, sizes):
+            if first is not None and size != first:
+                return None
+            first = size
     return first
 
 
@@ -180,17 +216,29 @@ def _content_of(picture: Picture) -> bytes:
     return content
 
 
-def _in_parallel(function: Callable[[Any], Result], items: SizedIterable[Any], title: str) -> Iterator[Result]:
-    """Yield what a function returns for each item, in order, with a progress bar. Few results wait at a time."""
+@contextlib.contextmanager
+def _in_parallel(
+    function: Callable[[Any], Result], items: SizedIterable[Any], title: str
+) -> Iterator[Iterator[Result]]:
+    """Yield an iterator of what a function returns for each item, in order, with a progress bar. Few results wait at a time.
+
+    When the block ends early, what has not begun yet is not done.
+    """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool, contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
-        for item in progress(items, desc=title, unit="picture"):
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > AHEAD * THREADS:
-                yield waiting.popleft().result()
-        while waiting:
+        yield _results(pool, function, progress(items, desc=title, unit="picture"))
+
+
+def _results(
+    pool: concurrent.futures.Executor, function: Callable[[Any], Result], items: Iterable[Any]
+) -> Iterator[Result]:
+    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > AHEAD * THREADS:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _check_room(needed: int, folder: Path) -> None:
