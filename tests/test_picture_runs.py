@@ -156,6 +156,28 @@ def test_pictures_that_changed_are_refused_and_names_may(change: str, finished: 
     assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
 
 
+def test_a_resume_with_other_pictures_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    """Of a run that has begun: not even its log, which every process begins again."""
+    settings = json.loads((finished / "run" / "config.json").read_text()) | {
+        "resume": "yes",
+        "workdir": tmp_path / "run",
+    }
+    shutil.copytree(finished / "run", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    file = finished / "set" / "class 1" / "003.png"
+    content = file.read_bytes()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    file.write_bytes(encoded(tinted(1, 999)))
+    try:
+        with pytest.raises(
+            UserError, match=r"^the images or labels of the data set are others than when the run began"
+        ):
+            train.main(["train", *(f"--{flag}={value}" for flag, value in settings.items())])
+    finally:
+        file.write_bytes(content)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 def test_predict_and_compare_know_the_classes(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,8 +331,8 @@ def start_train(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_a_run_that_ends_early_goes_on_with_the_same_pictures_alone(tmp_path: Path) -> None:
     """Killed, then asked to end, each time once there is another checkpoint; and refused while a picture is another one."""
-    folder = write_tinted(tmp_path / "set", 3, 40)
-    arguments = (f"--dataset=folder:{folder}", f"--cache_dir={tmp_path / 'cache'}", *EXACT, "--finetune_epochs=8")
+    folder = write_tinted(tmp_path / "set", 3, 30)
+    arguments = (f"--dataset=folder:{folder}", f"--cache_dir={tmp_path / 'cache'}", *EXACT, "--finetune_epochs=4")
     done = run("train", *arguments, "--workdir=whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     steps = ("--checkpoint_every_steps=1", "--resume=auto", "--workdir=run")
