@@ -126,3 +126,21 @@ def test_corrections_that_cannot_be_made_are_named(
         file.write_bytes(content)
     with pytest.raises(UserError, match=rf"^--exclude {reason}.*\. Received: .*suspects\.csv$"):
         without_suspects(published, str(file))
+
+
+def test_an_image_of_which_there_are_several_is_left_out_or_relabelled_each_time(
+    published: PublishedDataset, tmp_path: Path
+) -> None:
+    """As a CSV file that lists a picture twice has it, with --allow_duplicates."""
+    repeated = published._replace(names=("twice", "twice", *published.names[2:]))
+    file = tmp_path / "exclude.csv"
+    file.write_text("name\ntwice\n")
+    kept = without_suspects(repeated, str(file))
+    np.testing.assert_array_equal(kept.train.images[:], published.train.images[2:])
+    np.testing.assert_array_equal(kept.train.labels, published.train.labels[2:])
+    assert kept.names == published.names[2:]
+    other = published.class_names[(published.train.labels[0] + 1) % 10]
+    file.write_text(f"name,new_label\ntwice,{other}\n")
+    relabelled = without_suspects(repeated, str(file))
+    assert [published.class_names[label] for label in relabelled.train.labels[:2]] == [other, other]
+    assert len(relabelled.train.labels) == len(published.train.labels)

@@ -209,7 +209,7 @@ def test_a_detection_set_is_refused_before_it_is_downloaded(tmp_path: Path, capf
     [
         ("nothing_such", "nothing_such not found"),
         ("mnist", "it is not prepared in "),
-        ("mnist:9.9.9", "version 9.9.9"),
+        ("mnist:9.9.9", "mnist"),
         ("things/large", "not found"),
         ("a b", "Parsing builder name string a b failed"),
         ("../things", "Parsing builder name"),
@@ -287,7 +287,9 @@ def test_a_run_of_a_hundred_classes_by_tfds_ends_with_a_report(things: Path, tmp
     assert "pictures: 1,200 of 100 classes, 16 x 16 px" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["test"]["n"], list(result["test"]["per_class"])) == (200, list(THINGS))
-    assert "It tells 100 classes apart: thing 00, thing 01" in (tmp_path / "run" / "model_card.md").read_text()
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert "It tells 100 classes apart: thing 00, thing 01" in card
+    assert "type: tfds\n" in card
     assert json.loads((tmp_path / "run" / "dataset.json").read_text())["images"] == COUNTS
     shutil.move(tmp_path / "sets", tmp_path / "moved")
     done = run("evaluate", "--model=run", "--data_dir=moved", "--test_time_augmentation=flip", cwd=tmp_path)

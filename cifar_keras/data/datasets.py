@@ -19,6 +19,7 @@ class DatasetRow(NamedTuple):
 
     title: str  # its name in a sentence of a page; "{place}" is what `--dataset` names
     hub_id: str  # its name on the Hugging Face hub, for the model card; "" if it is not there
+    card_type: str  # of the set, in the model card
     description: str  # one or two sentences
     load: Callable[[RunConfig], PublishedDataset]
     is_prepared: Callable[[DataConfig], bool]  # true if the machine holds the set, so that nothing has to be fetched
@@ -159,12 +160,14 @@ DATASETS = {
     DatasetKind.CIFAR10: DatasetRow(
         "CIFAR-10",
         "uoft-cs/cifar10",
+        "uoft-cs/cifar10",
         "CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images.",
         _load_cifar10,
         lambda settings: layout.is_prepared(settings.data_dir),
     ),
     DatasetKind.CIFAR100: DatasetRow(
         "CIFAR-100",
+        "uoft-cs/cifar100",
         "uoft-cs/cifar100",
         "CIFAR-100 (Krizhevsky, 2009): 32 x 32 colour images of 100 classes.",
         _load_cifar100,
@@ -174,6 +177,7 @@ DATASETS = {
     DatasetKind.FOLDER: DatasetRow(
         "the pictures of {place}",
         "",
+        "imagefolder",
         "The pictures of the folder `{place}`, whose classes are its subfolders.",
         _load_folder,
         _is_place,
@@ -181,6 +185,7 @@ DATASETS = {
     DatasetKind.CSV: DatasetRow(
         "the pictures of {place}",
         "",
+        "imagefolder",
         "The pictures that `{place}` lists with their labels.",
         _load_csv,
         _is_place,
@@ -188,6 +193,7 @@ DATASETS = {
     DatasetKind.TFDS: DatasetRow(
         "{place}",
         "",
+        "tfds",
         "The data set `{place}` of TensorFlow Datasets.",
         _load_tfds,
         # Its reader finds out, and does not download here.
@@ -196,6 +202,7 @@ DATASETS = {
     DatasetKind.SYNTHETIC: DatasetRow(
         "a synthetic set",
         "",
+        "synthetic",
         "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the metrics above say nothing "
         "about photographs.",
         _load_synthetic,

@@ -62,11 +62,14 @@ def without_suspects(published: PublishedDataset, exclude: str) -> PublishedData
     """
     if not exclude:
         return published
-    places = {name: place for place, name in enumerate(published.names)}
+    # A CSV file may list a picture more than once, and two names that are no text may look the same.
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(published.names):
+        places.setdefault(name, []).append(place)
     given = _read_corrections(paths.expand("exclude", exclude), exclude)
     if unknown := sorted(given.keys() - places.keys()):
         raise UserError(f"--exclude names {unknown[0]}, which is not in the train set. Received: {exclude}")
-    labels, stays = published.train.labels.copy(), np.ones(len(places), bool)
+    labels, stays = published.train.labels.copy(), np.ones(len(published.names), bool)
     for name, label in given.items():
         if not label:
             stays[places[name]] = False

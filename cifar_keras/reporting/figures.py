@@ -32,7 +32,7 @@ CELL_INCHES = 1.35
 HEADING_INCHES = 0.5
 # Answers from which on the accuracy over coverage is drawn, and the points at which its interval is computed.
 FEWEST_ANSWERED, BAND_POINTS = 20, 100
-RUN_LETTERS = 80  # at most, of the name of a run in a legend
+RUN_LETTERS = 56  # at most, of the name of a run in a legend
 PANEL_LETTERS = 18  # at most, of a class above its panel of the feature map
 DRAWN_CLASSES = 20  # at most, in a picture; more names could not be read
 CAPTION_FONT, HEADING_FONT, LABEL_FONT = font("normal", 9), font("bold", 12), font("normal", 10)
@@ -118,7 +118,7 @@ def confusion_matrix_picture(
         [drawable(class_names[i]) for i in drawn],
     )
     # Names of ten letters fit without more room.
-    side, longer = 0.62 * len(drawn), max(0.0, max(text_width(name, LABEL_FONT) for name in names) - 0.8)
+    side, longer = 0.62 * len(drawn), max(0.0, max(text_width(name, LABEL_FONT) for name in names) - 1.0)
     figure = _new_figure(side + 2.5 + longer, side + 1.6 + longer)
     axes = figure.subplots()
     image = axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
