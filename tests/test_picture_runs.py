@@ -172,7 +172,7 @@ def test_a_resume_with_other_pictures_changes_nothing(finished: Path, tmp_path: 
         with pytest.raises(
             UserError, match=r"^the images or labels of the data set are others than when the run began"
         ):
-            train.main(["train", *(f"--{flag}={value}" for flag, value in settings.items())])
+            TRAIN.main(["train", *(f"--{flag}={value}" for flag, value in settings.items())])
     finally:
         file.write_bytes(content)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
