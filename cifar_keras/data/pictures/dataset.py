@@ -43,8 +43,7 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
         found = f"one class, {class_names[0]}" if class_names else "no pictures"
         raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")
     _tell(stored, kept, class_names)
-    indices = {name: index for index, name in enumerate(class_names)}
-    labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
+    labels = np.searchsorted(class_names, [entry.label for entry in stored.entries])
 
     def images(places: NDArray[np.int64]) -> LabelledImages:
         return LabelledImages(stored.images.at(places), labels[places])
