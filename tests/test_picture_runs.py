@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from picture_files import encoded, noise, picture_config, write
+from picture_files import encoded, noise, write
 from PIL import Image
 from processes import run, variables
 from test_pictures import SPLITS, check_named, rename_at_random, spoil
@@ -371,13 +371,12 @@ def test_a_run_on_cifar10_as_files_has_the_bits_of_one_on_cifar10(tmp_path: Path
         images, labels = getattr(published, name)
         for place, (image, label) in enumerate(zip(images, labels, strict=True)):
             write(tmp_path / "set", {f"{name}/{published.class_names[label]}/{place:05d}.png": encoded(image)})
-    # Here, because a process has 300 s only.
-    load_published(picture_config(f"folder:{tmp_path / 'set'}", tmp_path / "cache"))
     short = (*EXACT, "--finetune_epochs=1", "--finetune_steps_per_epoch=50", "--global_batch_size=64")
     for workdir, dataset in (("plain", "cifar10"), ("files", f"folder:{tmp_path / 'set'}")):
         arguments = (f"--dataset={dataset}", f"--cache_dir={tmp_path / 'cache'}", f"--workdir={workdir}", *short)
-        done = run("train", *arguments, cwd=tmp_path, environment=variables())
-        assert done.returncode == 0, done.stderr
+        process = start_train(tmp_path, *arguments)
+        assert process.communicate()[1] == ""
+        assert process.returncode == 0
     plain, files = bits_of(tmp_path / "plain"), bits_of(tmp_path / "files")
     for name in ("weights", "records", "dataset"):
         assert plain[name] == files[name], name
