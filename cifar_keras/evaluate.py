@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_keras import command, flags
 from cifar_keras.config import EvaluationConfig, other_sets_of, unknown_folder_of
 from cifar_keras.data.datasets import is_prepared
-from cifar_keras.data.picture_files import find_pictures
+from cifar_keras.data.picture_files import find_unknown
 from cifar_keras.files import environment, paths, workdir
 from cifar_keras.files.finished_run import check_found, read_finished_run
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     run = read_finished_run(arguments.model).with_data_dir(arguments.data_dir, is_prepared)
     if arguments.settings != EvaluationConfig():
         check_found(run.path)
-        find_pictures("unknown", unknown_folder_of(arguments.settings))
+        find_unknown(unknown_folder_of(arguments.settings))
     data, seed = run.config.data, run.config.seed
     environment.load_keras()
     import tensorflow as tf

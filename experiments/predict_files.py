@@ -6,11 +6,12 @@ The script draws JPEG files into FOLDER/pictures and exports a ResNet50 of 64 px
 - the largest difference of a probability in that output from what `serve_bytes` gives for the file alone;
 - how much longer files take than forward passes of the network on as many images that are decoded and resized. Both take turns, so that
   other work on the machine slows both.
+
+The result is `experiments/results/predict_files.json`, from which `python -m experiments.tables` makes the table.
 """
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 import time
@@ -22,9 +23,10 @@ import numpy as np
 from PIL import Image
 
 from cifar_keras import command
-from cifar_keras.files import environment
+from cifar_keras.files import environment, writing
 from cifar_keras.files.progress_bar import progress
 
+RESULT = Path(__file__).parent / "results" / "predict_files.json"
 SIDE, IMAGE_SIZE = 256, 64  # pixels, of the pictures and of the network
 CLASSES = 10
 FORWARD_BATCH = 32
@@ -32,24 +34,36 @@ PAIRED_FILES = 10 * FORWARD_BATCH
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw what is not there yet, measure, and print each figure as a line of JSON."""
+    """Draw what is not there yet, measure, and write the result."""
+    arguments = make_parser().parse_args(argv[1:])
+    files = draw_pictures(arguments.folder / "pictures", arguments.files)
+    environment.load_keras()
+    run = arguments.folder / "run"
+    if not run.exists():
+        export_model(run)
+    content = {
+        "commit": environment.source_commit(),
+        "environment": environment.describe_environment(),
+        "memory": [
+            {"files": count} | memory_of(run, arguments.folder, files[:count], name)
+            for name, count in (("a tenth", arguments.files // 10), ("all", arguments.files))
+        ],
+        "differences": differences(run, arguments.folder / "all.csv"),
+        "speed": compare_speed(run, files, arguments.pairs),
+    }
+    writing.write_json(RESULT, content)
+    print(f"written: {RESULT}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="experiments.predict_files", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder for the pictures and the model; both stay there")
     parser.add_argument("--files", type=int, default=10_000, help="number of pictures")
     parser.add_argument(
         "--pairs", type=int, default=12, help="number of times that files and forward passes take turns"
     )
-    arguments = parser.parse_args(argv[1:])
-    files = draw_pictures(arguments.folder / "pictures", arguments.files)
-    environment.load_keras()
-    run = arguments.folder / "run"
-    if not run.exists():
-        export_model(run)
-    print(json.dumps(environment.describe_environment()), flush=True)
-    for name, count in (("a tenth", arguments.files // 10), ("all", arguments.files)):
-        print(json.dumps({"files": count} | memory_of(run, arguments.folder, files[:count], name)), flush=True)
-    print(json.dumps(differences(run, arguments.folder / "all.csv")), flush=True)
-    print(json.dumps(compare_speed(run, files, arguments.pairs)), flush=True)
+    return parser
 
 
 def draw_pictures(folder: Path, count: int) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from picture_files import encoded, noise, picture_config, write
+from picture_files import encoded, noise, write
 from PIL import Image
 from processes import run, variables
 from test_pictures import SPLITS, check_named, rename_at_random, spoil
@@ -154,6 +154,28 @@ def test_pictures_that_changed_are_refused_and_names_may(change: str, finished: 
     with pytest.raises(UserError, match=r"^the images or labels of the data set are others than when the run began"):
         command()
     assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_resume_with_other_pictures_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    """Of a run that has begun: not even its log, which every process begins again."""
+    settings = json.loads((finished / "run" / "config.json").read_text()) | {
+        "resume": "yes",
+        "workdir": tmp_path / "run",
+    }
+    shutil.copytree(finished / "run", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    file = finished / "set" / "class 1" / "003.png"
+    content = file.read_bytes()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    file.write_bytes(encoded(tinted(1, 999)))
+    try:
+        with pytest.raises(
+            UserError, match=r"^the images or labels of the data set are others than when the run began"
+        ):
+            TRAIN.main(["train", *(f"--{flag}={value}" for flag, value in settings.items())])
+    finally:
+        file.write_bytes(content)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_predict_and_compare_know_the_classes(
@@ -309,8 +331,8 @@ def start_train(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_a_run_that_ends_early_goes_on_with_the_same_pictures_alone(tmp_path: Path) -> None:
     """Killed, then asked to end, each time once there is another checkpoint; and refused while a picture is another one."""
-    folder = write_tinted(tmp_path / "set", 3, 40)
-    arguments = (f"--dataset=folder:{folder}", f"--cache_dir={tmp_path / 'cache'}", *EXACT, "--finetune_epochs=8")
+    folder = write_tinted(tmp_path / "set", 3, 30)
+    arguments = (f"--dataset=folder:{folder}", f"--cache_dir={tmp_path / 'cache'}", *EXACT, "--finetune_epochs=4")
     done = run("train", *arguments, "--workdir=whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     steps = ("--checkpoint_every_steps=1", "--resume=auto", "--workdir=run")
@@ -349,13 +371,12 @@ def test_a_run_on_cifar10_as_files_has_the_bits_of_one_on_cifar10(tmp_path: Path
         images, labels = getattr(published, name)
         for place, (image, label) in enumerate(zip(images, labels, strict=True)):
             write(tmp_path / "set", {f"{name}/{published.class_names[label]}/{place:05d}.png": encoded(image)})
-    # Here, because a process has 300 s only.
-    load_published(picture_config(f"folder:{tmp_path / 'set'}", tmp_path / "cache"))
     short = (*EXACT, "--finetune_epochs=1", "--finetune_steps_per_epoch=50", "--global_batch_size=64")
     for workdir, dataset in (("plain", "cifar10"), ("files", f"folder:{tmp_path / 'set'}")):
         arguments = (f"--dataset={dataset}", f"--cache_dir={tmp_path / 'cache'}", f"--workdir={workdir}", *short)
-        done = run("train", *arguments, cwd=tmp_path, environment=variables())
-        assert done.returncode == 0, done.stderr
+        process = start_train(tmp_path, *arguments)
+        assert process.communicate()[1] == ""
+        assert process.returncode == 0
     plain, files = bits_of(tmp_path / "plain"), bits_of(tmp_path / "files")
     for name in ("weights", "records", "dataset"):
         assert plain[name] == files[name], name

@@ -83,17 +83,17 @@ def files_in(folder: Path) -> Iterator[Path]:
     return _files_in(folder, ())
 
 
-def find_pictures(flag: str, folder: str) -> list[Path]:
-    """Return the picture files in a folder that a flag names, as `folder:DIR`, and in the folders inside it; none for "".
+def find_unknown(folder: str) -> list[Path]:
+    """Return the picture files in the folder of `--unknown=folder:DIR` and in the folders inside it; none for "".
 
     Raises:
         UserError: there is no such folder, it cannot be read, or there is no picture in it.
     """
     if not folder:
         return []
-    root = paths.expand(flag, folder)
+    root = paths.expand("unknown", folder)
     if not root.is_dir():
-        raise UserError(f"--{flag} has to name a folder with pictures. Received: folder:{folder}")
+        raise UserError(f"--unknown has to name a folder with pictures. Received: folder:{folder}")
     return [file.path for file in picture_files([root])]
 
 

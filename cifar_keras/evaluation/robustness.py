@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, RunConfig, Views, other_sets_of, unknown_folder_of
 from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
-from cifar_keras.data.picture_files import find_pictures
+from cifar_keras.data.picture_files import find_unknown
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import softmax
@@ -52,7 +52,7 @@ def check_wanted(settings: EvaluationConfig, data_dir: str) -> None:
         UserError: a test set is not prepared, or the folder of unknown images has none.
     """
     find_other_sets(other_sets_of(settings), data_dir)
-    find_pictures("unknown", unknown_folder_of(settings))
+    find_unknown(unknown_folder_of(settings))
 
 
 def measure_robustness(
@@ -76,7 +76,7 @@ def measure_robustness(
     names, data_dir = other_sets_of(settings), config.data.data_dir
     # This comes first, so that a test set that is not prepared is reported before anything takes long.
     check_wanted(settings, data_dir)
-    unknown = find_pictures("unknown", unknown_folder_of(settings))
+    unknown = find_unknown(unknown_folder_of(settings))
 
     def predict(images: NDArray[np.uint8], title: str) -> NDArray[np.float32]:
         return serve_all(model, images, config.data.global_batch_size, title).logits / np.float32(temperature)

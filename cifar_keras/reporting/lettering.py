@@ -46,7 +46,7 @@ def drawable(text: str, longest: int = LONGEST) -> str:
 
     Examples:
         >>> drawable("left ventricular hypertrophy, moderate 0.93")
-        'left ventricular h...oderate 0.93'
+        'left ventricular ...oderate 0.93'
     """
     return "\n".join(_shortened(_escaped(line), longest) for line in text.split("\n"))
 

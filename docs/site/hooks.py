@@ -1,4 +1,4 @@
-"""Put the README and the lab book, which lie outside `docs/`, into the site, with links that hold in both places.
+"""Put the README, the notebook and the lab book, which lie outside `docs/`, into the site, with links that hold in both places.
 
 In the repository a link leads from file to file. In the site `docs/` is the top, the README is the home page, and `experiments/`
 lies beside the other pages.
@@ -21,9 +21,11 @@ LINK = re.compile(r"(\[[^\]]*\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the README and the lab book."""
+    """Add the README, the notebook and the lab book."""
     files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
     files.append(File.generated(config, "LICENSE.txt", abs_src_path=str(ROOT / "LICENSE")))
+    notebook = "notebooks/your_own_images.ipynb"
+    files.append(File.generated(config, notebook, abs_src_path=str(ROOT / notebook)))
     for pattern in LAB_BOOK:
         for path in sorted((ROOT / "experiments").glob(pattern)):
             name = path.relative_to(ROOT).as_posix()

@@ -40,8 +40,7 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
     class_names = _classes_of([stored.entries[place] for place in kept], received)
     _tell(stored, kept, class_names)
-    indices = {name: index for index, name in enumerate(class_names)}
-    labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
+    labels = np.searchsorted(class_names, [entry.label for entry in stored.entries])
 
     def images(places: NDArray[np.int64]) -> LabelledImages:
         return LabelledImages(stored.images.at(places), labels[places])
