@@ -1,8 +1,7 @@
 """`python -m experiments.large_set FOLDER --gigabytes 20`: train from a set of pictures that is larger than memory, and measure it.
 
 The script draws JPEG files into FOLDER/pictures, decodes them into FOLDER/cache, and measures in processes of their own: the memory and
-the images/s of the input pipeline alone, and of training steps of a ResNet50. The result is `experiments/results/large_set.json`, from
-which `python -m experiments.tables` makes the table.
+the images/s of the input pipeline alone, and of training steps of a ResNet50. The result is `experiments/results/large_set.json`.
 """
 
 import argparse

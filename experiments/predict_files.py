@@ -7,7 +7,7 @@ The script draws JPEG files into FOLDER/pictures and exports a ResNet50 of 64 px
 - how much longer files take than forward passes of the network on as many images that are decoded and resized. Both take turns, so that
   other work on the machine slows both.
 
-The result is `experiments/results/predict_files.json`, from which `python -m experiments.tables` makes the table.
+The result is `experiments/results/predict_files.json`.
 """
 
 import argparse

@@ -59,7 +59,6 @@ RATIO_COLUMNS = {
 MEASURED_AT_ONCE = (
     *("benchmarks", "benchmarks_without_bfloat16", "benchmarks_float32_at_32_px"),
     *("profile", "profile_float32_at_32_px", "smaller_models", "photographs"),
-    *("predict_files", "large_set"),
 )
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
@@ -280,45 +279,6 @@ def photographs_table(content: Result) -> str:
     return _markdown(lines)
 
 
-def predict_files_table(content: Result) -> str:
-    """Lay out what `predict` takes for many files, in Markdown."""
-    speed, found = content["speed"], content["differences"]
-    low, high = speed["interval"]
-    lines = [["what", "measured"], ["---"] * 2]
-    lines += [
-        [f"peak of the memory, {row['files']:,} files", f"{row['peak_gib']:.2f} GiB"] for row in content["memory"]
-    ]
-    lines += [
-        [
-            f"largest difference of a probability from `serve_bytes` on each of {found['rows']:,} files alone",
-            f"{found['largest_difference']:.1e}",
-        ],
-        ["files with another label than that", f"{found['other_labels']}"],
-        ["images/s of files", f"{speed['images_per_second_of_files']:.0f}"],
-        ["images/s of the network alone", f"{speed['images_per_second_of_forward_passes']:.0f}"],
-        [
-            f"time of files over that of the network, mean of {len(speed['ratios'])} pairs",
-            f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})",
-        ],
-    ]
-    return _markdown(lines)
-
-
-def large_set_table(content: Result) -> str:
-    """Lay out what training from a set of pictures on the disk takes, in Markdown."""
-    parts = {
-        "load": "open and verify the cache",
-        "pipeline": "batches alone",
-        "training": "training steps of a ResNet50 at 224 px",
-    }
-    lines = [["part", "peak of the memory", "images/s", "minutes until the set is open"], ["---"] * 4]
-    for row in content["rows"]:
-        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.1f}"
-        lines.append([parts[row["part"]], f"{row['peak_gib']:.2f} GiB", speed, f"{row['seconds_to_load'] / 60:.1f}"])
-    size = f"{content['pictures']:,} pictures, {content['decoded_bytes'] / 1e9:.1f} GB decoded."
-    return f"{_markdown(lines)}\n\n{size}"
-
-
 def make_tables() -> dict[str, str]:
     """Return every table by the name of its marks."""
     recipes = read_results()
@@ -339,8 +299,6 @@ def make_tables() -> dict[str, str]:
         ("profile_float32_at_32_px", "profile_float32_at_32_px", profile_table),
         ("smaller_models", "smaller_models", smaller_models_table),
         ("photographs", "photographs", photographs_table),
-        ("predict_files", "predict_files", predict_files_table),
-        ("large_set", "large_set", large_set_table),
         ("exports", "exports/quickstart", exports_text),
         ("robustness", "further/quickstart", robustness_text),
         ("corruptions", "further/quickstart", corruptions_table),
