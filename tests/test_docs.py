@@ -20,7 +20,7 @@ from cifar_keras import export, flags
 from cifar_keras.command import COMMANDS
 from cifar_keras.data import synthetic
 from cifar_keras.errors import UserError
-from experiments import tables
+from experiments import large_set, predict_files, tables
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import profile
 
@@ -113,7 +113,12 @@ def check_command(program: str, arguments: Sequence[str]) -> None:
         assert (ROOT / arguments[-1]).is_file()
 
 
-PARSERS = {"experiments.benchmarks": benchmarks.make_parser, "experiments.benchmarks.profile": profile.make_parser}
+PARSERS = {
+    "experiments.benchmarks": benchmarks.make_parser,
+    "experiments.benchmarks.profile": profile.make_parser,
+    "experiments.large_set": large_set.make_parser,
+    "experiments.predict_files": predict_files.make_parser,
+}
 
 
 def check_module(module: str, arguments: Sequence[str]) -> None:

@@ -375,8 +375,9 @@ def test_a_run_on_cifar10_as_files_has_the_bits_of_one_on_cifar10(tmp_path: Path
     for workdir, dataset in (("plain", "cifar10"), ("files", f"folder:{tmp_path / 'set'}")):
         arguments = (f"--dataset={dataset}", f"--cache_dir={tmp_path / 'cache'}", f"--workdir={workdir}", *short)
         process = start_train(tmp_path, *arguments)
-        assert process.communicate()[1] == ""
-        assert process.returncode == 0
+        # On a slow machine there are lines of progress.
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
     plain, files = bits_of(tmp_path / "plain"), bits_of(tmp_path / "files")
     for name in ("weights", "records", "dataset"):
         assert plain[name] == files[name], name

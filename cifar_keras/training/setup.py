@@ -69,10 +69,9 @@ def set_up(config: RunConfig, path: Path) -> RunSetup:
     class_weights = begin_class_weights(config.objective.class_weights, dataset.train.labels, dataset.class_names, path)
     phases = plan_phases(config, train.total)
     check_no_idle_device(validation.total, config.data.global_batch_size, strategy.num_replicas_in_sync)
+    count, patience = len(dataset.class_names), config.source_timeout_seconds
     with strategy.scope():
-        classifier = make_classifier(
-            config.model, len(dataset.class_names), seed=config.seed, timeout_seconds=config.source_timeout_seconds
-        )
+        classifier = make_classifier(config.model, count, seed=config.seed, timeout_seconds=patience)
     print(f"{config.model.backbone}: {fusions_in_words(classifier.get_layer('backbone'))}", flush=True)
     return RunSetup(dataset, train, validation, phases, strategy, classifier, compute_dtype, teacher, class_weights)
 
