@@ -74,6 +74,8 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     if os.environ.pop("PYTHONWARNINGS", ""):
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
+    # Pillow warns of damaged EXIF data, with lines of its own code. The pixels are whole, and are decoded.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         command(sys.argv)
     except UserError as error:

@@ -173,8 +173,8 @@ class DataConfig:
     )
     stored_size: int = setting(
         0,
-        "side in pixels in which the pictures of a folder, csv or tfds set are stored: the central square, resized. 0: the size that they "
-        "have if it is the same for all, otherwise the largest image size of the run",
+        "side in pixels in which the pictures of a folder, csv or tfds set are stored: the central square, resized. 0: the largest image "
+        "size of the run; or the size that the pictures have, if it is the same for all and at most four times the pixels",
         minimum=0,
         maximum=2048,
     )

@@ -1,5 +1,6 @@
 """A command as a process: whoever listens, whatever a name is made of, whatever its parent program has set."""
 
+import io
 import os
 import signal
 import subprocess
@@ -8,7 +9,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from cifar_keras.data import decoding
 from cifar_keras.training.interruption import Interruption
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +87,24 @@ def test_bytes_that_are_no_text_and_characters_that_a_stream_has_not_are_escaped
     command: list[str | bytes] = [*program(body), b"caf\xe9"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\xe9\\u0416\n", b"")
+
+
+def test_damaged_exif_data_of_a_photograph_are_no_matter(tmp_path: Path) -> None:
+    """Pillow warns, with a line of its own code, and finds the orientation all the same."""
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a description that is long enough", 6
+    content = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(content, "JPEG", exif=exif)
+    damaged = bytearray(content.getvalue())
+    damaged[damaged.index(b"Exif\0\0") + 20] ^= 0xFF  # the length of the description
+    (tmp_path / "photograph.jpg").write_bytes(damaged)
+    with pytest.warns(UserWarning, match="Tag data larger than file"):
+        assert decoding.decode(bytes(damaged)).shape == (24, 16, 3)
+    body = "from cifar_keras.data import decoding; print(decoding.decode(open(argv[1], 'rb').read()).shape)"
+    done = subprocess.run(
+        [*program(body), str(tmp_path / "photograph.jpg")], cwd=ROOT, capture_output=True, timeout=SECONDS, check=False
+    )
+    assert (done.stdout, done.stderr) == (b"(24, 16, 3)\n", b"")
 
 
 def test_warnings_of_libraries_are_no_errors_whatever_a_parent_program_has_set() -> None:

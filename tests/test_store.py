@@ -200,6 +200,16 @@ def test_pictures_of_one_size_keep_it(folder: Path, tmp_path: Path) -> None:
     assert [entry.digest for entry in made.entries] == digests
 
 
+@pytest.mark.parametrize(("side", "stored"), [(20, (40, 40)), (19, (19, 19))])
+def test_pictures_of_one_size_that_is_far_too_large_become_squares(
+    side: int, stored: tuple[int, int], tmp_path: Path
+) -> None:
+    """A camera gives all photographs one size, of which few fit into memory."""
+    folder = write_classes(tmp_path / "set", {"cat": 2, "dog": 2}, lambda number: noise(number, 40, 40))
+    images = make(folder, tmp_path / "cache", Size(side, own=True)).images
+    assert images.shape == (4, *stored, 3)
+
+
 @pytest.mark.parametrize("size", [OWN, Size(16, own=False)])
 def test_pictures_of_several_sizes_become_squares(size: Size, folder: Path, tmp_path: Path) -> None:
     write(folder, {"dog/wide.png": encoded(noise(50, 20, 70))})

@@ -29,8 +29,11 @@ from cifar_keras.files import paths, writing
 from cifar_keras.files.progress_bar import progress
 
 IMAGES, MANIFEST = "images.bin", "manifest.json"
-VERSION = 2
+VERSION = 3
 THREADS = os.cpu_count() or 1
+# Pictures of one size keep it if they have at most so many times the pixels of the square. A batch of 64 photographs of 12 megapixels
+# would take 2.3 GB before the network makes them smaller.
+MOST_OWN_PIXELS = 4
 # Pictures that are decoded but not written yet, for each thread.
 AHEAD = 4
 # What other programs may write to the disk in the meantime.
@@ -60,7 +63,7 @@ class Size(NamedTuple):
     """The size in which pictures are stored."""
 
     side: int  # of a square, in pixels
-    own: bool  # if all pictures have one size, they are stored in that size instead
+    own: bool  # if all pictures have one size that is not much larger, they are stored in that size instead
 
 
 def store(listing: Listing, size: Size, cache_dir: str) -> Store:
@@ -140,6 +143,8 @@ def _verify(images: StoredImages) -> None:
 def _build(listing: Listing, size: Size, folder: Path) -> Store:
     """Decode the pictures into a folder, which appears whole or not at all, and return them."""
     common = _common_size(listing.pictures) if size.own else None
+    if common is not None and common[0] * common[1] > MOST_OWN_PIXELS * size.side**2:
+        common = None
     height, width = common or (size.side, size.side)
     _check_room(len(listing.pictures) * height * width * 3, folder.parent)
     skipped, entries = list(listing.skipped), []
