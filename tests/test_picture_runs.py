@@ -121,7 +121,7 @@ def test_commands_read_the_pictures_again_wherever_they_are(
     try:
         for command in commands(tmp_path / "run").values():
             with pytest.raises(
-                UserError, match=r"^--data_dir has to name the folder of the run's pictures. Received: "
+                UserError, match=r"^--data_dir has to name the folder or the CSV file of the run's pictures. Received: "
             ):
                 command()
         for command in commands(tmp_path / "run", str(tmp_path / "moved")).values():

@@ -31,7 +31,7 @@ def test_every_figure_is_in_its_row() -> None:
     assert rows["class, in %"] == ["precision", "recall", "F1", "images"]
     assert rows["cat"] == rows["automobile"] == ["91.24", "50.00", "100.00", "1,000"]
     assert rows["macro mean"] == ["81.11", "82.22", "83.33", "10,000"]
-    assert lines[-1].split() == ["95", "%", "80.1-100.0", "81.2-100.0", "82.3-100.0"]
+    assert lines[-1].split() == ["95", "%", "80.1-100", "81.2-100", "82.3-100"]
 
 
 def imbalanced_metrics() -> dict[str, Any]:
