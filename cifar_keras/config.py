@@ -529,9 +529,11 @@ class RunConfig:
 
 MOST_IN_A_LIST = 100_000
 
-# A resumed run may change these: where files lie, robustness, and how the run survives.
+# A resumed run may change these: where files lie, robustness, and how the run survives. That the images of another folder are the same
+# is checked by their digest.
 FREE_WHEN_RESUMED = (
-    *("workdir", "data_dir", "archive", "cache_dir", "source_timeout_seconds", "test_sets", "test_time_augmentation"),
+    *("workdir", "dataset", "data_dir", "archive", "cache_dir", "source_timeout_seconds"),
+    *("test_sets", "test_time_augmentation", "unknown"),
     *("resume", "checkpoint_every_steps", "keep_checkpoints", "divergence"),
 )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_keras import command, flags
 from cifar_keras.config import EvaluationConfig, other_sets_of, unknown_folder_of
 from cifar_keras.data.datasets import is_prepared
-from cifar_keras.data.picture_files import find_unknown
+from cifar_keras.data.pictures.finding import find_unknown
 from cifar_keras.files import environment, paths, workdir
 from cifar_keras.files.finished_run import check_found, read_finished_run
 

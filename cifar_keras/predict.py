@@ -13,16 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras import command, flags
-from cifar_keras.data.picture_files import PictureFile, expand_patterns, picture_files
+from cifar_keras.data.pictures.finding import PictureFile, expand_patterns, picture_files
 from cifar_keras.errors import UserError
 from cifar_keras.files import environment, finished_run, paths, rows, writing
 from cifar_keras.files.progress_bar import progress
 
 if TYPE_CHECKING:  # it imports TensorFlow
     from cifar_keras.exporting.classify import Row
-
-# Characters of a file's name that are drawn.
-LONGEST_NAME = 40
 
 
 class Named(NamedTuple):
@@ -250,7 +247,7 @@ def attribution(
     probabilities = np.stack([row for _, row in classified])
     first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
     titles = [
-        f"{class_names[one]} {row[one]:.2f}, {class_names[other]} {row[other]:.2f}\n{paths.shown(path.name)[:LONGEST_NAME]}"
+        f"{class_names[one]} {row[one]:.2f}, {class_names[other]} {row[other]:.2f}\n{paths.shown(path.name)}"
         for path, row, one, other in zip(files, probabilities, first, second, strict=True)
     ]
     squares = [central_square(tf.constant(decode(path, read_file(path)))[None]) for path in files]

@@ -1,11 +1,11 @@
 """`python -m experiments.large_set FOLDER --gigabytes 20`: train from a set of pictures that is larger than memory, and measure it.
 
 The script draws JPEG files into FOLDER/pictures, decodes them into FOLDER/cache, and measures in processes of their own: the memory and
-the images/s of the input pipeline alone, and of training steps of a ResNet50. The result is `experiments/results/large_set.json`.
+the images/s of the input pipeline alone, and of training steps of a ResNet50. The result is `experiments/results/large_set.json`, from
+which `python -m experiments.tables` makes the table.
 """
 
 import argparse
-import concurrent.futures
 import json
 import os
 import subprocess
@@ -15,22 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from cifar_keras.config import RunConfig, from_values
 from cifar_keras.files import environment, writing
-from cifar_keras.files.progress_bar import progress
+from experiments.drawn_pictures import CLASSES, SIDE, draw_pictures
 
 RESULT = Path(__file__).parent / "results" / "large_set.json"
-SIDE = 256  # pixels, of the pictures as they are stored
 IMAGE_SIZE = 224  # pixels, to which the network resizes them
-CLASSES = 10
 BATCH_SIZE = 32
 PIPELINE_BATCHES = 500
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
-TRIALS = 1
-PICTURES_IN_A_PART = 1000
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,8 +34,7 @@ def main(argv: Sequence[str]) -> None:
         return
     count = round(arguments.gigabytes * 1e9 / (SIDE * SIDE * 3))
     draw_pictures(arguments.folder / "pictures", count)
-    parts = ["load", *(["pipeline", "training"] * TRIALS)]
-    measured = [measure_alone(arguments.folder, part) for part in parts]
+    measured = [measure_alone(arguments.folder, part) for part in ("load", "pipeline", "training")]
     content = {
         "commit": environment.source_commit(),
         "environment": environment.describe_environment(),
@@ -61,26 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gigabytes", type=float, default=20.0, help="size of the decoded pictures, in 10^9 bytes")
     parser.add_argument("--measure", choices=("load", "pipeline", "training"), help=argparse.SUPPRESS)
     return parser
-
-
-def draw_pictures(folder: Path, count: int) -> None:
-    """Draw JPEG files of SIDE x SIDE px, smooth like photographs and each another, into a folder for each class."""
-    starts = range(0, count, PICTURES_IN_A_PART)
-    with concurrent.futures.ProcessPoolExecutor() as pool:
-        parts = [pool.submit(_draw_part, folder, start, min(start + PICTURES_IN_A_PART, count)) for start in starts]
-        for part in progress(
-            concurrent.futures.as_completed(parts), desc="pictures, drawn", unit="part", total=len(parts)
-        ):
-            part.result()
-
-
-def _draw_part(folder: Path, start: int, stop: int) -> None:
-    for number in range(start, stop):
-        file = folder / f"class {number % CLASSES}" / f"{number:07d}.jpg"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            coarse = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, quality=90)
 
 
 def measure_alone(folder: Path, part: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ The script draws JPEG files into FOLDER/pictures and exports a ResNet50 of 64 px
 - how much longer files take than forward passes of the network on as many images that are decoded and resized. Both take turns, so that
   other work on the machine slows both.
 
-The result is `experiments/results/predict_files.json`.
+The result is `experiments/results/predict_files.json`, from which `python -m experiments.tables` makes the table.
 """
 
 import argparse
@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cifar_keras import command
 from cifar_keras.files import environment, writing
 from cifar_keras.files.progress_bar import progress
+from experiments.drawn_pictures import CLASSES, draw_pictures
 
 RESULT = Path(__file__).parent / "results" / "predict_files.json"
-SIDE, IMAGE_SIZE = 256, 64  # pixels, of the pictures and of the network
-CLASSES = 10
+IMAGE_SIZE = 64  # pixels, of the network
 FORWARD_BATCH = 32
 PAIRED_FILES = 10 * FORWARD_BATCH
 
@@ -64,17 +63,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--pairs", type=int, default=12, help="number of times that files and forward passes take turns"
     )
     return parser
-
-
-def draw_pictures(folder: Path, count: int) -> list[Path]:
-    """Return JPEG files, smooth like photographs and each another. Those that are missing are drawn."""
-    files = [folder / f"{number % CLASSES}" / f"{number:06d}.jpg" for number in range(count)]
-    for number, file in enumerate(progress(files, desc="pictures", unit="picture")):
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            coarse = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, quality=90)
-    return files
 
 
 def export_model(folder: Path) -> None:

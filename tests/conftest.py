@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402
 import os
+import subprocess
 
 from cifar_keras.files import environment
 
@@ -96,6 +97,15 @@ def small_data_dir(
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
     tfds_folder.write_folder(small_dataset, data_dir, small_contents)
     return data_dir
+
+
+@pytest.fixture
+def nobody() -> tuple[str, ...]:
+    """What to put before a command so that it runs as a user who has no name, and may read only what everybody may."""
+    other_user = ("unshare", "--user", "--map-user=54321")
+    if subprocess.run([*other_user, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets no program have another user")
+    return other_user
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""A set of 95 % and 5 %, end to end: what weighing the classes does to the rare one, and that a person can read it.
-
-`python -m pytest tests/test_imbalance.py` repeats the figures of docs/imbalance.md.
-"""
+"""A set of 95 % and 5 %, end to end: what weighing the classes does to the rare one, and that a person can read it."""
 
 import dataclasses
 import json

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from picture_files import encoded, noise, write, write_classes
 
-from cifar_keras.data.pictures.listing import FILE_BYTES_LIMIT, Listing, list_folder, list_table
+from cifar_keras.data.decoding import FILE_BYTES_LIMIT
+from cifar_keras.data.pictures.listing import Listing, list_folder, list_table
 from cifar_keras.data.types import Skipped
 from cifar_keras.errors import UserError
 from cifar_keras.files.workdir import describe_dataset

@@ -10,7 +10,7 @@ from PIL import Image
 from small_runs import finish_small_run
 
 from cifar_keras import predict
-from cifar_keras.data.picture_files import expand_patterns, picture_files
+from cifar_keras.data.pictures.finding import expand_patterns, picture_files
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.exporting import classify
 from cifar_keras.exporting.saved_model import load_saved_model

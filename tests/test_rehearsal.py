@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from processes import run
+from small_runs import finish_small_run
 
 from cifar_keras.config import from_values
 from cifar_keras.training import rehearsal
@@ -26,7 +27,18 @@ def test_a_dry_run_tells_of_the_run_and_writes_nothing(tmp_path: Path) -> None:
     # The head of 64 features and 10 classes; then everything but the statistics and the frozen normalizations.
     assert re.search(r"head phase: 27 steps, from cached features, 650 parameters learn, [\d.e-]+ PFLOP", done.stdout)
     assert re.search(r"finetune phase, stage 2 of 2: 24 px, all layers learn: 9 steps, [\d,]+ parameters", done.stdout)
-    assert done.stdout.endswith("nothing was trained, and nothing was written\n")
+    assert done.stdout.endswith("this was a dry run: no workdir was made\n")
+
+
+@pytest.mark.parametrize("view", ["augmented", "plain"])
+def test_a_teacher_is_not_asked_before_its_steps_are_timed(view: str, tmp_path: Path) -> None:
+    finish_small_run(tmp_path / "teacher")
+    flags = (*FLAGS, "--head_epochs=0", "--finetune_image_sizes=16", "--crop_padding=0", f"--teacher_view={view}")
+    done = run("train", *flags, "--teacher=teacher", "--workdir=run", "--dry_run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"finetune phase: 18 steps, [\d,]+ parameters learn", done.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    assert not (tmp_path / "teacher" / "checkpoints").exists()
 
 
 def test_what_a_run_cannot_use_is_found_by_a_dry_run_too(tmp_path: Path) -> None:

@@ -18,11 +18,15 @@ class DatasetRow(NamedTuple):
     """A kind of data set. To add one, add a row to `DATASETS`, and its name to the config."""
 
     title: str  # its name in a sentence of a page; "{place}" is what `--dataset` names
-    hub_id: str  # its name on the Hugging Face hub, for the model card; "" if it is not there
-    card_type: str  # of the set, in the model card
+    card_type: str  # of the set, in the model card: its name on the Hugging Face hub, if it is there
     description: str  # one or two sentences
     load: Callable[[RunConfig], PublishedDataset]
     is_prepared: Callable[[DataConfig], bool]  # true if the machine holds the set, so that nothing has to be fetched
+
+    @property
+    def hub_id(self) -> str:
+        """Its name on the Hugging Face hub, OWNER/NAME; "" if it is not there."""
+        return self.card_type if "/" in self.card_type else ""
 
 
 def load_published(config: RunConfig) -> PublishedDataset:
@@ -179,14 +183,12 @@ DATASETS = {
     DatasetKind.CIFAR10: DatasetRow(
         "CIFAR-10",
         "uoft-cs/cifar10",
-        "uoft-cs/cifar10",
         "CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour images.",
         _load_cifar10,
         lambda settings: layout.is_prepared(settings.data_dir),
     ),
     DatasetKind.CIFAR100: DatasetRow(
         "CIFAR-100",
-        "uoft-cs/cifar100",
         "uoft-cs/cifar100",
         "CIFAR-100 (Krizhevsky, 2009): 32 x 32 colour images of 100 classes.",
         _load_cifar100,
@@ -195,7 +197,6 @@ DATASETS = {
     ),
     DatasetKind.FOLDER: DatasetRow(
         "the pictures of {place}",
-        "",
         "imagefolder",
         "The pictures of the folder `{place}`, whose classes are its subfolders.",
         _load_folder,
@@ -203,7 +204,6 @@ DATASETS = {
     ),
     DatasetKind.CSV: DatasetRow(
         "the pictures of {place}",
-        "",
         "imagefolder",
         "The pictures that `{place}` lists with their labels.",
         _load_csv,
@@ -211,7 +211,6 @@ DATASETS = {
     ),
     DatasetKind.TFDS: DatasetRow(
         "{place}",
-        "",
         "tfds",
         "The data set `{place}` of TensorFlow Datasets.",
         _load_tfds,
@@ -220,7 +219,6 @@ DATASETS = {
     ),
     DatasetKind.SYNTHETIC: DatasetRow(
         "a synthetic set",
-        "",
         "synthetic",
         "A small set that the program draws itself (`--dataset=synthetic`), to try things out: the metrics above say nothing "
         "about photographs.",

@@ -27,6 +27,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Changes whenever other pixels are decoded, or other files are damaged, so that nobody mixes old and new ones.
 VERSION = 2
+# A larger file is no picture that is decoded; it is not read to its end.
+FILE_BYTES_LIMIT = 64 * 2**20
 # A picture of this size takes 300 MB when it is decoded.
 PIXELS_LIMIT = 100_000_000
 # EXIF's tag for the orientation of a photograph, and its value for upright.

@@ -40,11 +40,6 @@ class StoredImages:
         """Number, height, width and channels."""
         return (len(self._rows), *self._image_shape)
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all images."""
-        return int(np.prod(self.shape))
-
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -77,7 +72,7 @@ class StoredImages:
         return StoredImages(self._path, self._image_shape, self._rows[places], self.digests[places])
 
 
-# uint8 [n, height, width, 3], RGB, 0..255. Both kinds have `shape`, `len`, and images at an index, a slice or an array of indices.
+# uint8 [n, height, width, 3], RGB, 0..255. Both kinds have `shape`, `dtype`, `len`, and images at an index, a slice or an array of indices.
 Images = NDArray[np.uint8] | StoredImages
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cifar_keras.config import CORRUPTION_SUITE, EvaluationConfig, RunConfig, Views, other_sets_of, unknown_folder_of
 from cifar_keras.data.cifar10.test_sets import OtherSet, find_other_sets, read_other_set
-from cifar_keras.data.picture_files import find_unknown
+from cifar_keras.data.pictures.finding import find_unknown
 from cifar_keras.data.types import Dataset, LabelledImages
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.calibration import softmax

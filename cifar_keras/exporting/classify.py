@@ -24,7 +24,6 @@ BATCH_SIZE = 32
 BATCH_PIXELS = 4_000_000
 # Pixels and bytes of all batches that are decoded at the same time: about 0.5 GB. One larger picture is decoded alone.
 PIXELS_AT_ONCE = 32_000_000
-FILE_BYTES_LIMIT = 64 * 2**20
 # Formats that the SavedModel's `serve_bytes` decodes, to the same pixels as `decoding`.
 SERVED_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 # Batches that are computed side by side, so that one is decoded while another is in the network. A batch is decoded by one core.
@@ -184,17 +183,19 @@ def read_file(path: Path) -> bytes:
     """Return the content of a file.
 
     Raises:
-        UserError: the file cannot be read, or is larger than `FILE_BYTES_LIMIT`.
+        UserError: the file cannot be read, or is larger than `decoding.FILE_BYTES_LIMIT`.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(FILE_BYTES_LIMIT + 1)
+            content = file.read(decoding.FILE_BYTES_LIMIT + 1)
     # A ValueError: no file can have this name.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"the image file cannot be read: {reason}. Received: {paths.shown(path)}") from error
-    if len(content) > FILE_BYTES_LIMIT:
-        raise UserError(f"the image file is larger than {FILE_BYTES_LIMIT >> 20} MiB. Received: {paths.shown(path)}")
+    if len(content) > decoding.FILE_BYTES_LIMIT:
+        raise UserError(
+            f"the image file is larger than {decoding.FILE_BYTES_LIMIT >> 20} MiB. Received: {paths.shown(path)}"
+        )
     return content
 
 

@@ -40,7 +40,7 @@ def cost_per_image(network: keras.Model) -> Cost:
 def cost_of_classifier(classifier: keras.Model) -> Cost:
     """Return what an image costs in a classifier: in its backbone and in its head, as they are frozen now.
 
-    The resize and the input transform are left out: they cost less than one of a ResNet50's 10,000 operations.
+    The resize and the input transform are left out. The transform takes 18 of a ResNet50's 163,000 operations for a pixel.
     """
     forward, backward = cost_per_image(classifier.get_layer("backbone"))
     of_head = 2 * _multiplications(classifier.get_layer("head"))

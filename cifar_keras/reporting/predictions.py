@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_keras.data.picture_files import PictureFile
+from cifar_keras.data.pictures.finding import PictureFile
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.metrics import classification_metrics
 from cifar_keras.evaluation.uncertainty import fraction_interval

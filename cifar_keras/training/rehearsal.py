@@ -1,4 +1,4 @@
-"""Rehearse a run: set it up, train a few steps of each stage, and say what it would take. Nothing is written."""
+"""Rehearse a run: set it up, train a few steps of each stage, and say what it would take. No workdir is made."""
 
 import tempfile
 import time
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from cifar_keras.config import RunConfig
 from cifar_keras.data.pipeline import PARALLEL_CALLS, training_batches
@@ -81,9 +82,10 @@ def describe(config: RunConfig, setup: RunSetup, estimates: list[StageEstimate])
     total = measuring + sum(each.minutes for each in estimates)
     lines += [
         f"measuring validation and test: {measuring:.1f} minutes",
-        f"in all: {sum(each.pflop for each in estimates):.3g} PFLOP and about {total:.1f} minutes, besides the export and the report; "
+        f"in all: {sum(each.pflop for each in estimates):.3g} PFLOP and about {total:.1f} minutes, besides the export, the report and a "
+        f"teacher's forward passes; "
         f"memory up to now: {peak_gib():.1f} GiB",
-        "nothing was trained, and nothing was written",
+        "this was a dry run: no workdir was made",
     ]
     return "\n".join(lines)
 
@@ -114,9 +116,14 @@ def _step_seconds(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage
     """Return the seconds of a training step."""
     with setup.strategy.scope():
         task = from_images(config, setup, stage)
+    train = task.train
+    if setup.teacher is not None and not setup.teacher.is_asked_in_steps:
+        # A step takes as long with any logits, and asking the teacher about all images takes minutes.
+        blank = tf.zeros((train.total, 1, len(setup.dataset.class_names)))
+        train = train._replace(targets={**train.targets, "teacher": blank})
     compile_phase(task.model, phase, setup.strategy, compute_dtype=setup.compute_dtype)
     batches = training_batches(
-        task.train,
+        train,
         global_batch_size=config.data.global_batch_size,
         steps_per_epoch=phase.steps_per_epoch,
         steps=range(WARM_UP_STEPS + TIMED_STEPS),

@@ -1,7 +1,7 @@
 """Make a data set of decoded pictures: check them, and divide them into splits."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,10 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     keep_all = is_published or data.allow_duplicates
     _check_files(stored, data.bad_images, keep_all, received)
     kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
-    class_names = _classes_of([stored.entries[place] for place in kept], received)
+    class_names = _classes_of({stored.entries[place].label for place in kept}, listing.class_order, received)
     _tell(stored, kept, class_names)
-    labels = np.searchsorted(class_names, [entry.label for entry in stored.entries])
+    indices = {name: index for index, name in enumerate(class_names)}
+    labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
 
     def images(places: NDArray[np.int64]) -> LabelledImages:
         return LabelledImages(stored.images.at(places), labels[places])
@@ -66,9 +67,9 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     )
 
 
-def _classes_of(entries: Sequence[Entry], received: str) -> tuple[str, ...]:
-    """Return the names of the classes, sorted."""
-    class_names = tuple(sorted({entry.label for entry in entries}))
+def _classes_of(labels: Set[str], order: Sequence[str], received: str) -> tuple[str, ...]:
+    """Return the names of the classes that occur, in the order of the set, or sorted if it has none."""
+    class_names = tuple(name for name in order or sorted(labels) if name in labels)
     if len(class_names) < 2:
         found = f"one class, {class_names[0]}" if class_names else "no pictures"
         raise UserError(f"--dataset has to have pictures of at least two classes; it has {found}. {received}")

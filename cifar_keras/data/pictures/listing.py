@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from cifar_keras.data.decoding import SUFFIXES
+from cifar_keras.data.decoding import FILE_BYTES_LIMIT, SUFFIXES
 from cifar_keras.data.types import Skipped
 from cifar_keras.errors import UserError
 from cifar_keras.files import paths
@@ -17,8 +17,6 @@ from cifar_keras.files import paths
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 FILE_COLUMNS = ("file_name", "image_path")
 COLUMNS = (*FILE_COLUMNS, "label", "split")
-# A larger file is no picture that can be decoded; it is not read to its end.
-FILE_BYTES_LIMIT = 64 * 2**20
 
 Item_co = TypeVar("Item_co", covariant=True)
 
@@ -45,6 +43,7 @@ class Listing(NamedTuple):
     pictures: SizedIterable[Picture]
     skipped: list[Skipped]  # files that cannot be pictures of the set
     fingerprint: str  # another one if a file is added, removed, renamed or written, or a label or split changes
+    class_order: tuple[str, ...] = ()  # the names of classes as the set orders them; (): by name
 
 
 def list_folder(place: str) -> Listing:

@@ -1,8 +1,8 @@
 """Decode the pictures of a data set once, in parallel, into equal-sized pixels on the disk.
 
 A cache is a folder with two files. `images.bin` has the pixels of the pictures, uint8, one picture after the other. `manifest.json` has
-the size, and for each picture its name, label, split and the SHA-256 digest of its pixels; and the files that were left out. Before
-them it has the SHA-256 digest of all that.
+the size, and for each picture its name, label, split and the SHA-256 digest of its pixels; the files that were left out; and the
+SHA-256 digest of all that.
 """
 
 import collections
@@ -22,14 +22,14 @@ import filelock
 import numpy as np
 
 from cifar_keras.data import decoding
-from cifar_keras.data.pictures.listing import FILE_BYTES_LIMIT, Listing, Picture, SizedIterable
+from cifar_keras.data.pictures.listing import Listing, Picture, SizedIterable
 from cifar_keras.data.types import Skipped, StoredImages
 from cifar_keras.errors import UserError, unwritable
 from cifar_keras.files import paths, writing
 from cifar_keras.files.progress_bar import progress
 
 IMAGES, MANIFEST = "images.bin", "manifest.json"
-VERSION = 3
+VERSION = 4
 THREADS = os.cpu_count() or 1
 # Pictures of one size keep it if they have at most so many times the pixels of the square. A batch of 64 photographs of 12 megapixels
 # would take 2.3 GB before the network makes them smaller.
@@ -110,10 +110,9 @@ def _read(folder: Path) -> Store | None:
     if not folder.is_dir():
         return None
     try:
-        digest, content = (folder / MANIFEST).read_bytes().split(b"\n", 1)
-        if hashlib.sha256(content).hexdigest().encode() != digest:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest.pop("sha256") != _digest_of(manifest):
             raise OSError(f"{MANIFEST} is not what was written")
-        manifest = json.loads(content)
         entries = [Entry(*row) for row in manifest["entries"]]
         digests = np.frombuffer(bytes.fromhex("".join(entry.digest for entry in entries)), np.uint8).reshape(-1, 32)
         images = StoredImages(folder / IMAGES, tuple(manifest["shape"]), np.arange(len(entries)), digests)
@@ -122,6 +121,14 @@ def _read(folder: Path) -> Store | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"warning: the cache {folder} is damaged ({error}); it is made again", file=sys.stderr, flush=True)
         return None
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(_as_json(manifest).encode()).hexdigest()
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _verify(images: StoredImages) -> None:
@@ -165,8 +172,7 @@ def _build(listing: Listing, size: Size, folder: Path) -> Store:
                     entries.append(each[0])
                     file.write(each[1])
         values = {"shape": [height, width, 3], "entries": entries, "skipped": sorted(skipped)}
-        content = json.dumps(values, separators=(",", ":")).encode()
-        (beside / MANIFEST).write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        (beside / MANIFEST).write_text(_as_json({"sha256": _digest_of(values), **values}), "utf-8")
     made = _read(folder)
     if made is None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -216,8 +222,8 @@ def _content_of(picture: Picture) -> bytes:
     content = picture.read()
     if not content:
         raise decoding.PictureError("it is empty")
-    if len(content) > FILE_BYTES_LIMIT:
-        raise decoding.PictureError(f"it is larger than {FILE_BYTES_LIMIT >> 20} MiB")
+    if len(content) > decoding.FILE_BYTES_LIMIT:
+        raise decoding.PictureError(f"it is larger than {decoding.FILE_BYTES_LIMIT >> 20} MiB")
     return content
 
 

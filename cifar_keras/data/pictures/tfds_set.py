@@ -89,7 +89,8 @@ def list_tfds(name: str, data: DataConfig) -> Listing:
         raise UserError(
             f"--dataset has to name a set with a train split; its splits are {', '.join(builder.info.splits)}. {received}"
         )
-    return Listing(TfdsPictures(builder, splits), [], _fingerprint(Path(builder.data_dir)))
+    names = tuple(map(paths.shown, builder.info.features["label"].names))
+    return Listing(TfdsPictures(builder, splits), [], _fingerprint(Path(builder.data_dir)), names)
 
 
 def _prepared(name: str, folder: Path, may_download: bool, received: str) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_keras.data.picture_files import PictureFile, expand_patterns, files_in, picture_files
+from cifar_keras.data.pictures.finding import PictureFile, expand_patterns, files_in, picture_files
 from cifar_keras.errors import UserError
 
 
