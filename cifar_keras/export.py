@@ -65,11 +65,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def save_images(images: Images, path: Path) -> None:
-    """Write images as a NumPy file, `PART` at a time."""
-    file = np.lib.format.open_memmap(path, "w+", np.uint8, images.shape)
-    for start in range(0, len(images), PART):
-        file[start : start + PART] = images[start : start + PART]
-    file.flush()
+    """Write images as a NumPy file, `PART` at a time.
+
+    The file is not mapped into memory, because a write to a mapped page of a full disk kills the process.
+    """
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": images.shape})
+        for start in range(0, len(images), PART):
+            file.write(np.ascontiguousarray(images[start : start + PART]).data)
 
 
 def export(

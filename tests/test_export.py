@@ -285,6 +285,13 @@ def test_what_is_missing_is_named(workdir: Path, tmp_path: Path, monkeypatch: py
         export.main(["export", f"--model={workdir}", "--format=litert,onnx"])
 
 
+def test_images_are_handed_over_as_a_numpy_file(tmp_path: Path) -> None:
+    """In parts, of which the last is smaller."""
+    images = np.random.default_rng(0).integers(0, 256, (2 * export.PART + 7, 4, 5, 3), np.uint8)
+    export.save_images(images, tmp_path / "images.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy", allow_pickle=False), images, strict=True)
+
+
 def test_images_that_shrink_are_smoothed_in_every_format_that_takes_them(workdir: Path, tmp_path: Path) -> None:
     """LiteRT takes images of the training images' size: of a network that shrinks those, it smooths them too."""
     photographs = np.random.default_rng(0).integers(0, 256, (3, 120, 70, 3), np.uint8)

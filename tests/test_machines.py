@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from processes import HOSTILE_FILES, HOSTILE_VARIABLES, SECONDS, SYNTHETIC, digests, plain_run, results, run, variables
 
+from cifar_keras.command import COMMANDS
 from cifar_keras.data.synthetic import make_dataset
 from cifar_keras.errors import UserError
 from cifar_keras.files.paths import LOCK
@@ -24,6 +25,14 @@ from cifar_keras.files.workdir import claimed
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plain_run(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_others_have_set_stops_no_command_at_its_start(name: str, tmp_path: Path) -> None:
+    """tqdm reads its variables as soon as it is imported, and fails if a number is none."""
+    done = run(name, "--no_such_flag", cwd=tmp_path, environment=variables(**HOSTILE_VARIABLES))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "no_such_flag" in done.stderr
 
 
 @pytest.mark.slow

@@ -289,7 +289,7 @@ def test_a_run_of_a_hundred_classes_by_tfds_ends_with_a_report(things: Path, tmp
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["test"]["n"], list(result["test"]["per_class"])) == (200, list(THINGS))
     card = (tmp_path / "run" / "model_card.md").read_text()
-    assert "It tells 100 classes apart: thing 00, thing 01" in card
+    assert "It tells 100 classes apart: thing 0, thing 1, thing 2" in card
     assert "type: tfds\n" in card
     assert json.loads((tmp_path / "run" / "dataset.json").read_text())["images"] == COUNTS
     shutil.move(tmp_path / "sets", tmp_path / "moved")

@@ -4,7 +4,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tqdm import tqdm
+from cifar_keras.files import environment
+
+# tqdm fails as soon as it is imported if somebody has set one of its variables to a word: they are removed first.
+environment.set_variables()
+from tqdm import tqdm  # noqa: E402
 
 EVERY_SECONDS = 30
 
