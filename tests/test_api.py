@@ -55,6 +55,7 @@ def test_a_second_run_in_the_same_process_is_the_same_run(run: cifar_keras.Run, 
     assert cifar_keras.load(folder / "second").result == again.result
 
 
+@pytest.mark.slow
 def test_a_run_without_a_workdir_gets_a_new_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "runs" / "run_1").mkdir(parents=True)

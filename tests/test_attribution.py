@@ -62,6 +62,7 @@ def test_every_pixel_is_hidden_by_some_square(side: int) -> None:
     assert falls.min() > 0
 
 
+@pytest.mark.slow
 def test_the_maps_are_of_the_classes_that_are_named() -> None:
     classifier, images, other = small_classifier(), some_images(3), np.array([2, 0, 5])
 

@@ -48,7 +48,6 @@ FAMILIES = {
     "efficientnet_v2_s": keras.applications.efficientnet_v2,
     "convnext_tiny": keras.applications.convnext,
 }
-QUICK = ("mobilenet_v2",)
 SMALL = [name for name in FAMILIES if name not in ("nasnet_mobile", "inception_resnet_v2", "efficientnet_v2_s")]
 
 
@@ -160,9 +159,8 @@ def fit_one_step(classifier: keras.Model, phase: Phase, side: int) -> None:
     fit_phase(model, phase, batches, evaluation_batches(examples, global_batch_size=4), [])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(FAMILIES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_family_trains_is_exported_and_explained(name: str, tmp_path: Path) -> None:
     """One step of both phases, the second from the middle stage on; the SavedModel is the classifier, and Grad-CAM its gradient."""
     row, side = BACKBONES[name], max(BACKBONES[name].minimum_size, 64)

@@ -133,6 +133,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_rest(tmp_path: Path, m
     assert_same(checkpoints.newest(), checkpoint(3))
 
 
+@pytest.mark.slow
 def test_a_real_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
     """A process that may write 4 KB a file, in place of a file system of its own, which takes rights to make."""
     program = f"""

@@ -25,7 +25,15 @@ def operations_by_profiler(network: keras.Model) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet20", 32), ("mobilenet_v2", 96), ("resnet50", 64), ("xception", 71), ("densenet121", 64)]
+    ("name", "size"),
+    [
+        ("resnet20", 32),
+        ("mobilenet_v2", 96),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("resnet50", 64), ("xception", 71), ("densenet121", 64))
+        ),
+    ],
 )
 def test_forward_operations_are_those_of_tensorflows_profiler(name: str, size: int) -> None:
     network = build_backbone(name, size)

@@ -3,11 +3,13 @@
 import io
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import skimage
 import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
@@ -73,6 +75,24 @@ def test_a_file_is_what_tensorflow_decodes(name: str) -> None:
     np.testing.assert_array_equal(pixels, by_tensorflow(FILES[name]))
     kind = "JPEG" if "JPEG" in name else name.partition(" ")[0]
     assert read_header(FILES[name]) == (kind, 120 * 161, (120, 161), True)
+
+
+def test_pictures_of_a_package_are_what_tensorflow_decodes() -> None:
+    """All that scikit-image brings with it: photographs, drawings, scans and an animation, of many makers."""
+    found: Counter[str] = Counter()
+    for path in sorted(Path(skimage.__file__).with_name("data").iterdir()):
+        kind = path.suffix[1:]
+        if kind in ("png", "jpg", "gif"):
+            content = path.read_bytes()
+            np.testing.assert_array_equal(decode(content), by_tensorflow(content), err_msg=path.name)
+        elif kind == "tif":
+            with pytest.raises(PictureError):
+                decode(path.read_bytes())
+        else:
+            continue
+        found[kind] += 1
+    assert found.keys() == {"png", "jpg", "gif", "tif"}
+    assert found["png"] >= 10
 
 
 def test_of_16_bits_the_upper_8_are_kept() -> None:

@@ -158,6 +158,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -173,6 +173,7 @@ def test_smaller_models_are_those_that_were_measured(
     )
 
 
+@pytest.mark.slow
 def test_an_export_that_is_another_model_is_not_kept(
     workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,6 +272,7 @@ def every_picture() -> dict[str, bytes]:
     return made
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_bytes_whatever_the_users_style_is() -> None:
     plain = every_picture()
     with matplotlib.rc_context(PERSONAL_STYLE):

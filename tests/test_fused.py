@@ -49,6 +49,7 @@ FAMILIES = {
     # operators, which are no layers.
     "MobileNetV3Small": Family(32, 52, 34, 32),
 }
+SLOW = ("DenseNet121", "InceptionV3")
 
 
 def build_family(name: str, image_size: int) -> keras.Model:
@@ -83,7 +84,7 @@ def identities(variables: Iterable[Any]) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "DenseNet121" else ()) for name in FAMILIES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
 )
 def test_the_twins_give_the_features_of_the_plain_backbone(name: str) -> None:
     backbone = family(name)
@@ -99,7 +100,9 @@ def test_the_twins_give_the_features_of_the_plain_backbone(name: str) -> None:
         assert difference(features, wanted) < 1e-4, folded
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
+)
 def test_as_much_is_fused_as_the_networks_paper_has(name: str) -> None:
     fusions = find_fusions(family(name)).values()
     normalized = sum(fusion.normalization is not None for fusion in fusions)

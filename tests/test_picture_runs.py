@@ -110,6 +110,7 @@ def commands(workdir: Path, data_dir: str = "") -> dict[str, Callable[[], None]]
     }
 
 
+@pytest.mark.slow
 def test_commands_read_the_pictures_again_wherever_they_are(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def test_predict_and_compare_know_the_classes(
     assert "test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_class_that_is_in_no_test_picture(tmp_path: Path) -> None:
     """Nothing can be said about it, and a report is made all the same."""
     for split, labels in (("train", (0, 1, 2)), ("val", (0, 1, 2)), ("test", (0, 1))):
@@ -204,6 +206,7 @@ def test_a_class_that_is_in_no_test_picture(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_prepare_decodes_ahead_and_needs_no_more_than_that(tmp_path: Path) -> None:
     write_tinted(tmp_path / "set", 2, 10)
     arguments = (f"--dataset=folder:{tmp_path / 'set'}", f"--cache_dir={tmp_path / 'cache'}", *SHORT)
@@ -213,6 +216,7 @@ def test_prepare_decodes_ahead_and_needs_no_more_than_that(tmp_path: Path) -> No
     assert len(list((tmp_path / "cache").glob("*/images.bin"))) == 1
 
 
+@pytest.mark.slow
 def test_files_and_folders_that_may_not_be_read_or_written(nobody: tuple[str, ...], tmp_path: Path) -> None:
     write_tinted(tmp_path / "set", 2, 10)
     (tmp_path / "set" / "class 0" / "003.png").chmod(0)
@@ -356,22 +360,29 @@ def test_a_run_that_ends_early_goes_on_with_the_same_pictures_alone(tmp_path: Pa
 
 @pytest.mark.real_data
 def test_a_run_on_cifar10_as_files_has_the_bits_of_one_on_cifar10(tmp_path: Path) -> None:
-    """50 steps of a ResNet-20 on all of CIFAR-10."""
+    """50 steps of a ResNet-20 on all of CIFAR-10: as a folder, and as a CSV file of the same files in no order."""
     published = load_published(RunConfig())
+    rows = []
     for name in ("train", "test"):
         images, labels = getattr(published, name)
         for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-            write(tmp_path / "set", {f"{name}/{published.class_names[label]}/{place:05d}.png": encoded(image)})
+            file = f"{name}/{published.class_names[label]}/{place:05d}.png"
+            write(tmp_path / "set", {file: encoded(image)})
+            rows.append(f"{file},{published.class_names[label]},{name}\n")
+    np.random.default_rng(0).shuffle(rows)
+    (tmp_path / "set" / "list.csv").write_text("image_path,label,split\n" + "".join(rows))
     short = (*EXACT, "--finetune_epochs=1", "--finetune_steps_per_epoch=50", "--global_batch_size=64")
-    for workdir, dataset in (("plain", "cifar10"), ("files", f"folder:{tmp_path / 'set'}")):
+    sets = {"plain": "cifar10", "files": f"folder:{tmp_path / 'set'}", "rows": f"csv:{tmp_path / 'set' / 'list.csv'}"}
+    for workdir, dataset in sets.items():
         arguments = (f"--dataset={dataset}", f"--cache_dir={tmp_path / 'cache'}", f"--workdir={workdir}", *short)
         process = start_train(tmp_path, *arguments)
         # On a slow machine there are lines of progress.
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
-    plain, files = bits_of(tmp_path / "plain"), bits_of(tmp_path / "files")
-    for name in ("weights", "records", "dataset"):
-        assert plain[name] == files[name], name
-    for part in ("validation_logits", "validation_labels"):
-        assert plain["predictions"][part] == files["predictions"][part]
-    assert plain["result"]["test"]["accuracy"] == files["result"]["test"]["accuracy"]
+    plain = bits_of(tmp_path / "plain")
+    for other in map(bits_of, (tmp_path / "files", tmp_path / "rows")):
+        for name in ("weights", "records", "dataset"):
+            assert plain[name] == other[name], name
+        for part in ("validation_logits", "validation_labels"):
+            assert plain["predictions"][part] == other["predictions"][part]
+        assert plain["result"]["test"]["accuracy"] == other["result"]["test"]["accuracy"]

@@ -322,6 +322,7 @@ assert abs(accuracy - expected) < 1e-6, (accuracy, expected)
 """
 
 
+@pytest.mark.slow
 def test_two_devices_share_every_batch_and_fit_runs() -> None:
     # In a process of its own, because the CPU can be divided only before TensorFlow's first step.
     command = [sys.executable, "-c", TWO_DEVICES]

@@ -89,6 +89,7 @@ def test_what_is_in_memory_does_not_depend_on_the_number_of_files(tmp_path: Path
     assert [file.path for batch in batches for file in batch.files] == [small] * 70 + [photograph] * 5 + [small]
 
 
+@pytest.mark.slow
 def test_lines_come_as_they_are_known(workdir: Path, tmp_path: Path) -> None:
     """The first line is there while a later file is still not: it is a pipe that nobody has written to."""
     small = save(tmp_path / "small.png", IMAGES[0])

@@ -30,7 +30,7 @@ def test_a_dry_run_tells_of_the_run_and_writes_nothing(tmp_path: Path) -> None:
     assert done.stdout.endswith("this was a dry run: no workdir was made\n")
 
 
-@pytest.mark.parametrize("view", ["augmented", "plain"])
+@pytest.mark.parametrize("view", [pytest.param("augmented", marks=pytest.mark.slow), "plain"])
 def test_a_teacher_is_not_asked_before_its_steps_are_timed(view: str, tmp_path: Path) -> None:
     finish_small_run(tmp_path / "teacher")
     flags = (*FLAGS, "--head_epochs=0", "--finetune_image_sizes=16", "--crop_padding=0", f"--teacher_view={view}")
@@ -48,6 +48,7 @@ def test_what_a_run_cannot_use_is_found_by_a_dry_run_too(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_stages_cost_what_their_steps_and_their_validation_cost() -> None:
     values = dict(flag.removeprefix("--").split("=") for flag in FLAGS)
     config = from_values({name: json.loads(value) if value.isdigit() else value for name, value in values.items()})

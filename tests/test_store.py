@@ -163,6 +163,7 @@ for images in (pixels, stored(pixels, Path(sys.argv[1]))):
 """
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_with_deterministic_operations(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", DETERMINISTIC, str(tmp_path)]

@@ -348,6 +348,7 @@ def test_a_phase_that_waits_for_images_says_so(tmp_path: Path) -> None:
 # On two devices.
 
 
+@pytest.mark.slow
 def test_two_devices_learn_from_cached_features_what_one_does(trained: Training, tmp_path: Path) -> None:
     program = Path(__file__).with_name("cached_program.py")
     environment = {**os.environ, "PYTHONPATH": str(program.parent.parent)}

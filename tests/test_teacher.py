@@ -240,8 +240,10 @@ def test_logits_that_are_not_finite_are_refused(workdir: Path, tmp_path: Path) -
         teach(teacher, tmp_path / "kept")
 
 
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("crop_padding", [0, 1])
+@pytest.mark.parametrize(
+    ("crop_padding", "cached"),
+    [(1, False), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, True), (0, False), (1, True)))],
+)
 def test_a_student_believes_its_teacher(crop_padding: int, cached: bool, workdir: Path, tmp_path: Path) -> None:
     """The labels it is given are wrong, and weigh nothing (weight 1); the teacher says what each image is."""
     settings = {"distillation_weight": 1.0, "distillation_temperature": 1.0, "finetune_cached_features": cached}

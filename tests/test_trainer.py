@@ -192,7 +192,7 @@ class Signal(keras.callbacks.Callback):
             Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}, marks=pytest.mark.slow
         ),
         # When nothing of the last phase is left to end, its end is saved.
-        (Signal(signal.SIGTERM, last_epoch=3), {"phase": 2, "epoch": 4, "step": 0}),
+        pytest.param(Signal(signal.SIGTERM, last_epoch=3), {"phase": 2, "epoch": 4, "step": 0}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(
