@@ -1,4 +1,4 @@
-"""Train, load and use classifiers from Python: the names of the package itself. TensorFlow is imported at the first call."""
+"""Train, load and use classifiers from Python: the names of the package itself. `train` and `Run.predict` import TensorFlow."""
 
 import os
 import types
@@ -55,15 +55,25 @@ class Run:
         """The names of the classes, in the order of the model's outputs."""
         return tuple(self.metrics["per_class"])
 
-    def predict(self, pictures: Sequence[str | os.PathLike[str]] | NDArray[np.uint8]) -> list[Prediction]:
+    def predict(
+        self, pictures: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8]
+    ) -> list[Prediction]:
         """Return the class of each picture, by the exported model.
 
         Args:
-            pictures: files; or pixels, uint8 `[n, height, width, 3]`, RGB.
+            pictures: files, or one file; or pixels, uint8 `[n, height, width, 3]`, RGB.
 
         Raises:
-            UserError: a file is not a picture that can be read.
+            UserError: a file is not a picture that can be read, or the pixels have another shape or dtype.
         """
+        if isinstance(pictures, np.ndarray) and (
+            pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3
+        ):
+            raise UserError(
+                f"pictures have to be uint8 [n, height, width, 3]. Received: {pictures.dtype} {list(pictures.shape)}"
+            )
+        if not isinstance(pictures, str | os.PathLike) and len(pictures) == 0:
+            return []
         environment.load_keras()
         from cifar_keras.exporting.classify import classify
         from cifar_keras.exporting.saved_model import load_saved_model, serve_all
@@ -73,7 +83,7 @@ class Run:
         if isinstance(pictures, np.ndarray):
             rows = serve_all(self._model, pictures, self.config.data.global_batch_size, "pictures").probabilities
             return [self._prediction(f"[{number}]", row) for number, row in enumerate(rows)]
-        files = [Path(picture) for picture in pictures]
+        files = [Path(pictures)] if isinstance(pictures, str | os.PathLike) else [Path(each) for each in pictures]
         return [self._prediction(str(file), _raised(found)) for file, found in classify(self._model, files)]
 
     def _prediction(self, name: str, row: NDArray[np.float32]) -> Prediction:
@@ -114,7 +124,7 @@ def train(recipe: str | os.PathLike[str] = "", **settings: Any) -> Run:
             `head_epochs=3`. They go before those of the recipe. Without `workdir` the run gets a new folder in `runs`.
 
     Raises:
-        UserError: a setting, the data or the weights cannot be used; nothing is trained then.
+        UserError: a setting, the data or the weights cannot be used, before anything is trained; or the loss diverges.
         InterruptedRunError: the run was asked to end.
     """
     given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}

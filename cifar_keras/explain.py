@@ -92,18 +92,23 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
         train_images: how many images of the train set are checked; 0 is all.
 
     Returns:
-        The entry `suspects` of `explanation.json`; None if the run did not begin with ImageNet's weights.
+        The entry `suspects` of `explanation.json`; None if the run did not begin with ImageNet's weights, or if a class is too small.
 
     Raises:
         UserError: too few images of a class are checked.
     """
     from cifar_keras.evaluation.explanation import choose, features_of, find_suspects
+    from cifar_keras.evaluation.suspects import FOLDS
     from cifar_keras.models.classifier import make_classifier
     from cifar_keras.reporting.explanation import write_suspects
 
     config, class_names = run.config, published.class_names
     if config.model.weights != "imagenet":
         print("no suspect labels: they need a run with --weights=imagenet")
+        return None
+    count, name = min((published.train.labels.tolist().count(index), name) for index, name in enumerate(class_names))
+    if count < FOLDS:
+        print(f"no suspect labels: they need {FOLDS} training images of each class, and {name} has {count}")
         return None
     places = choose(len(published.train.labels), train_images, config.seed)
     looked_at = published.train.at(places)

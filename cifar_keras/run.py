@@ -11,6 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from cifar_keras.config import PHASES, RunConfig, to_values
+from cifar_keras.data.subset import keep_corrections
 from cifar_keras.data.types import Dataset
 from cifar_keras.evaluation.calibration import fit_temperature, softmax
 from cifar_keras.evaluation.measure import Evaluation, calibrated_metrics, evaluate, serves_at
@@ -120,7 +121,7 @@ def _train(
     if checkpoint is not None:
         check_format(checkpoint.values)
     with watch.time("prepare"):
-        setup = set_up(config if checkpoint is None else still_needed(config), path)
+        setup = set_up(config if checkpoint is None else still_needed(config, path), path)
     if checkpoint is not None:
         # `auto` measures, and a measurement can come out differently in another process.
         setup = setup._replace(compute_dtype=checkpoint.values["compute_dtype"])
@@ -264,6 +265,7 @@ def describe_run(config: RunConfig, setup: RunSetup, path: Path, log: RunLog) ->
     writing.write_json(path / paths.CONFIG, values)
     writing.write_json(path / paths.ENVIRONMENT, environment.describe_environment(device_names()))
     keep_class_weights(setup.class_weights, setup.dataset.class_names, path)
+    keep_corrections(config.subset.exclude, path)
     rows = [f"|`--{flag}`|{markdown.code(value)}|" for flag, value in values.items()]
     log.write_text("config", "\n".join(["|flag|value|", "|-|-|", *rows]))
     picture = pages.augmented_images_picture(setup.train, setup.dataset.class_names, config.augmentation, config.seed)

@@ -12,7 +12,7 @@
 # # Your own images: from a folder to a served model
 #
 # You need a folder with a subfolder of pictures for each class. This notebook makes a small one, so that it runs as it is. It takes two
-# to four minutes on two CPU cores, without the installation and the download of the weights (100 MB).
+# to four minutes on two CPU cores, without the installation (`pip install . ipykernel`) and the download of the weights (100 MB).
 
 # %%
 from pathlib import Path
@@ -39,9 +39,9 @@ for name, photograph in zip(("china", "flower"), load_sample_images().images, st
             tile.save(folder / name / f"{top:03d}_{left:03d}.png")
 
 # %%
-files = sorted(folder.glob("*/*.png"))
+files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
 figure, axes = plt.subplots(2, 6, figsize=(9, 3.5))
-for place, file in zip(axes.ravel(), files[:: len(files) // 12], strict=False):
+for place, file in zip(axes.ravel(), files[:: max(1, len(files) // 12)], strict=False):
     place.imshow(Image.open(file))
     place.set_title(file.parent.name)
     place.axis("off")
@@ -49,8 +49,8 @@ for place, file in zip(axes.ravel(), files[:: len(files) // 12], strict=False):
 # %% [markdown]
 # ## 2. Train
 #
-# A fifth of the pictures is held out for the test, and a tenth of the rest for validation. Files that are broken, lie in two classes or
-# have a wrong name are refused here, all at once. First the head learns, then the whole network at a low rate.
+# A fifth of the pictures is held out for the test, and a tenth of the rest for validation. Files that are broken or lie in two classes
+# are refused here, all at once. First the head learns, then the whole network at a low rate.
 
 # %%
 run = cifar_keras.train(
@@ -75,6 +75,8 @@ Image.open(run.path / "confusion_matrix.png")
 
 # %% [markdown]
 # ## 4. Classify pictures
+#
+# The model has learned from most of these pictures. Name new ones, as a list of paths.
 
 # %%
 for prediction in run.predict(files[::30]):
@@ -83,7 +85,8 @@ for prediction in run.predict(files[::30]):
 # %% [markdown]
 # ## 5. Serve
 #
-# The run has left a SavedModel. Any TensorFlow loads it without this package. TF Serving takes it as a folder `/models/NAME/1`.
+# The run has left a SavedModel, which TensorFlow loads without this package. TF Serving takes it as a folder `/models/NAME/1`. It does
+# not turn photographs by their EXIF data, which `run.predict` does, and does not read WebP.
 
 # %%
 import tensorflow as tf
@@ -95,7 +98,7 @@ print(outputs["class_names"].numpy()[0], outputs["probabilities"].numpy().round(
 # %% [markdown]
 # ## 6. Later
 #
-# `cifar_keras.load` opens a finished run again. The commands `export`, `explain`, `evaluate` and `compare` take its folder.
+# `cifar_keras.load` opens a finished run again. The commands `predict`, `export`, `explain`, `evaluate` and `compare` take its folder.
 
 # %%
 again = cifar_keras.load(run.path)

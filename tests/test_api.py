@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cifar_keras
 from cifar_keras.errors import UserError
@@ -45,6 +46,22 @@ def test_a_run_has_the_content_of_its_workdir(run: cifar_keras.Run, folder: Path
     assert run.config.model.backbone == "resnet20"
     assert run.report.read_text().startswith("<!DOCTYPE html>")
     assert repr(run) == f"<Run {folder / 'first'}: resnet20, accuracy {run.metrics['accuracy']:.2%} of 100>"
+
+
+def test_one_file_and_none_are_pictures_too(run: cifar_keras.Run, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    pixels = np.full((1, 40, 40, 3), 77, np.uint8)
+    Image.fromarray(pixels[0]).save(file)
+    (one,) = run.predict(str(file))
+    assert (one.name, [one], [one._replace(name="[0]")]) == (str(file), run.predict([file]), run.predict(pixels))
+    assert run.predict([]) == run.predict(pixels[:0]) == []
+    wrongs: tuple[tuple[Any, str], ...] = (
+        (pixels[0], r"uint8 \[40, 40, 3\]"),
+        (pixels / 255, r"float64 \[1, 40, 40, 3\]"),
+    )
+    for wrong, received in wrongs:
+        with pytest.raises(UserError, match=rf"^pictures have to be uint8 .*\. Received: {received}$"):
+            run.predict(wrong)
 
 
 def test_a_second_run_in_the_same_process_is_the_same_run(run: cifar_keras.Run, folder: Path) -> None:

@@ -29,6 +29,7 @@ from cifar_keras.data.types import contents_of
 from cifar_keras.errors import UserError
 from cifar_keras.evaluation.explanation import choose
 from cifar_keras.exporting.saved_model import load_saved_model
+from cifar_keras.files.finished_run import read_finished_run
 from cifar_keras.models import classifier
 from cifar_keras.reporting import explanation
 
@@ -160,8 +161,17 @@ def test_tensorboard_finds_the_projector(workdir: Path) -> None:
 
 def test_too_few_images_are_refused(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_published", lambda settings, **others: DATASET)
-    with pytest.raises(UserError, match=r"^--train_images has to leave 5 images of each class\. Received: 20$"):
+    with pytest.raises(UserError, match=r"^--train_images has to leave 5 images of each class .*\. Received: 20$"):
         explain.main(["explain", f"--model={workdir}", "--train_images=20"])
+
+
+def test_a_class_that_is_too_small_has_no_suspects(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other findings need no such number."""
+    places = np.concatenate([np.flatnonzero(DATASET.train.labels != 3), np.flatnonzero(DATASET.train.labels == 3)[:4]])
+    few = DATASET._replace(train=DATASET.train.at(places))
+    run = read_finished_run(workdir)
+    assert explain.explain_labels(run, few, 0) is None
+    assert capsys.readouterr().out == ("no suspect labels: they need 5 training images of each class, and cat has 4\n")
 
 
 def test_a_run_that_began_with_nothing_has_no_suspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Data sets of pictures: what is found out about the files, and how they become the splits of a run."""
 
 import dataclasses
+import hashlib
 import random
 import re
 import shutil
@@ -20,7 +21,7 @@ from cifar_keras.config import RunConfig, from_values
 from cifar_keras.data import decoding
 from cifar_keras.data.datasets import check_outside, load_dataset, load_published
 from cifar_keras.data.splits import content_order
-from cifar_keras.data.types import Dataset, LabelledImages, digests_of
+from cifar_keras.data.types import Dataset, LabelledImages, digests_of, origins_of
 from cifar_keras.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -225,6 +226,54 @@ def test_pictures_are_stored_in_the_size_that_is_wanted(tmp_path: Path) -> None:
         assert load(folder, **flags).train.images.shape[1:3] == wanted
     write(folder, {"cat/another.png": encoded(noise(50, 30, 30))})
     assert load(folder, image_size=36, finetune_image_sizes="36,40,48").train.images.shape[1:3] == (48, 48)
+
+
+@pytest.mark.parametrize("one_size", [True, False])
+def test_no_size_changes_which_pictures_are_in_which_split(one_size: bool, tmp_path: Path) -> None:
+    """Otherwise a run at 64 px would be measured on pictures that its teacher of 96 px has learned from."""
+
+    def picture(seed: int) -> NDArray[np.uint8]:
+        return noise(seed, 40, 40 if one_size else 40 + seed % 3)
+
+    folder = write_classes(tmp_path / "set", {"cat": 20, "dog": 20}, picture)
+    wanted = {hashlib.sha256(picture(seed).tobytes()).digest() for seed in range(40)}
+    sizes: list[dict[str, object]] = [{}, {"stored_size": 24}, {"image_size": 16}, {"stored_size": 60}]
+    found = [load(folder, **flags) for flags in sizes]
+    assert len({each.train.images.shape[1:3] for each in found}) > 2
+    for name in SPLITS:
+        digests = [list(map(bytes, origins_of(getattr(each, name).images))) for each in found]
+        assert all(each == digests[0] for each in digests)
+        assert set(digests[0]) <= wanted
+
+
+def test_classes_that_are_too_small_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_classes(tmp_path / "set", {"cat": 20, "dog": 20, "emu": 1})
+    with pytest.raises(UserError, match=r"at least 3 pictures of each class .* emu \(1\)"):
+        load(folder)
+    capsys.readouterr()
+    found = load(folder, classes="cat,dog")
+    assert found.class_names == ("cat", "dog")
+    assert dict(found.contents.images) == {"train": 29, "validation": 3, "test": 8}
+    assert capsys.readouterr().out.startswith("pictures: 40 of 2 classes, 8 x 8 px\n")
+    with pytest.raises(UserError, match=r"^--classes has to name classes of the data set \(cat, dog, emu\)"):
+        load(folder, classes="cat,fox")
+
+
+def test_a_folder_of_a_class_without_files_is_named(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "set", {"cat": 20, "dog": 20})
+    (folder / "emu").mkdir()
+    with pytest.raises(
+        UserError, match=r"1 files cannot be used .*: emu: the folder of the class has no files\. Received"
+    ):
+        load(folder)
+    assert load(folder, bad_images="skip").contents.skipped == (("emu", "the folder of the class has no files"),)
+
+
+def test_a_class_that_is_skipped_as_a_whole_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_classes(tmp_path / "set", {"cat": 20, "dog": 20})
+    write(folder, {"emu/a.png": b"broken", "emu/b.png": b""})
+    assert load(folder, bad_images="skip").class_names == ("cat", "dog")
+    assert capsys.readouterr().err == "warning: no picture can be used of emu: no classes of this run\n"
 
 
 def test_seven_broken_three_leaked_and_two_twice_labelled_files_are_named_in_one_message(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_pictures_of_several_sizes_become_squares(size: Size, folder: Path, tmp_
     made = make(folder, tmp_path / "cache", size)
     assert made.images.shape == (13, 16, 16, 3)
     for image, file in zip(made.images[:], sorted(folder.rglob("*.png")), strict=True):
-        np.testing.assert_array_equal(image, decoding.decode_square(file.read_bytes(), 16))
+        np.testing.assert_array_equal(image, decoding.central_square(decoding.decode(file.read_bytes()), 16))
 
 
 def test_photographs_that_lie_on_their_side_have_the_size_of_the_upright_one(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from cifar_keras.config import RunConfig, SubsetConfig, from_values
 from cifar_keras.data.datasets import load_dataset, load_published
-from cifar_keras.data.subset import keep_classes, reduce_train, without_suspects
-from cifar_keras.data.types import Dataset, PublishedDataset, contents_of
+from cifar_keras.data.subset import keep_classes, keep_corrections, read_corrections, reduce_train
+from cifar_keras.data.types import Dataset, PublishedDataset, contents_of, digests_of
 from cifar_keras.errors import UserError
+from cifar_keras.files.finished_run import with_kept_exclude
 
 
 def synthetic(**flags: str | int | float) -> RunConfig:
@@ -98,14 +99,58 @@ def test_noise_replaces_exactly_so_many_labels_by_any_other_class(whole: Dataset
 def test_what_explain_found_can_be_left_out_and_relabelled(published: PublishedDataset, tmp_path: Path) -> None:
     file = tmp_path / "suspects.csv"
     file.write_text("index,name,new_label\n3,train[3],\n5,train[5],cat\n")
-    kept = without_suspects(published, str(file))
-    assert len(kept.train.labels) == len(kept.names) == 399
-    assert "train[3]" not in kept.names
-    np.testing.assert_array_equal(kept.train.images[:], np.delete(published.train.images[:], 3, axis=0))
+    found = read_corrections(published, str(file))
+    assert found is not None
+    assert np.flatnonzero(~found.stays).tolist() == [3]
     wanted = published.train.labels.copy()
     wanted[5] = 3
-    np.testing.assert_array_equal(kept.train.labels, np.delete(wanted, 3))
-    assert load_dataset(synthetic(exclude=str(file))).contents.images[0] == ("train", 359)
+    np.testing.assert_array_equal(found.labels, wanted)
+    assert read_corrections(published, "") is None
+
+
+def test_corrections_move_no_other_image_into_another_split(
+    published: PublishedDataset, whole: Dataset, tmp_path: Path
+) -> None:
+    """Ten images that are left out and ten with another label, in train and in validation."""
+    labels = dict(zip(map(bytes, digests_of(published.train.images)), published.train.labels, strict=True))
+    file = tmp_path / "wrong.csv"
+    rows = [f"train[{place}],{'' if place % 2 else 'cat'}" for place in range(0, 400, 21)]
+    file.write_text("\n".join(["name,new_label", *rows]))
+    dropped = {bytes(digest) for digest in digests_of(published.train.images[np.arange(21, 400, 42)])}
+    renamed = {bytes(digest) for digest in digests_of(published.train.images[np.arange(0, 400, 42)])}
+    corrected = load_dataset(synthetic(exclude=str(file)))
+    touched = 0
+    for name in ("train", "validation"):
+        before = list(map(bytes, digests_of(getattr(whole, name).images)))
+        wanted = [(digest, 3 if digest in renamed else labels[digest]) for digest in before if digest not in dropped]
+        split = getattr(corrected, name)
+        assert list(zip(map(bytes, digests_of(split.images)), split.labels, strict=True)) == wanted
+        touched += bool(dropped & set(before))
+    assert touched == 2, "the test has to leave out images of both splits"
+    np.testing.assert_array_equal(corrected.test.labels, whole.test.labels)
+
+
+def test_no_class_may_lose_all_of_its_images(published: PublishedDataset, tmp_path: Path) -> None:
+    file = tmp_path / "all.csv"
+    places = np.flatnonzero(published.train.labels == 3)
+    file.write_text("name\n" + "".join(f"train[{place}]\n" for place in places))
+    with pytest.raises(UserError, match=r"^--exclude leaves no training image of cat\. Received: .*all\.csv$"):
+        load_dataset(synthetic(exclude=str(file)))
+
+
+def test_a_workdir_keeps_the_corrections_of_its_run(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.csv"
+    file.write_text("name\ntrain[3]\n")
+    (tmp_path / "run").mkdir()
+    keep_corrections("", tmp_path / "run")
+    config = synthetic(exclude=str(file))
+    assert with_kept_exclude(config, tmp_path / "run") == config
+    keep_corrections(str(file), tmp_path / "run")
+    wanted = load_dataset(config).contents
+    file.unlink()
+    kept = with_kept_exclude(config, tmp_path / "run")
+    assert load_dataset(kept).contents == wanted
+    assert with_kept_exclude(synthetic(), tmp_path / "run") == synthetic()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +172,7 @@ def test_corrections_that_cannot_be_made_are_named(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match=rf"^--exclude {reason}.*\. Received: .*suspects\.csv$"):
-        without_suspects(published, str(file))
+        read_corrections(published, str(file))
 
 
 def test_an_image_of_which_there_are_several_is_left_out_or_relabelled_each_time(
@@ -137,12 +182,12 @@ def test_an_image_of_which_there_are_several_is_left_out_or_relabelled_each_time
     repeated = published._replace(names=("twice", "twice", *published.names[2:]))
     file = tmp_path / "exclude.csv"
     file.write_text("name\ntwice\n")
-    kept = without_suspects(repeated, str(file))
-    np.testing.assert_array_equal(kept.train.images[:], published.train.images[2:])
-    np.testing.assert_array_equal(kept.train.labels, published.train.labels[2:])
-    assert kept.names == published.names[2:]
-    other = published.class_names[(published.train.labels[0] + 1) % 10]
-    file.write_text(f"name,new_label\ntwice,{other}\n")
-    relabelled = without_suspects(repeated, str(file))
-    assert [published.class_names[label] for label in relabelled.train.labels[:2]] == [other, other]
-    assert len(relabelled.train.labels) == len(published.train.labels)
+    found = read_corrections(repeated, str(file))
+    assert found is not None
+    assert np.flatnonzero(~found.stays).tolist() == [0, 1]
+    other = (published.train.labels[0] + 1) % 10
+    file.write_text(f"name,new_label\ntwice,{published.class_names[other]}\n")
+    found = read_corrections(repeated, str(file))
+    assert found is not None
+    assert found.labels[:2].tolist() == [other, other]
+    assert found.stays.all()

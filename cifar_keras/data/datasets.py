@@ -84,14 +84,16 @@ def divide(published: PublishedDataset, config: RunConfig) -> Dataset:
     """Return the three splits of a run: the images and labels that the config keeps, divided by `make_splits`.
 
     Raises:
-        UserError: as in `make_splits`, `without_suspects` and `reduce_train`.
+        UserError: as in `make_splits`, `read_corrections`, `check_has_all_classes` and `reduce_train`.
     """
     # This imports scikit-learn, for which no command should wait.
     from cifar_keras.data.splits import make_splits
-    from cifar_keras.data.subset import reduce_train, without_suspects
+    from cifar_keras.data.subset import check_has_all_classes, read_corrections, reduce_train
 
-    kept = without_suspects(published, config.subset.exclude)
-    dataset = make_splits(kept, config.data.validation_share, config.seed)
+    corrections = read_corrections(published, config.subset.exclude)
+    dataset = make_splits(published, config.data.validation_share, config.seed, corrections)
+    if corrections is not None:
+        check_has_all_classes(dataset.train, dataset.class_names, config.subset.exclude)
     dataset = reduce_train(dataset, config.subset, config.seed)
     return dataset._replace(contents=contents_of(dataset, published.skipped))
 

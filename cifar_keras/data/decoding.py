@@ -82,16 +82,13 @@ def decode(content: bytes) -> NDArray[np.uint8]:
         return _to_rgb(ImageOps.exif_transpose(image) if _orientation_of(image) != _UPRIGHT else image)
 
 
-def decode_square(content: bytes, side: int) -> NDArray[np.uint8]:
-    """Return the central square of a picture, resized: uint8 `[side, side, 3]`, RGB.
+def central_square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the central square of a decoded picture, resized: uint8 `[side, side, 3]`, RGB.
 
     The square is as wide as the shorter side of the picture, and is resized bilinearly. If it shrinks, it is smoothed first. Up to
     rounding, this is what the classifier's own resize does with the whole picture.
-
-    Raises:
-        PictureError: as in `decode`.
     """
-    picture = Image.fromarray(decode(content))
+    picture = Image.fromarray(image)
     shorter = min(picture.size)
     left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2
     box = (left, top, left + shorter, top + shorter)

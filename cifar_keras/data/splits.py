@@ -4,11 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from cifar_keras.data.types import Dataset, LabelledImages, PublishedDataset, digests_of
+from cifar_keras.data.types import Corrections, Dataset, LabelledImages, PublishedDataset, origins_of
 from cifar_keras.errors import UserError
 
 
-def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -> Dataset:
+def make_splits(
+    dataset: PublishedDataset, validation_share: float, seed: int, corrections: Corrections | None = None
+) -> Dataset:
     """Return the three splits of a data set.
 
     The validation split is the one that the data set has, or is held out from the train set. The images of both splits come in the
@@ -18,6 +20,7 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
         dataset: the data set as it is published.
         validation_share: fraction of the train set that is held out, between 0 and 1.
         seed: decides which images are held out.
+        corrections: of the train set. Which of its other images are held out does not depend on them.
 
     Raises:
         UserError: as in `hold_out`.
@@ -28,18 +31,25 @@ def make_splits(dataset: PublishedDataset, validation_share: float, seed: int) -
         >>> len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)
         (360, 40, 100)
     """
-    train, validation = dataset.train.at(content_order(dataset.train)), dataset.validation
+    order, validation = content_order(dataset.train), dataset.validation
+
+    def part(places: NDArray[np.int64]) -> LabelledImages:
+        if corrections is None:
+            return dataset.train.at(places)
+        return dataset.train._replace(labels=corrections.labels).at(places[corrections.stays[places]])
+
     if validation is None:
-        left, held_out = hold_out(train.labels, validation_share, seed, "validation_share")
-        train, validation = train.at(left), train.at(held_out)
-    else:
-        validation = validation.at(content_order(validation))
-    return Dataset(train, validation, dataset.test, dataset.class_names)
+        left, held_out = hold_out(dataset.train.labels[order], validation_share, seed, "validation_share")
+        return Dataset(part(order[left]), part(order[held_out]), dataset.test, dataset.class_names)
+    return Dataset(part(order), validation.at(content_order(validation)), dataset.test, dataset.class_names)
 
 
 def content_order(split: LabelledImages) -> NDArray[np.int64]:
-    """Return the places of labelled images in the order of the SHA-256 digests of their pixels; equal images by their labels."""
-    digests = digests_of(split.images).view(">u8")
+    """Return the places of labelled images in the order of the SHA-256 digests of their pixels; equal images by their labels.
+
+    The pixels are those before an image was resized to be stored. So the order does not depend on the size in which it is stored.
+    """
+    digests = origins_of(split.images).view(">u8")
     order: NDArray[np.int64] = np.lexsort([split.labels, *digests.T[::-1]])
     return order
 

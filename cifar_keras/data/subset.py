@@ -1,16 +1,42 @@
 """Learn from a part of a data set: some classes, few images of each, without labels that look wrong, or with noise in the labels."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.config import SubsetConfig
-from cifar_keras.data.types import Dataset, LabelledImages, PublishedDataset
+from cifar_keras.data.types import Corrections, Dataset, LabelledImages, PublishedDataset
 from cifar_keras.errors import UserError
-from cifar_keras.files import paths
+from cifar_keras.files import paths, writing
+
+
+def wanted_classes(known: Sequence[str], classes: str) -> tuple[str, ...]:
+    """Return which of a data set's classes are wanted, in the order of the data set.
+
+    Args:
+        known: the names of its classes.
+        classes: names of classes, with commas between; "" are all.
+
+    Raises:
+        UserError: the data set has no such class, or fewer than two are named.
+
+    Examples:
+        >>> wanted_classes(["bird", "cat", "dog"], "dog, cat")
+        ('cat', 'dog')
+    """
+    if not classes:
+        return tuple(known)
+    wanted = {name.strip() for name in classes.split(",")}
+    if unknown := sorted(wanted - set(known)):
+        raise UserError(
+            f"--classes has to name classes of the data set ({', '.join(known)}), and {', '.join(unknown)} are none. Received: {classes}"
+        )
+    if len(wanted) < 2:
+        raise UserError(f"--classes has to name at least two classes. Received: {classes}")
+    return tuple(name for name in known if name in wanted)
 
 
 def keep_classes(published: PublishedDataset, classes: str) -> PublishedDataset:
@@ -21,17 +47,11 @@ def keep_classes(published: PublishedDataset, classes: str) -> PublishedDataset:
         classes: names of classes, with commas between.
 
     Raises:
-        UserError: the data set has no such class, or fewer than two are named.
+        UserError: as in `wanted_classes`.
     """
-    if not classes:
+    known, wanted = published.class_names, wanted_classes(published.class_names, classes)
+    if len(wanted) == len(known):
         return published
-    known, wanted = published.class_names, {name.strip() for name in classes.split(",")}
-    if unknown := sorted(wanted - set(known)):
-        raise UserError(
-            f"--classes has to name classes of the data set ({', '.join(known)}), and {', '.join(unknown)} are none. Received: {classes}"
-        )
-    if len(wanted) < 2:
-        raise UserError(f"--classes has to name at least two classes. Received: {classes}")
     kept = np.array([index for index, name in enumerate(known) if name in wanted])
     new_labels = np.full(len(known), -1)
     new_labels[kept] = np.arange(len(kept))
@@ -49,19 +69,19 @@ def keep_classes(published: PublishedDataset, classes: str) -> PublishedDataset:
     )
 
 
-def without_suspects(published: PublishedDataset, exclude: str) -> PublishedDataset:
-    """Return a data set without the training images that a CSV file names, or with the labels that the file gives them.
+def read_corrections(published: PublishedDataset, exclude: str) -> Corrections | None:
+    """Return which training images of a data set a CSV file leaves out, and which labels it changes; None without a file.
 
     Args:
         published: the data set.
-        exclude: a CSV file with the columns `name` and perhaps `new_label`, such as `suspect_labels.csv` of a run; "" names none. An
-            image whose `new_label` is empty is left out.
+        exclude: a CSV file with the columns `name` and perhaps `new_label`, such as `suspect_labels.csv` of a run; "" is none. An image
+            whose `new_label` is empty is left out.
 
     Raises:
         UserError: the file cannot be read, names an image twice or one that is not in the train set, or an unknown class.
     """
     if not exclude:
-        return published
+        return None
     # A CSV file may list a picture more than once, and two names that are no text may look the same.
     places: dict[str, list[int]] = {}
     for place, name in enumerate(published.names):
@@ -77,10 +97,24 @@ def without_suspects(published: PublishedDataset, exclude: str) -> PublishedData
             labels[places[name]] = published.class_names.index(label)
         else:
             raise UserError(f"--exclude gives {name} a label that is no class: {label}. Received: {exclude}")
-    kept = np.flatnonzero(stays)
-    return published._replace(
-        train=published.train._replace(labels=labels).at(kept), names=tuple(published.names[place] for place in kept)
-    )
+    return Corrections(labels, stays)
+
+
+def keep_corrections(exclude: str, workdir: Path) -> None:
+    """Copy the file of `read_corrections` into the workdir of a run that begins. All that goes on with the run reads the copy."""
+    if exclude and not (workdir / paths.EXCLUDED).is_file():
+        writing.write_whole(workdir / paths.EXCLUDED, paths.expand("exclude", exclude).read_bytes())
+
+
+def check_has_all_classes(train: LabelledImages, class_names: Sequence[str], exclude: str) -> None:
+    """Check that a train split still has images of each class.
+
+    Raises:
+        UserError: it has none of a class.
+    """
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    if none := [class_names[index] for index in np.flatnonzero(counts == 0).tolist()]:
+        raise UserError(f"--exclude leaves no training image of {', '.join(none)}. Received: {exclude}")
 
 
 def _read_corrections(file: Path, exclude: str) -> Mapping[str, str]:

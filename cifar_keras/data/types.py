@@ -24,14 +24,21 @@ class StoredImages:
         shape: height, width and channels of each image.
         rows: int64 `[n]`, the places of the images in the file.
         digests: uint8 `[n, 32]`, the SHA-256 digest of each image's pixels.
+        origins: uint8 `[n, 32]`, the same of the picture from which the image was resized; None if no image was resized.
     """
 
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self, path: Path, shape: tuple[int, int, int], rows: NDArray[np.int64], digests: NDArray[np.uint8]
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        rows: NDArray[np.int64],
+        digests: NDArray[np.uint8],
+        origins: NDArray[np.uint8] | None = None,
     ) -> None:
         self._path, self._image_shape, self._rows, self.digests = path, shape, rows, digests
+        self.origins = digests if origins is None else origins
         # Open as long as the object lives, so that a file that is removed during a run can still be read.
         self._file = path.open("rb")
 
@@ -69,7 +76,9 @@ class StoredImages:
 
     def at(self, places: Selection) -> "StoredImages":
         """Return some of the images, without reading them."""
-        return StoredImages(self._path, self._image_shape, self._rows[places], self.digests[places])
+        return StoredImages(
+            self._path, self._image_shape, self._rows[places], self.digests[places], self.origins[places]
+        )
 
 
 # uint8 [n, height, width, 3], RGB, 0..255. Both kinds have `shape`, `dtype`, `len`, and images at an index, a slice or an array of indices.
@@ -96,6 +105,11 @@ def digests_of(images: Images) -> NDArray[np.uint8]:
     return np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
 
+def origins_of(images: Images) -> NDArray[np.uint8]:
+    """Return the SHA-256 digest of each image's pixels before it was resized to be stored, uint8 `[n, 32]`."""
+    return images.origins if isinstance(images, StoredImages) else digests_of(images)
+
+
 class Skipped(NamedTuple):
     """A file that a data set leaves out."""
 
@@ -113,6 +127,13 @@ class PublishedDataset(NamedTuple):
     # Of the images of `train`: the path of a file in the data set, or `train[PLACE]` in the published order.
     names: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+
+
+class Corrections(NamedTuple):
+    """What somebody says of the labels of a train set."""
+
+    labels: NDArray[np.int64]  # [n], the right ones
+    stays: NDArray[np.bool_]  # [n], false for an image that is left out
 
 
 class Contents(NamedTuple):

@@ -41,7 +41,9 @@ def find_suspects(features: Features, split: LabelledImages, class_count: int, *
     """
     images, labels = split
     if np.bincount(labels, minlength=class_count).min() < FOLDS:
-        raise UserError(f"--train_images has to leave {FOLDS} images of each class. Received: {len(labels)}")
+        raise UserError(
+            f"--train_images has to leave {FOLDS} images of each class for the suspect labels; 0 takes all. Received: {len(labels)}"
+        )
     probabilities = out_of_sample_probabilities(features(images, "labels"), labels, seed=seed)
     positions, likely = suspect_labels(probabilities, labels)
     return Suspects(positions, likely, probabilities)

@@ -36,7 +36,8 @@ class FinishedRun(NamedTuple):
         Raises:
             UserError: the images are not there.
         """
-        data, (kind, place) = self.config.data, dataset_of(self.config.data)
+        run_config = with_kept_exclude(self.config, self.path)
+        data, (kind, place) = run_config.data, dataset_of(run_config.data)
         if kind in (DatasetKind.FOLDER, DatasetKind.CSV):
             where = data_dir or str(self._found(place))
             data = dataclasses.replace(data, dataset=f"{kind}:{where}")
@@ -44,7 +45,7 @@ class FinishedRun(NamedTuple):
                 raise UserError(
                     f"--data_dir has to name the folder or the CSV file of the run's pictures. Received: {where}"
                 )
-            return self._replace(config=dataclasses.replace(self.config, data=data))
+            return self._replace(config=dataclasses.replace(run_config, data=data))
         where = data_dir or str(self._found(data.data_dir))
         data = dataclasses.replace(data, data_dir=where, archive="")
         if not is_prepared(data):
@@ -53,7 +54,7 @@ class FinishedRun(NamedTuple):
             )
         if data.data_source is not DataSource.SYNTHETIC:
             data = dataclasses.replace(data, data_source=DataSource.PREPARED)
-        return self._replace(config=dataclasses.replace(self.config, data=data))
+        return self._replace(config=dataclasses.replace(run_config, data=data))
 
     def _found(self, path: str) -> Path:
         """Return a path to the run's images.
@@ -67,6 +68,14 @@ class FinishedRun(NamedTuple):
             # If `named` is absolute, this is `named` itself.
             return above[0] / named
         return named
+
+
+def with_kept_exclude(run_config: config.RunConfig, path: Path) -> config.RunConfig:
+    """Return a run's config with the list of excluded images that its workdir keeps, if it does. The original may have changed."""
+    kept = path / paths.EXCLUDED
+    if not run_config.subset.exclude or not kept.is_file():
+        return run_config
+    return dataclasses.replace(run_config, subset=dataclasses.replace(run_config.subset, exclude=str(kept)))
 
 
 def write_predictions(path: Path, **arrays: NDArray[Any]) -> None:

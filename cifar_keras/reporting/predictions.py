@@ -28,8 +28,8 @@ def best_classes(
         >>> [(name, float(probability)) for name, probability in best_classes(row, ["cat", "dog"], 2, 0.8)]
         [('unknown', 0.75), ('cat', 0.25)]
     """
-    ranked = sorted(zip(probabilities, class_names, strict=True), reverse=True)[:top]
-    best = [(name, probability) for probability, name in ranked]
+    # Of equal probabilities the first class comes first, as in the metrics.
+    best = sorted(zip(class_names, probabilities, strict=True), key=lambda pair: -pair[1])[:top]
     return [(UNKNOWN, best[0][1]), *best[1:]] if best[0][1] < min_probability else best
 
 

@@ -15,6 +15,7 @@ from cifar_keras.data.datasets import check_outside, is_prepared, load_dataset
 from cifar_keras.data.pipeline import Examples, to_examples
 from cifar_keras.data.types import Dataset
 from cifar_keras.files import paths
+from cifar_keras.files.finished_run import with_kept_exclude
 from cifar_keras.models.classifier import make_classifier
 from cifar_keras.models.fused import fusions_in_words
 from cifar_keras.models.weights import check_weights
@@ -84,9 +85,9 @@ def _load_examples(config: RunConfig) -> tuple[Dataset, Examples, Examples]:
     return dataset._replace(train=train_split, validation=validation_split), train, validation
 
 
-def still_needed(config: RunConfig) -> RunConfig:
-    """Return a resumed run's config without inputs it no longer reads: the starting weights, and the archive of a prepared folder."""
-    data = config.data
+def still_needed(config: RunConfig, path: Path) -> RunConfig:
+    """Return a resumed run's config without inputs it no longer reads: starting weights, archive, and what its workdir `path` keeps."""
+    config, data = with_kept_exclude(config, path), config.data
     if data.archive and is_prepared(data):
         data = dataclasses.replace(data, archive="")
     model = dataclasses.replace(config.model, weights="none")

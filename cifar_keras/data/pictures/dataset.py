@@ -1,5 +1,6 @@
 """Make a data set of decoded pictures: check them, and divide them into splits."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 
@@ -10,6 +11,7 @@ from cifar_keras.config import BadImages, RunConfig, largest_image_size
 from cifar_keras.data.pictures.listing import Listing
 from cifar_keras.data.pictures.store import Entry, Size, Store, store
 from cifar_keras.data.splits import content_order, hold_out
+from cifar_keras.data.subset import wanted_classes
 from cifar_keras.data.types import LabelledImages, PublishedDataset, Skipped
 from cifar_keras.errors import UserError
 
@@ -37,11 +39,14 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     received = f"Received: --dataset={data.dataset}"
     keep_all = is_published or data.allow_duplicates
     _check_files(stored, data.bad_images, keep_all, received)
-    kept = list(range(len(stored.entries))) if keep_all else _different(stored.entries)
-    class_names = _classes_of({stored.entries[place].label for place in kept}, listing.class_order, received)
-    _tell(stored, kept, class_names)
+    found = _classes_of({entry.label for entry in stored.entries}, listing.class_order, received)
+    # Before the classes are counted, because those that are not wanted may be too small.
+    class_names = wanted_classes(found, config.subset.classes)
+    kept = _kept(stored.entries, class_names, keep_all)
+    _tell(stored, len(kept), class_names, listing.labels - set(found))
     indices = {name: index for index, name in enumerate(class_names)}
-    labels = np.array([indices[entry.label] for entry in stored.entries], np.int64)
+    # Those of classes that are not wanted are never read.
+    labels = np.array([indices.get(entry.label, -1) for entry in stored.entries], np.int64)
 
     def images(places: NDArray[np.int64]) -> LabelledImages:
         return LabelledImages(stored.images.at(places), labels[places])
@@ -76,23 +81,27 @@ def _classes_of(labels: Set[str], order: Sequence[str], received: str) -> tuple[
     return class_names
 
 
-def _tell(stored: Store, kept: Sequence[int], class_names: Sequence[str]) -> None:
-    """Print what the data set has."""
-    copies, skipped = len(stored.entries) - len(kept), len(stored.skipped)
+def _tell(stored: Store, count: int, class_names: Sequence[str], lost: Set[str]) -> None:
+    """Print what the data set has, and warn of classes of which no picture can be used."""
+    copies, skipped = sum(entry.label in class_names for entry in stored.entries) - count, len(stored.skipped)
+    if lost:
+        names = ", ".join(sorted(lost)[:MOST_LINES])
+        print(f"warning: no picture can be used of {names}: no classes of this run", file=sys.stderr, flush=True)
     print(
-        f"pictures: {len(kept):,} of {len(class_names)} classes, {' x '.join(map(str, stored.images.shape[1:3]))} px"
+        f"pictures: {count:,} of {len(class_names)} classes, {' x '.join(map(str, stored.images.shape[1:3]))} px"
         + (f"; {copies:,} copies left out" if copies else "")
         + (f"; {skipped:,} files skipped" if skipped else ""),
         flush=True,
     )
 
 
-def _different(entries: Sequence[Entry]) -> list[int]:
-    """Return the places of the entries, of each content, label and split only the first."""
+def _kept(entries: Sequence[Entry], class_names: Sequence[str], keep_all: bool) -> list[int]:
+    """Return the places of the entries of some classes; of each content, label and split only the first, or all."""
     first: dict[tuple[str, str, str], int] = {}
-    for place, entry in enumerate(entries):
-        first.setdefault((entry.digest, entry.label, entry.split), place)
-    return list(first.values())
+    places = [place for place, entry in enumerate(entries) if entry.label in class_names]
+    for place in places:
+        first.setdefault((entries[place].digest, entries[place].label, entries[place].split), place)
+    return places if keep_all else list(first.values())
 
 
 def _check_files(stored: Store, bad_images: BadImages, keep_all: bool, received: str) -> None:

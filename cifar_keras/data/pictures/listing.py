@@ -44,6 +44,7 @@ class Listing(NamedTuple):
     skipped: list[Skipped]  # files that cannot be pictures of the set
     fingerprint: str  # another one if a file is added, removed, renamed or written, or a label or split changes
     class_order: tuple[str, ...] = ()  # the names of classes as the set orders them; (): by name
+    labels: frozenset[str] = frozenset()  # of all files, also of those that are left out
 
 
 def list_folder(place: str) -> Listing:
@@ -69,6 +70,7 @@ def list_folder(place: str) -> Listing:
             f"({paths.shown(other.name)}); it has to have the one kind or the other. {received}"
         )
     listed: list[tuple[Path, str, str]] = []
+    empty: list[Skipped] = []
     for folder in folders:
         split, class_folders = "", [folder]
         if divided:
@@ -83,8 +85,10 @@ def list_folder(place: str) -> Listing:
                     f"({paths.shown(nested[0].name)}); pictures have to lie in the folder of their class itself. {received}"
                 )
             listed += [(file, class_folder.name, split) for file in files]
+            if not files:
+                empty.append(Skipped(_name(class_folder, root), "the folder of the class has no files"))
     misplaced = [Skipped(_name(file, root), "it lies in no folder of a class") for file in outside]
-    return _listing(root, listed, misplaced)
+    return _listing(root, listed, [*misplaced, *empty])
 
 
 def list_table(place: str) -> Listing:
@@ -170,7 +174,7 @@ def _reason_against(row: dict[str, str], file: Path, root: Path) -> str:
     return ""
 
 
-def _listing(root: Path, listed: Iterable[tuple[Path, str, str]], skipped: Iterable[Skipped]) -> Listing:
+def _listing(root: Path, listed: Sequence[tuple[Path, str, str]], skipped: Iterable[Skipped]) -> Listing:
     """Return the listing of files with their classes and splits. Files that cannot be pictures are among the skipped ones."""
     pictures: list[Picture] = []
     left_out = list(skipped)
@@ -190,7 +194,8 @@ def _listing(root: Path, listed: Iterable[tuple[Path, str, str]], skipped: Itera
         else:
             pictures.append(Picture(name, paths.shown(label), split, functools.partial(_beginning_of, file)))
     known.update(repr(sorted(left_out)).encode())
-    return Listing(pictures, left_out, known.hexdigest())
+    labels = frozenset(paths.shown(label) for _, label, _ in listed)
+    return Listing(pictures, left_out, known.hexdigest(), labels=labels)
 
 
 def _beginning_of(file: Path) -> bytes:

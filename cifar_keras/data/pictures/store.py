@@ -1,8 +1,8 @@
 """Decode the pictures of a data set once, in parallel, into equal-sized pixels on the disk.
 
 A cache is a folder with two files. `images.bin` has the pixels of the pictures, uint8, one picture after the other. `manifest.json` has
-the size, and for each picture its name, label, split and the SHA-256 digest of its pixels; the files that were left out; and the
-SHA-256 digest of all that.
+the size; for each picture its name, label and split, and the SHA-256 digests of its pixels, as they are stored and before they were
+resized; the files that were left out; and the SHA-256 digest of all that.
 """
 
 import collections
@@ -29,7 +29,7 @@ from cifar_keras.files import paths, writing
 from cifar_keras.files.progress_bar import progress
 
 IMAGES, MANIFEST = "images.bin", "manifest.json"
-VERSION = 4
+VERSION = 5
 THREADS = os.cpu_count() or 1
 # Pictures of one size keep it if they have at most so many times the pixels of the square. A batch of 64 photographs of 12 megapixels
 # would take 2.3 GB before the network makes them smaller.
@@ -49,6 +49,7 @@ class Entry(NamedTuple):
     label: str
     split: str  # "" if the data set is not divided
     digest: str  # SHA-256 of its pixels, in hexadecimal digits
+    origin: str  # the same of its pixels before they were resized
 
 
 class Store(NamedTuple):
@@ -114,8 +115,11 @@ def _read(folder: Path) -> Store | None:
         if manifest.pop("sha256") != _digest_of(manifest):
             raise OSError(f"{MANIFEST} is not what was written")
         entries = [Entry(*row) for row in manifest["entries"]]
-        digests = np.frombuffer(bytes.fromhex("".join(entry.digest for entry in entries)), np.uint8).reshape(-1, 32)
-        images = StoredImages(folder / IMAGES, tuple(manifest["shape"]), np.arange(len(entries)), digests)
+        digests, origins = (
+            np.frombuffer(bytes.fromhex("".join(column)), np.uint8).reshape(-1, 32)
+            for column in ([entry.digest for entry in entries], [entry.origin for entry in entries])
+        )
+        images = StoredImages(folder / IMAGES, tuple(manifest["shape"]), np.arange(len(entries)), digests, origins)
         _verify(images)
         return Store(entries, images, [Skipped(*row) for row in manifest["skipped"]])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -188,16 +192,17 @@ def _decoded(picture: Picture, size: tuple[int, int], *, as_it_is: bool) -> tupl
         as_it_is: whether the picture has this size already; otherwise its central square is resized.
     """
     try:
-        content = _content_of(picture)
-        image = decoding.decode(content) if as_it_is else decoding.decode_square(content, size[0])
+        whole = decoding.decode(_content_of(picture))
     except decoding.PictureError as error:
         return Skipped(picture.name, str(error))
     except OSError as error:
         return Skipped(picture.name, f"it cannot be read: {error.strerror}")
-    if image.shape[:2] != size:
+    if as_it_is and whole.shape[:2] != size:
         return Skipped(picture.name, "it changed while it was read")
-    pixels = image.tobytes()
-    return Entry(picture.name, picture.label, picture.split, hashlib.sha256(pixels).hexdigest()), pixels
+    image = whole if as_it_is else decoding.central_square(whole, size[0])
+    # By its origin a picture is put into the order of the set, and by that into a split. So the size of the store changes neither.
+    digest, origin = (hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() for pixels in (image, whole))
+    return Entry(picture.name, picture.label, picture.split, digest, origin), image.tobytes()
 
 
 def _common_size(pictures: SizedIterable[Picture]) -> tuple[int, int] | None:
