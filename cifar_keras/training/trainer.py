@@ -20,6 +20,7 @@ from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
 from cifar_keras.training.fit import compile_phase, fit_phase
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.keep_best import KeepBest
+from cifar_keras.training.operations import count_operations
 from cifar_keras.training.optimizers import FusedAdam
 from cifar_keras.training.phases import Phase, StageLeft, stage_in_words
 from cifar_keras.training.progress import PhaseSummary, Position, Progress
@@ -103,6 +104,7 @@ class Trainer:
         """Return what `result.json` says about the training."""
         return {
             "compute_dtype": self._setup.compute_dtype,
+            "training_pflop": self._log.training_pflop,
             "phases": {name: summary._asdict() for name, summary in self.progress.summaries.items()},
             "rollbacks": self.progress.rollbacks,
             "states": self.progress.checkpoints,
@@ -132,6 +134,7 @@ class Trainer:
             if len(phase.stages) > 1:
                 print(stage_in_words(phase, left), flush=True)
             task = make_task(self._config, self._setup, phase, left.stage)
+            self._count_operations(phase, left, task, logger, mid_phase)
             self._compile(phase, left.number, task, mid_phase)
             pipeline_speed = self._fit(phase, left, task, logger, mid_phase)
             self.progress.position = Position(position.phase, left.epochs.stop)
@@ -173,6 +176,20 @@ class Trainer:
         # The best epoch so far is of a phase that did not prune.
         if phase.sparsity and self.progress.position.epoch <= first_epoch:
             self._keep_best.forget()
+
+    def _count_operations(
+        self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, mid_phase: Checkpoint | None
+    ) -> None:
+        """Tell the logger what an epoch of a stage costs, and count what came before the stage's first step."""
+        setup = self._setup
+        operations = count_operations(self._config, setup, phase, left.stage, cached=task.cached)
+        if mid_phase is None or mid_phase.values["mid_phase"]["stage"] != left.number:
+            # A process that goes on inside a stage has restored this count. The features that it computes again are not counted again.
+            self._log.operations += operations.ahead
+        logger.operations_per_epoch = operations.per_epoch
+        if setup.teacher is not None:
+            totals = {"train": setup.train.total, "validation": setup.validation.total}
+            logger.operations_of_teacher = setup.teacher.operations_ahead(totals)
 
     def _compile(self, phase: Phase, number: int, task: Task, mid_phase: Checkpoint | None) -> None:
         """Compile a stage's model, and restore its optimizer from a checkpoint of this stage, or from the end of the stage before."""
