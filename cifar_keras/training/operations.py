@@ -13,6 +13,7 @@ class StageOperations(NamedTuple):
 
     ahead: int  # before the first step: features that are cached
     per_epoch: int  # of training steps, of a teacher that is asked in them, and of the validation at the epoch's end
+    of_teacher: int  # all answers that the run has kept, of this stage and those before
 
 
 def count_operations(
@@ -30,11 +31,17 @@ def count_operations(
         cached: whether the stage trains on cached features.
     """
     cost = cost_of_classifier(setup.classifier, stage.image_size)
-    trained, validated = phase.steps_per_epoch * config.data.global_batch_size, setup.validation.total
+    teacher, trained, validated = (
+        setup.teacher,
+        phase.steps_per_epoch * config.data.global_batch_size,
+        setup.validation.total,
+    )
+    kept = teacher.operations_ahead({"train": setup.train.total, "validation": validated}) if teacher else 0
     if cached:
         views = setup.train.total * (2 if config.augmentation.flip else 1)
         frozen = cost.forward - cost.forward_learning
         per_epoch = (cost.forward_learning + cost.backward) * trained + cost.forward_learning * validated
-        return StageOperations(frozen * (views + validated), per_epoch)
-    asked = setup.teacher.forward_operations if setup.teacher is not None and setup.teacher.is_asked_in_steps else 0
-    return StageOperations(0, (cost.forward + cost.backward + asked) * trained + cost.forward * validated)
+        return StageOperations(frozen * (views + validated), per_epoch, kept)
+    asked = teacher.forward_operations if teacher and teacher.is_asked_in_steps else 0
+    per_epoch = (cost.forward + cost.backward + asked) * trained + cost.forward * validated
+    return StageOperations(0, per_epoch, kept)

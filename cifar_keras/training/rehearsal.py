@@ -90,7 +90,7 @@ def describe(config: RunConfig, setup: RunSetup, estimates: list[StageEstimate])
 
 def _estimate(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage, title: str) -> StageEstimate:
     cached = freeze(config, setup, phase, stage) is not None
-    ahead, per_epoch = count_operations(config, setup, phase, stage, cached=cached)
+    ahead, per_epoch, _ = count_operations(config, setup, phase, stage, cached=cached)
     steps, seconds = stage.epochs * phase.steps_per_epoch, _forward_seconds(config, setup, stage.image_size)
     if cached:
         # Computing the features takes nearly all of the time.

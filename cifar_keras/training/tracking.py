@@ -15,6 +15,7 @@ import tensorflow as tf
 from cifar_keras.errors import DivergedError
 from cifar_keras.files import paths
 from cifar_keras.files.progress_bar import EVERY_SECONDS
+from cifar_keras.training.operations import StageOperations
 from cifar_keras.training.phases import Phase
 
 LOG_EVERY_STEPS = 10
@@ -237,8 +238,13 @@ class LogPhase(keras.callbacks.Callback):
         self._epoch_started = self._last_step_ended = 0.0
         self._steps_in_epoch = 0
         self._learning_rate = 0.0
-        self.operations_per_epoch = 0
-        self.operations_of_teacher = 0  # ahead of training
+        self._operations = StageOperations(0, 0, 0)
+
+    def count(self, operations: StageOperations, *, begins: bool) -> None:
+        """Count the operations of the stage that comes next, or goes on in this process."""
+        self._operations = operations
+        if begins:
+            self._log.operations += operations.ahead
 
     @property
     def step_of_phase(self) -> int:
@@ -280,9 +286,8 @@ class LogPhase(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log the epoch with its validation metrics."""
-        self._log.operations += self.operations_per_epoch
-        operations = self._log.operations + self.operations_of_teacher
-        self._write(logs or {}, {"training_pflop": operations / 1e15})
+        self._log.operations += self._operations.per_epoch
+        self._write(logs or {}, {"training_pflop": (self._log.operations + self._operations.of_teacher) / 1e15})
 
     def _write(self, logs: dict[str, Any], more: Mapping[str, float] = MappingProxyType({})) -> None:
         metrics = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.config import Divergence, RunConfig, to_values
-from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, training_batches
+from cifar_keras.data.pipeline import evaluation_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.files import environment
+from cifar_keras.training.batches import batches_of
 from cifar_keras.training.checkpoints import Checkpoint, Checkpoints, named, numbered, read_variables, write_variables
 from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
 from cifar_keras.training.fit import compile_phase, fit_phase
@@ -134,7 +135,9 @@ class Trainer:
             if len(phase.stages) > 1:
                 print(stage_in_words(phase, left), flush=True)
             task = make_task(self._config, self._setup, phase, left.stage)
-            self._count_operations(phase, left, task, logger, mid_phase)
+            operations = count_operations(self._config, self._setup, phase, left.stage, cached=task.cached)
+            # A process that goes on inside a stage has restored what was counted at its beginning.
+            logger.count(operations, begins=mid_phase is None or mid_phase.values["mid_phase"]["stage"] != left.number)
             self._compile(phase, left.number, task, mid_phase)
             pipeline_speed = self._fit(phase, left, task, logger, mid_phase)
             self.progress.position = Position(position.phase, left.epochs.stop)
@@ -177,20 +180,6 @@ class Trainer:
         if phase.sparsity and self.progress.position.epoch <= first_epoch:
             self._keep_best.forget()
 
-    def _count_operations(
-        self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, mid_phase: Checkpoint | None
-    ) -> None:
-        """Tell the logger what an epoch of a stage costs, and count what came before the stage's first step."""
-        setup = self._setup
-        operations = count_operations(self._config, setup, phase, left.stage, cached=task.cached)
-        if mid_phase is None or mid_phase.values["mid_phase"]["stage"] != left.number:
-            # A process that goes on inside a stage has restored this count. The features that it computes again are not counted again.
-            self._log.operations += operations.ahead
-        logger.operations_per_epoch = operations.per_epoch
-        if setup.teacher is not None:
-            totals = {"train": setup.train.total, "validation": setup.validation.total}
-            logger.operations_of_teacher = setup.teacher.operations_ahead(totals)
-
     def _compile(self, phase: Phase, number: int, task: Task, mid_phase: Checkpoint | None) -> None:
         """Compile a stage's model, and restore its optimizer from a checkpoint of this stage, or from the end of the stage before."""
         model, strategy = task.model, self._setup.strategy
@@ -226,15 +215,7 @@ class Trainer:
         """Train a stage, or what is left of it, and return the images/s of the input pipeline alone."""
         batch_size = self._config.data.global_batch_size
         step = self.progress.position.step
-        batches = training_batches(
-            task.train,
-            global_batch_size=batch_size,
-            steps_per_epoch=phase.steps_per_epoch,
-            seed=self._config.seed,
-            steps=phase.steps_of(left.epochs, step),
-            augment=task.augment,
-            parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
-        )
+        batches = batches_of(self._config, phase, phase.steps_of(left.epochs, step), task)
         # This comes before `fit`, which would compete with the pipeline for the cores.
         pipeline_speed = measure_speed(batches)
         validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
