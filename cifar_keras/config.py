@@ -253,6 +253,26 @@ class AugmentationConfig:
         minimum=0,
         below=1,
     )
+    mixup_alpha: float = setting(
+        0.0,
+        "MixUp (arXiv:1710.09412): each image is blended with another, and so are their labels, by a weight from Beta(alpha, alpha); "
+        "0.2 is usual; 0 is off",
+        minimum=0,
+        maximum=100,
+    )
+    cutmix_alpha: float = setting(
+        0.0,
+        "CutMix (arXiv:1905.04899): a rectangle of each image is replaced by another's, and the labels are mixed by its area, from "
+        "Beta(alpha, alpha); 1 is usual; 0 is off. With MixUp, each image takes one of both",
+        minimum=0,
+        maximum=100,
+    )
+    unmixed_share: float = setting(
+        0.0,
+        "fraction of the steps of a phase, at its end, in which no images are mixed",
+        minimum=0,
+        maximum=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -687,11 +707,29 @@ def _check_combinations(config: RunConfig) -> None:
             raise UserError(f"--{name}_momentum is for sgd; adamw does not use it. Received: {phase.momentum}")
     if config.finetune.sparsity and not config.finetune.epochs:
         raise UserError(f"--finetune_sparsity needs a finetune phase. Received: {config.finetune.sparsity}")
+    _check_mixing(config)
     _check_test_sets(config)
     unknown_folder_of(config.evaluation)
     if config.model.weights == "none" and config.finetune.epochs == 0:
         raise UserError(
             "--weights=none needs a finetune phase: a head on random features learns little. Received: --finetune_epochs=0"
+        )
+
+
+def _check_mixing(config: RunConfig) -> None:
+    alphas = {name: getattr(config.augmentation, name) for name in ("mixup_alpha", "cutmix_alpha")}
+    flags = " and ".join(f"--{name}" for name, alpha in alphas.items() if alpha)
+    if not flags:
+        return
+    if config.data.global_batch_size < 2:
+        raise UserError(f"{flags} needs another image in each batch. Received: --global_batch_size=1")
+    trained = {name: phase for name, phase in _phases_of(config) if phase.epochs}
+    if all(phase.cached_features for phase in trained.values()):
+        received = " and ".join(f"--{name}_cached_features" for name in trained)
+        raise UserError(f"{flags} needs a phase that learns from images, without cached features. Received: {received}")
+    if config.distillation.teacher and config.distillation.teacher_view is TeacherView.PLAIN:
+        raise UserError(
+            f"{flags} needs a teacher that looks at the mixed image: --teacher_view=augmented. Received: --teacher_view=plain"
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from cifar_keras import flags
 from cifar_keras.config import RunConfig, settings_of, to_values
 from cifar_keras.reporting.report import short_commit
-from cifar_keras.reporting.tables import exports_table, robustness_table, with_interval
+from cifar_keras.reporting.tables import exports_table, pflop_in_words, robustness_table, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -116,7 +116,7 @@ def settings_tables() -> str:
 
 def results_table(recipes: dict[str, list[Result]]) -> str:
     """Return the lab book's table of recipes: means over the runs, with their spread as in `_percent`."""
-    header = ["recipe", "test accuracy", "n", "test loss", "calibration error", "minutes"]
+    header = ["recipe", "test accuracy", "n", "test loss", "calibration error", "PFLOP", "minutes"]
     header += ["images/s: head, finetune, evaluation", "hardware", "commit"]
     return _markdown([header, ["---"] * len(header), *(result_row(*recipe) for recipe in recipes.items())])
 
@@ -130,6 +130,7 @@ def result_row(recipe: str, results: list[Result]) -> list[str]:
         str(len(results)),
         f"{statistics.mean(metrics['loss'] for metrics in served):.4f}",
         _percent(served, "calibration_error"),
+        pflop_in_words(results[0]),
         f"{_minutes(results):.1f}",
         _speeds(results),
         _hardware(results),

@@ -54,21 +54,21 @@ FIRST, SECOND, THIRD = 2 * 8 * 8 * 3 * 3 * 3 * 4, 2 * 4 * 4 * 2 * 2 * 4, 2 * 4 *
 
 
 @pytest.mark.parametrize(
-    ("frozen", "backward"),
+    ("frozen", "backward", "learning"),
     [
         # The gradients of all kernels, and of the inputs of all layers but the first.
-        ((), FIRST + 2 * SECOND + 2 * THIRD),
-        (("first",), SECOND + 2 * THIRD),
-        (("first", "second"), THIRD),
-        (("second",), FIRST + SECOND + 2 * THIRD),
-        (("first", "second", "third"), 0),
+        ((), FIRST + 2 * SECOND + 2 * THIRD, FIRST + SECOND + THIRD),
+        (("first",), SECOND + 2 * THIRD, SECOND + THIRD),
+        (("first", "second"), THIRD, THIRD),
+        (("second",), FIRST + SECOND + 2 * THIRD, FIRST + SECOND + THIRD),
+        (("first", "second", "third"), 0, 0),
     ],
 )
-def test_a_small_network_costs_what_it_costs_by_hand(frozen: tuple[str, ...], backward: int) -> None:
+def test_a_small_network_costs_what_it_costs_by_hand(frozen: tuple[str, ...], backward: int, learning: int) -> None:
     network = by_hand()
     for name in frozen:
         network.get_layer(name).trainable = False
-    assert cost_per_image(network) == Cost(FIRST + SECOND + THIRD, backward)
+    assert cost_per_image(network) == Cost(FIRST + SECOND + THIRD, backward, learning)
 
 
 def test_a_classifier_costs_its_backbone_and_its_head() -> None:
@@ -77,8 +77,8 @@ def test_a_classifier_costs_its_backbone_and_its_head() -> None:
     of_head = 2 * head.kernel.shape[0] * head.kernel.shape[1]
     set_trainable(classifier, None)
     forward = cost_per_image(classifier.get_layer("backbone")).forward
-    assert cost_of_classifier(classifier) == Cost(forward + of_head, of_head)
+    assert cost_of_classifier(classifier) == Cost(forward + of_head, of_head, of_head)
     set_trainable(classifier, "")
     backward = cost_per_image(classifier.get_layer("backbone")).backward
     assert forward < backward < 2 * forward
-    assert cost_of_classifier(classifier) == Cost(forward + of_head, backward + 2 * of_head)
+    assert cost_of_classifier(classifier) == Cost(forward + of_head, backward + 2 * of_head, forward + of_head)

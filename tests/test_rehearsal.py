@@ -9,6 +9,7 @@ from processes import run
 from small_runs import finish_small_run
 
 from cifar_keras.config import from_values
+from cifar_keras.models.cost import cost_per_image
 from cifar_keras.training import rehearsal
 from cifar_keras.training.setup import set_up
 
@@ -54,13 +55,15 @@ def test_the_stages_cost_what_their_steps_and_their_validation_cost() -> None:
     config = from_values({name: json.loads(value) if value.isdigit() else value for name, value in values.items()})
     setup = set_up(config, Path("nowhere"))
     head, first, second = rehearsal.estimate_stages(config, setup)
-    forward, learning = rehearsal._cost_of(config, setup, setup.phases[0], setup.phases[0].stages[0])
-    # Cached features: each image and its mirror image once, and validation.
+    # Cached features: each image and its mirror image once, and validation. The head learns from them.
+    network, of_head = setup.classifier.get_layer("backbone"), 2 * 64 * 10
+    forward = cost_per_image(network).forward
     assert head.cached_features
-    assert head.pflop * 1e15 == pytest.approx(forward.forward * (2 * 360 + 40))
-    assert (head.steps, head.learning_parameters) == (27, learning)
-    cost, _ = rehearsal._cost_of(config, setup, setup.phases[1], setup.phases[1].stages[0])
-    assert first.pflop * 1e15 == pytest.approx(sum(cost) * 9 * 40 + cost.forward * 40)
+    wanted = forward * (2 * 360 + 40) + of_head * (2 * 27 * 40 + 3 * 40)
+    assert head.pflop * 1e15 == pytest.approx(wanted)
+    assert (head.steps, head.learning_parameters) == (27, 64 * 10 + 10)
+    # All layers learn: the gradients of the kernels and of all inputs but the first convolution's.
+    assert first.pflop * 1e15 == pytest.approx(forward * (3 * 9 * 40 + 40), rel=0.02)
     # The operations of convolutions grow with the number of pixels.
     assert second.pflop / first.pflop == pytest.approx((24 / 16) ** 2, rel=0.05)
     assert min(head.minutes, first.minutes, second.minutes) > 0

@@ -8,45 +8,22 @@ drawn. So we can pass in the seeds.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from cifar_keras.config import AugmentationConfig
+from cifar_keras.data.mixing import make_mixing
 from cifar_keras.data.pipeline import Augmentation, Batch, of_views
+from cifar_keras.data.seeds import KeyedSeeds
 from cifar_keras.errors import UserError
 
 # Cutout and the grid mask paint this mid-grey. The models' input transforms map it close to 0, as in arXiv:1708.04552.
 BLANK = 128
 # The middle of the range 0..255.
 MID_GREY = 127.5
-
-
-class KeyedSeeds(keras.random.SeedGenerator):
-    """Seeds without any state in TensorFlow: each depends only on a key and on how many seeds were drawn before.
-
-    The Keras layers take their seeds only from a `SeedGenerator` or a Python int, and inside a `tf.data` graph the key is a tensor.
-    The base class is left uninitialised on purpose, because its constructor would only create the variable.
-
-    Args:
-        key: int64 `[2]`.
-    """
-
-    def __init__(self, key: tf.Tensor) -> None:
-        self._key = key
-        self._drawn = 0
-
-    def next(self, ordered: bool = True) -> tf.Tensor:
-        """Return the next seed, int32 `[2]`. Keras passes int32 on unchanged, and folds any other type to 31 bits."""
-        key = tf.random.experimental.stateless_fold_in(self._key, tf.constant(self._drawn, tf.int64))
-        self._drawn += 1
-        return tf.random.stateless_uniform([2], key, minval=None, maxval=None, dtype=tf.int32)
-
-    # The layers of keras-cv call this method of tf.random.Generator, and no other.
-    def uniform(self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: tf.DType = tf.float32) -> tf.Tensor:
-        """Return numbers in [minval, maxval), drawn with the next seed."""
-        return tf.random.stateless_uniform(shape, self.next(), minval, maxval, dtype)
+# The number that seeds the draws of mixing; those of the operations are in `_operations`.
+MIXING = 7
 
 
 # Takes float32 images [batch, height, width, 3], 0..255, and the seeds of this batch and operation. Returns images of the same shape and
@@ -56,8 +33,18 @@ Operation = Callable[[tf.Tensor, KeyedSeeds], tf.Tensor]
 
 def is_flip_alone(config: AugmentationConfig) -> bool:
     """Return whether augmentation flips images at most, so that each image has one or two views."""
-    others = dataclasses.replace(config, flip=False, resized_crop_ratio=AugmentationConfig.resized_crop_ratio)
+    others = dataclasses.replace(
+        config,
+        flip=False,
+        resized_crop_ratio=AugmentationConfig.resized_crop_ratio,
+        unmixed_share=AugmentationConfig.unmixed_share,
+    )
     return others == AugmentationConfig(flip=False, crop_padding=0)
+
+
+def without_mixing(config: AugmentationConfig) -> AugmentationConfig:
+    """Return the settings of the same augmentation with whole images."""
+    return dataclasses.replace(config, mixup_alpha=0.0, cutmix_alpha=0.0)
 
 
 def check_fits(config: AugmentationConfig, side: int) -> None:
@@ -91,7 +78,7 @@ def make_augmentation(config: AugmentationConfig) -> Augmentation:
         A function from a batch of images, uint8 `[batch, height, width, 3]`, and its key to a batch of images of the same shape and
         dtype. If every operation is off, it returns the images unchanged.
     """
-    operations = _operations(config)
+    operations, mix = _operations(config), make_mixing(config)
 
     def seeds_of(key: tf.Tensor, number: int) -> KeyedSeeds:
         return KeyedSeeds(tf.random.experimental.stateless_fold_in(key, tf.constant(number, tf.int64)))
@@ -101,12 +88,15 @@ def make_augmentation(config: AugmentationConfig) -> Augmentation:
         if config.flip or config.crop_padding:
             images, views = _flip_and_crop(images, config.flip, config.crop_padding, seeds_of(key, 0))
         targets = of_views(batch.targets, views)
-        if not operations:
+        if not operations and mix is None:
             return Batch(images, targets)
         changed = tf.cast(images, tf.float32)
         for number, operation in operations:
             changed = operation(changed, seeds_of(key, number))
-        return Batch(tf.cast(tf.round(tf.clip_by_value(changed, 0.0, 255.0)), tf.uint8), targets)
+        changed = tf.clip_by_value(changed, 0.0, 255.0)
+        if mix is not None:
+            changed, targets = mix(Batch(changed, targets), seeds_of(key, MIXING))
+        return Batch(tf.cast(tf.round(changed), tf.uint8), targets)
 
     return augment
 

@@ -82,7 +82,7 @@ def comparison_table(names: Sequence[str], results: Sequence[Mapping[str, Any]])
     Returns:
         Lines without a newline at the end, as wide as the longest name requires.
     """
-    rows = [("run", "test accuracy, 95 % interval", "loss", "calibrated", "minutes")]
+    rows = [("run", "test accuracy, 95 % interval", "loss", "calibrated", "minutes", "PFLOP")]
     for name, result in zip(names, results, strict=True):
         test, calibrated = result["test"], result["calibration"]["test"]
         rows.append(
@@ -92,9 +92,15 @@ def comparison_table(names: Sequence[str], results: Sequence[Mapping[str, Any]])
                 f"{test['loss']:.4f}",
                 f"{calibrated['loss']:.4f}",
                 f"{result['minutes']['total']:.1f}",
+                pflop_in_words(result),
             )
         )
     return _aligned(rows, names=1)
+
+
+def pflop_in_words(result: Mapping[str, Any]) -> str:
+    """Return the operations of a run's training in 10^15, or "-" for a run from before they were counted."""
+    return f"{result['training_pflop']:.3g}" if "training_pflop" in result else "-"
 
 
 def differences_table(pairs: Sequence[tuple[str, str, McNemar]]) -> str:

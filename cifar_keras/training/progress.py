@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from cifar_keras.errors import UserError
 
 # Format of the checkpoints. Format 1 named an optimizer's variables by their positions. Format 2 had another name for `mid_phase`, and
-# its teachers saw plain images. Format 3 had the images in their published order.
-FORMAT = 4
+# its teachers saw plain images. Format 3 had the images in their published order. Format 4 did not count operations.
+FORMAT = 5
 
 
 class PhaseSummary(NamedTuple):

@@ -12,12 +12,11 @@ import tensorflow as tf
 from cifar_keras.config import RunConfig
 from cifar_keras.data.pipeline import PARALLEL_CALLS, training_batches
 from cifar_keras.files.environment import peak_gib
-from cifar_keras.models.backbones import BACKBONES
-from cifar_keras.models.classifier import assemble, build_backbone, build_classifier
-from cifar_keras.models.cost import Cost, cost_of_classifier
+from cifar_keras.models.classifier import assemble
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.inference import predict_part
-from cifar_keras.training.fit import compile_phase, set_trainable
+from cifar_keras.training.fit import compile_phase
+from cifar_keras.training.operations import count_operations
 from cifar_keras.training.phases import Phase, Stage, stage_in_words
 from cifar_keras.training.setup import RunSetup, set_up
 from cifar_keras.training.tasks import freeze, from_images
@@ -82,34 +81,25 @@ def describe(config: RunConfig, setup: RunSetup, estimates: list[StageEstimate])
     total = measuring + sum(each.minutes for each in estimates)
     lines += [
         f"measuring validation and test: {measuring:.1f} minutes",
-        f"in all: {sum(each.pflop for each in estimates):.3g} PFLOP and about {total:.1f} minutes, besides the export, the report and a "
-        f"teacher's forward passes; "
-        f"memory up to now: {peak_gib():.1f} GiB",
+        f"in all: {sum(each.pflop for each in estimates):.3g} PFLOP and about {total:.1f} minutes, besides the export, the report and "
+        f"what a teacher is asked before training; memory up to now: {peak_gib():.1f} GiB",
         "this was a dry run: no workdir was made",
     ]
     return "\n".join(lines)
 
 
 def _estimate(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage, title: str) -> StageEstimate:
-    parts = freeze(config, setup, phase, stage)
-    cost, learning = _cost_of(config, setup, phase, stage)
+    cached = freeze(config, setup, phase, stage) is not None
+    ahead, per_epoch, _ = count_operations(config, setup, phase, stage, cached=cached)
     steps, seconds = stage.epochs * phase.steps_per_epoch, _forward_seconds(config, setup, stage.image_size)
-    if parts is not None:
+    if cached:
+        # Computing the features takes nearly all of the time.
         images = setup.train.total * (2 if config.augmentation.flip else 1) + setup.validation.total
-        return StageEstimate(title, steps, learning, cost.forward * images / 1e15, seconds * images / 60, True)
-    validated = stage.epochs * setup.validation.total
-    operations = (cost.forward + cost.backward) * steps * config.data.global_batch_size + cost.forward * validated
-    whole = _step_seconds(config, setup, phase, stage) * steps + seconds * validated
-    return StageEstimate(title, steps, learning, operations / 1e15, whole / 60, False)
-
-
-def _cost_of(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) -> tuple[Cost, int]:
-    """Return the operations for one image at the size of a stage, and the number of parameters that learn in it."""
-    row = BACKBONES[config.model.backbone]
-    backbone = build_backbone(config.model.backbone, stage.image_size)
-    classifier = build_classifier(backbone, row.input_convention, len(setup.dataset.class_names), dropout=0, seed=0)
-    set_trainable(classifier, stage.learns_from, train_batch_norm=phase.train_batch_norm)
-    return cost_of_classifier(classifier), sum(int(np.prod(weight.shape)) for weight in classifier.trainable_weights)
+        whole = seconds * images
+    else:
+        whole = _step_seconds(config, setup, phase, stage) * steps + seconds * stage.epochs * setup.validation.total
+    learning = sum(int(np.prod(weight.shape)) for weight in setup.classifier.trainable_weights)
+    return StageEstimate(title, steps, learning, (ahead + stage.epochs * per_epoch) / 1e15, whole / 60, cached)
 
 
 def _step_seconds(config: RunConfig, setup: RunSetup, phase: Phase, stage: Stage) -> float:

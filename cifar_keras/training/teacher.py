@@ -6,7 +6,7 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -22,6 +22,7 @@ from cifar_keras.errors import UserError, reason_of
 from cifar_keras.exporting.saved_model import class_names_of, load_saved_model
 from cifar_keras.files import paths, writing
 from cifar_keras.models.classifier import assemble
+from cifar_keras.models.cost import cost_of_classifier
 from cifar_keras.models.fused import fused_twin
 from cifar_keras.models.inference import image_parts, predict_part
 
@@ -61,8 +62,7 @@ class Teacher:
             raise UserError(
                 f"--teacher has to name the workdir of a finished run, with {paths.MODEL}. Received: {self._workdir}"
             )
-        digest = self._folder / "teacher.sha256"
-        if digest.is_file() and digest.read_text() != self._digest():
+        if self._known.is_file() and writing.read_json(self._known)["sha256"] != self._digest():
             raise UserError(f"--teacher has other weights than when the run began. Received: {self._workdir}")
         self._class_names = class_names_of(load_saved_model(self._workdir, "teacher"))
         self._network("float32")
@@ -95,11 +95,28 @@ class Teacher:
             content = io.BytesIO()
             np.save(content, logits, allow_pickle=False)
             self._folder.mkdir(exist_ok=True)
-            writing.write_whole(self._folder / "teacher.sha256", self._digest().encode())
+            known = {"sha256": self._digest(), "forward_operations": self.forward_operations}
+            writing.write_json(self._known, known)
             writing.write_whole(self._kept_file(name), content.getvalue())
         with tf.device("CPU"):
             teacher = tf.identity(tf.convert_to_tensor(logits))
         return examples._replace(targets={**examples.targets, "teacher": teacher})
+
+    @functools.cached_property
+    def forward_operations(self) -> int:
+        """The teacher's floating point operations for one image."""
+        if self._file.is_file():
+            return cost_of_classifier(self._classifier).forward
+        return int(writing.read_json(self._known)["forward_operations"])
+
+    def operations_ahead(self, totals: Mapping[str, int]) -> int:
+        """Return the operations of all answers that are kept.
+
+        Args:
+            totals: the number of images of each split, "train" and "validation".
+        """
+        images = [self._views(name) * total for name, total in totals.items() if self._kept_file(name).is_file()]
+        return self.forward_operations * sum(images) if images else 0
 
     def ask(self, compute_dtype: str) -> Ask:
         """Return the function that a training step calls for the teacher's logits. Its activations have the dtype `compute_dtype`."""
@@ -113,6 +130,14 @@ class Teacher:
     @property
     def _file(self) -> Path:
         return self._workdir / paths.MODEL
+
+    @property
+    def _known(self) -> Path:
+        return self._folder / "teacher.json"
+
+    def _views(self, name: str) -> int:
+        """Return how many views of each image of a split the teacher is asked about."""
+        return 2 if self._plain or (name == "train" and self._config.augmentation.flip) else 1
 
     def _digest(self) -> str:
         with self._file.open("rb") as file:
@@ -128,8 +153,13 @@ class Teacher:
             return kept
         return None
 
+    @functools.cached_property
+    def _classifier(self) -> keras.Model:
+        with self._strategy.scope():
+            return keras.models.load_model(self._file, compile=False)
+
     def _network(self, compute_dtype: str) -> keras.Model:
-        """Return the teacher's classifier as a fused twin for inference. It is loaded once for each dtype.
+        """Return the teacher's classifier as a fused twin for inference. It is made once for each dtype.
 
         Raises:
             UserError: the file cannot be read, or is no classifier of a run.
@@ -138,7 +168,7 @@ class Teacher:
             return self._networks[compute_dtype]
         with self._strategy.scope():
             try:
-                classifier = keras.models.load_model(self._file, compile=False)
+                classifier = self._classifier
                 twin = fused_twin(classifier.get_layer("backbone"), compute_dtype=compute_dtype, folded=True)
                 network = assemble(classifier, twin)
             except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
@@ -148,11 +178,10 @@ class Teacher:
         return network
 
     def _ask_all(self, images: Images, name: str) -> NDArray[np.float32]:
-        mirrored = self._plain or (name == "train" and self._config.augmentation.flip)
         network, batch_size = self._network("float32"), self._config.data.global_batch_size
         parts = []
         for part in image_parts(images, batch_size, f"teacher, {name}"):
-            views = [part, part[:, :, ::-1]] if mirrored else [part]
+            views = [part, part[:, :, ::-1]][: self._views(name)]
             parts.append(np.stack([predict_part(network, view, batch_size) for view in views], axis=1))
         logits = np.concatenate(parts)
         if not np.isfinite(logits).all():

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 from cifar_keras.errors import DivergedError
 from cifar_keras.files import paths
 from cifar_keras.files.progress_bar import EVERY_SECONDS
+from cifar_keras.training.operations import StageOperations
 from cifar_keras.training.phases import Phase
 
 LOG_EVERY_STEPS = 10
@@ -112,7 +114,8 @@ class RunLog:
 
     A record is written every `LOG_EVERY_STEPS` steps, as `{"phase", "epoch", "step", "loss", "accuracy", "cross_entropy",
     "learning_rate", "images_per_second"}`. At the end of an epoch the record also has `validation_loss`, `validation_accuracy` and
-    `validation_cross_entropy`. If another metric chooses the best epoch, the records have that too.
+    `validation_cross_entropy`, and `training_pflop`, the operations of the run so far in 10^15. If another metric chooses the best epoch,
+    the records have that too.
 
     `loss`, `accuracy` and `cross_entropy` are means since the epoch began. `loss` is what the phase minimizes, including label
     smoothing, class weights and a teacher. `cross_entropy` is the loss of the labels alone. The speed is that of the phase so far.
@@ -124,20 +127,26 @@ class RunLog:
 
     def __init__(self, workdir: Path, more: Sequence[Sink] = ()) -> None:
         self.step = 0  # steps since the run began, over all phases
+        self.operations = 0  # floating point operations of training since the run began, at the end of the last epoch
         self.records: list[dict[str, Any]] = []
         self._sinks: list[Sink] = [JsonLines(workdir / paths.METRICS), TensorBoard(workdir / "tensorboard"), *more]
         self._shown: list[Callable[[Sink], None]] = []  # functions that show the texts and pictures again
         for sink in self._sinks:
             sink.open()
 
+    @property
+    def training_pflop(self) -> float:
+        """Floating point operations of training up to the end of the last epoch, in 10^15."""
+        return next((record["training_pflop"] for record in reversed(self.records) if "training_pflop" in record), 0.0)
+
     def state(self) -> dict[str, Any]:
         """Return the log as plain values for JSON."""
-        return {"step": self.step, "records": self.records}
+        return {"step": self.step, "operations": self.operations, "records": self.records}
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Go back to an earlier state of the log. What was written since then is no longer part of the run."""
         self.close()
-        self.step, self.records = values["step"], []
+        self.step, self.operations, self.records = values["step"], values["operations"], []
         for sink in self._sinks:
             sink.open()
             for show in self._shown:
@@ -229,6 +238,13 @@ class LogPhase(keras.callbacks.Callback):
         self._epoch_started = self._last_step_ended = 0.0
         self._steps_in_epoch = 0
         self._learning_rate = 0.0
+        self._operations = StageOperations(0, 0, 0)
+
+    def count(self, operations: StageOperations, *, begins: bool) -> None:
+        """Count the operations of the stage that comes next, or goes on in this process."""
+        self._operations = operations
+        if begins:
+            self._log.operations += operations.ahead
 
     @property
     def step_of_phase(self) -> int:
@@ -270,9 +286,10 @@ class LogPhase(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log the epoch with its validation metrics."""
-        self._write(logs or {})
+        self._log.operations += self._operations.per_epoch
+        self._write(logs or {}, {"training_pflop": (self._log.operations + self._operations.of_teacher) / 1e15})
 
-    def _write(self, logs: dict[str, Any]) -> None:
+    def _write(self, logs: dict[str, Any], more: Mapping[str, float] = MappingProxyType({})) -> None:
         metrics = {name.replace("val_", "validation_"): float(value) for name, value in logs.items()}
         if not all(map(math.isfinite, metrics.values())):
             raise DivergedError(f"the loss is not finite at step {self._log.step}")
@@ -281,5 +298,6 @@ class LogPhase(keras.callbacks.Callback):
             {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}
             | metrics
             | {"learning_rate": self._learning_rate}
+            | more
             | ({"images_per_second": speed} if speed else {})
         )

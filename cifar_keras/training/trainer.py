@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_keras.config import Divergence, RunConfig, to_values
-from cifar_keras.data.pipeline import PARALLEL_CALLS, evaluation_batches, training_batches
+from cifar_keras.data.pipeline import evaluation_batches
 from cifar_keras.errors import DivergedError, UserError
 from cifar_keras.files import environment
+from cifar_keras.training.batches import batches_of
 from cifar_keras.training.checkpoints import Checkpoint, Checkpoints, named, numbered, read_variables, write_variables
 from cifar_keras.training.compute import kernel_gradients, set_kernel_gradients
 from cifar_keras.training.fit import compile_phase, fit_phase
 from cifar_keras.training.interruption import Interruption
 from cifar_keras.training.keep_best import KeepBest
+from cifar_keras.training.operations import count_operations
 from cifar_keras.training.optimizers import FusedAdam
 from cifar_keras.training.phases import Phase, StageLeft, stage_in_words
 from cifar_keras.training.progress import PhaseSummary, Position, Progress
@@ -103,6 +105,7 @@ class Trainer:
         """Return what `result.json` says about the training."""
         return {
             "compute_dtype": self._setup.compute_dtype,
+            "training_pflop": self._log.training_pflop,
             "phases": {name: summary._asdict() for name, summary in self.progress.summaries.items()},
             "rollbacks": self.progress.rollbacks,
             "states": self.progress.checkpoints,
@@ -132,6 +135,9 @@ class Trainer:
             if len(phase.stages) > 1:
                 print(stage_in_words(phase, left), flush=True)
             task = make_task(self._config, self._setup, phase, left.stage)
+            operations = count_operations(self._config, self._setup, phase, left.stage, cached=task.cached)
+            # A process that goes on inside a stage has restored what was counted at its beginning.
+            logger.count(operations, begins=mid_phase is None or mid_phase.values["mid_phase"]["stage"] != left.number)
             self._compile(phase, left.number, task, mid_phase)
             pipeline_speed = self._fit(phase, left, task, logger, mid_phase)
             self.progress.position = Position(position.phase, left.epochs.stop)
@@ -209,15 +215,7 @@ class Trainer:
         """Train a stage, or what is left of it, and return the images/s of the input pipeline alone."""
         batch_size = self._config.data.global_batch_size
         step = self.progress.position.step
-        batches = training_batches(
-            task.train,
-            global_batch_size=batch_size,
-            steps_per_epoch=phase.steps_per_epoch,
-            seed=self._config.seed,
-            steps=phase.steps_of(left.epochs, step),
-            augment=task.augment,
-            parallel_calls=None if self._config.deterministic else PARALLEL_CALLS,
-        )
+        batches = batches_of(self._config, phase, phase.steps_of(left.epochs, step), task)
         # This comes before `fit`, which would compete with the pipeline for the cores.
         pipeline_speed = measure_speed(batches)
         validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
