@@ -13,6 +13,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ RATIO_COLUMNS = {
 MEASURED_AT_ONCE = (
     *("benchmarks", "benchmarks_without_bfloat16", "benchmarks_float32_at_32_px"),
     *("profile", "profile_float32_at_32_px", "smaller_models", "photographs"),
+    *("predict_files", "large_set", "imbalance"),
 )
 
 NOT_COMPARED = ("workdir", "seed", "data_dir", "source_timeout_seconds", "resume")
@@ -280,6 +282,78 @@ def photographs_table(content: Result) -> str:
     return _markdown(lines)
 
 
+def predict_files_table(content: Result) -> str:
+    """Lay out what `predict` takes for many files, in Markdown."""
+    speed, found = content["speed"], content["differences"]
+    low, high = speed["interval"]
+    lines = [["what", "measured"], ["---"] * 2]
+    lines += [
+        [f"peak of the memory, {row['files']:,} files", f"{row['peak_gib']:.2f} GiB"] for row in content["memory"]
+    ]
+    lines += [
+        [
+            "largest difference of a probability from `serve_bytes` of the file alone",
+            f"{found['largest_difference']:.1e}",
+        ],
+        ["files with another label than that", f"{found['other_labels']}"],
+        ["images/s of files", f"{speed['images_per_second_of_files']:.0f}"],
+        ["images/s of the network alone", f"{speed['images_per_second_of_forward_passes']:.0f}"],
+        [
+            f"time of files over time of the network, mean of {len(speed['ratios'])} pairs",
+            f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})",
+        ],
+    ]
+    return _markdown(lines)
+
+
+def large_set_table(content: Result) -> str:
+    """Lay out what training from a set of pictures on the disk takes, in Markdown."""
+    parts = {
+        "load": "decode into the cache, and open it",
+        "pipeline": "open it; batches alone",
+        "training": "open it; training steps of a ResNet50 at 224 px",
+    }
+    lines = [["what the process does", "peak of the memory", "images/s", "minutes until the set is open"], ["---"] * 4]
+    for row in content["rows"]:
+        speed = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.1f}"
+        lines.append([parts[row["part"]], f"{row['peak_gib']:.2f} GiB", speed, f"{row['seconds_to_load'] / 60:.1f}"])
+    size = f"{content['pictures']:,} pictures, {content['decoded_bytes'] / 1e9:.1f} GB decoded."
+    return f"{_markdown(lines)}\n\n{size}"
+
+
+def imbalance_table(content: Result) -> str:
+    """Lay out what class weights do for a rare class, in Markdown."""
+    none, auto = (content["rows"][weights] for weights in ("none", "auto"))
+    lines = [
+        ["metric of the test split", "`none`", "`auto`", "difference in points, 95 % interval, for each seed"],
+        ["---"] * 4,
+    ]
+    for name, title in (
+        ("balanced_accuracy", "balanced accuracy"),
+        ("macro_f1", "macro F1"),
+        ("accuracy", "accuracy"),
+        ("calibration_error", "calibration error before the temperature"),
+        ("served_calibration_error", "calibration error as served"),
+    ):
+        cells = [_mean_and_deviation([row[name] for row in rows]) for rows in (none, auto)]
+        paired = [found[name] for found in content["differences"] if name in found]
+        lines.append([title, *cells, "; ".join(map(_difference, paired))])
+    found = [
+        ", ".join(f"{row['rare_found']}" for row in rows) + f" of {rows[0]['rare_images']}" for rows in (none, auto)
+    ]
+    lines.append(["images of the rare class that are found", *found, ""])
+    return f"{_markdown(lines)}\n\n{content['test_images']:,} test images, {len(content['seeds'])} seeds: mean ± standard deviation."
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f} % ± {100 * statistics.stdev(values):.1f}"
+
+
+def _difference(found: Result) -> str:
+    low, high = found["interval"]
+    return f"{100 * found['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def make_tables() -> dict[str, str]:
     """Return every table by the name of its marks."""
     recipes = read_results()
@@ -300,6 +374,9 @@ def make_tables() -> dict[str, str]:
         ("profile_float32_at_32_px", "profile_float32_at_32_px", profile_table),
         ("smaller_models", "smaller_models", smaller_models_table),
         ("photographs", "photographs", photographs_table),
+        ("predict_files", "predict_files", predict_files_table),
+        ("large_set", "large_set", large_set_table),
+        ("imbalance", "imbalance", imbalance_table),
         ("exports", "exports/quickstart", exports_text),
         ("robustness", "further/quickstart", robustness_text),
         ("corruptions", "further/quickstart", corruptions_table),

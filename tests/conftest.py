@@ -147,6 +147,10 @@ def _valid_values(draw: st.DrawFn) -> dict[str, Any]:
         values["finetune_epochs"] = max(1, len(sizes))
     if values["finetune_epochs"] == 0:
         values["finetune_sparsity"] = 0.0
+    if values["mixup_alpha"] or values["cutmix_alpha"]:
+        values["global_batch_size"] = max(2, values["global_batch_size"])
+        values["teacher_view"] = "augmented"
+        values["head_cached_features"] = values["finetune_cached_features"] = False
     for phase in ("head", "finetune"):
         values[f"{phase}_image_size"] = draw(st.just(0) | st.integers(row.minimum_size, 2048))
         if values[f"{phase}_optimizer"] == "adamw":

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from cifar_keras.config import AugmentationConfig
-from cifar_keras.data.augmentation import KeyedSeeds, is_flip_alone, make_augmentation
+from cifar_keras.data.augmentation import is_flip_alone, make_augmentation
 from cifar_keras.data.pipeline import Batch, Targets, of_views
+from cifar_keras.data.seeds import KeyedSeeds
 
 OFF: dict[str, Any] = {"flip": False, "crop_padding": 0}
 ONE_EACH: list[dict[str, Any]] = [

@@ -59,7 +59,7 @@ def test_runs_are_laid_out_and_tested(runs: list[Path], capsys: pytest.CaptureFi
     assert len({len(line) for line in lines[:3]}) == len({len(line) for line in lines[4:]}) == 1
     assert lines[1].split()[:3] == [str(runs[0]), "92.50", "%"]  # 37 of 40
     assert lines[2].split()[:3] == [str(runs[1]), "77.50", "%"]
-    assert lines[1].split()[-2:] == ["0.2500", "12.3"]
+    assert lines[1].split()[-3:] == ["0.2500", "12.3", "-"]
     # 2 * (220 + 66 + 12 + 1) / 4096, of the binomial distribution with n = 12
     assert lines[5].split() == [str(runs[0]), str(runs[1]), "9", "3", "0.15"]
     picture = tf.io.decode_png((tmp_path / "curves.png").read_bytes()).numpy()

@@ -73,6 +73,7 @@ def test_a_teachers_answers_count(crop_padding: int, ahead: int, in_an_epoch: in
     setup = set_up_small(config)._replace(teacher=Teacher(config, tmp_path / "kept", tf.distribute.get_strategy()))
     assert setup.teacher is not None
     setup.teacher.check_is_there()
+    (tmp_path / "run").mkdir()
     epoch = FORWARD * (SEEN + VALIDATION) + (SECOND + 2 * HEAD) * SEEN + FORWARD * in_an_epoch
     wanted = [FORWARD * ahead + epoch, FORWARD * ahead + 2 * epoch]
     assert train_and_count(config, ask_teacher(setup), tmp_path / "run") == pytest.approx(wanted)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from cifar_keras.config import AugmentationConfig
-from cifar_keras.data.pipeline import Batch
+from cifar_keras.data.pipeline import Batch, Targets
 from cifar_keras.data.seeds import KeyedSeeds
 
 # Takes a batch of float32 images 0..255 and the seeds of this batch.
@@ -31,19 +31,17 @@ def make_mixing(config: AugmentationConfig) -> Mixing | None:
         return None
 
     def mix(batch: Batch, seeds: KeyedSeeds) -> Batch:
-        images, count = batch.inputs, tf.shape(batch.inputs)[0]
-        partners = tf.roll(images, 1, axis=0)
+        images, labels = batch.inputs, batch.targets["labels"]
+        count = tf.shape(images)[0]
         # All are drawn, whichever is used, so that the draws of one do not change if the other one is turned on.
-        blend, cut = beta(config.mixup_alpha or 1.0, count, seeds), beta(config.cutmix_alpha or 1.0, count, seeds)
+        blend, cut = (beta(alpha or 1.0, count, seeds) for alpha in (config.mixup_alpha, config.cutmix_alpha))
         inside, remaining = rectangles(cut, tf.shape(images)[1:3], seeds)
-        blends = tf.cast(_blends(config, seeds.uniform([count])), tf.float32)
-        weight = blends * blend + (1 - blends) * remaining
-        of_image = _over_pixels(blends * blend) + _over_pixels(1 - blends) * (1 - inside)
-        mixed = of_image * images + (1 - of_image) * partners
-        labels = batch.targets["labels"]
-        of_label = weight[:, None]
-        targets = {**batch.targets, "labels": of_label * labels + (1 - of_label) * tf.roll(labels, 1, axis=0)}
-        return Batch(mixed, targets)
+        blends = _blends(config, seeds.uniform([count]))
+        of_image = tf.where(_over_pixels(blends), _over_pixels(blend), 1 - inside)
+        of_label = tf.where(blends, blend, remaining)[:, None]
+        mixed = _mean(images, of_image)
+        targets: Targets = {**batch.targets, "labels": _mean(labels, of_label)}
+        return Batch(tf.ensure_shape(mixed, images.shape), targets)
 
     return mix
 
@@ -87,6 +85,11 @@ def _blends(config: AugmentationConfig, draw: tf.Tensor) -> tf.Tensor:
     if config.mixup_alpha and config.cutmix_alpha:
         return draw < 0.5
     return tf.fill(tf.shape(draw), bool(config.mixup_alpha))
+
+
+def _mean(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Return `weight * value + (1 - weight) * value of the partner`."""
+    return weight * values + (1 - weight) * tf.roll(values, 1, axis=0)
 
 
 def _over_pixels(values: tf.Tensor) -> tf.Tensor:

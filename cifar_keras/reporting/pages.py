@@ -115,8 +115,21 @@ def augmented_images_picture(
         parallel_calls=None,
     )
     images, targets = next(iter(batches))
-    titles = [class_names[label] for label in np.argmax(targets["labels"], axis=-1)]
+    titles = [_title_of(label, class_names) for label in targets["labels"].numpy()]
     return figures.image_grid_picture(images.numpy(), titles, columns=8)
+
+
+def _title_of(label: NDArray[np.float32], class_names: Sequence[str]) -> str:
+    r"""Return the class of a label; of a mixed one its two classes with their weights, one on each line.
+
+    Examples:
+        >>> _title_of(np.array([0.25, 0, 0.75]), ["cat", "dog", "ship"])
+        'ship 0.75\ncat 0.25'
+    """
+    first, second = np.argsort(-label, kind="stable")[:2].tolist()
+    if label[second] < 0.005:
+        return class_names[first]
+    return "\n".join(f"{class_names[place]} {label[place]:.2f}" for place in (first, second))
 
 
 def keep_robustness(measured: Robustness, path: Path) -> None:

@@ -298,6 +298,6 @@ class LogPhase(keras.callbacks.Callback):
             {"phase": self._phase.name, "epoch": self._epoch, "step": self._log.step}
             | metrics
             | {"learning_rate": self._learning_rate}
-            | more
+            | dict(more)
             | ({"images_per_second": speed} if speed else {})
         )

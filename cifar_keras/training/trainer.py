@@ -213,12 +213,11 @@ class Trainer:
         self, phase: Phase, left: StageLeft, task: Task, logger: LogPhase, mid_phase: Checkpoint | None
     ) -> float | None:
         """Train a stage, or what is left of it, and return the images/s of the input pipeline alone."""
-        batch_size = self._config.data.global_batch_size
         step = self.progress.position.step
         batches = batches_of(self._config, phase, phase.steps_of(left.epochs, step), task)
         # This comes before `fit`, which would compete with the pipeline for the cores.
         pipeline_speed = measure_speed(batches)
-        validation_batches = evaluation_batches(task.validation, global_batch_size=batch_size)
+        validation_batches = evaluation_batches(task.validation, global_batch_size=self._config.data.global_batch_size)
         callbacks = self._callbacks_of(phase, left.number, task, logger, mid_phase)
         if step:
             # Keras creates the metrics' variables when it sees a batch, and `SaveCheckpoints` restores them before `fit` sees one.

@@ -33,10 +33,9 @@ def load_pictures(listing: Listing, config: RunConfig, *, is_published: bool = F
     Raises:
         UserError: files cannot be used, pictures lie in two splits or have two labels, or a split or class has too few of them.
     """
-    data = config.data
+    data, received = config.data, f"Received: --dataset={config.data.dataset}"
     size = Size(data.stored_size or largest_image_size(config), own=data.stored_size == 0)
     stored = store(listing, size, data.cache_dir)
-    received = f"Received: --dataset={data.dataset}"
     keep_all = is_published or data.allow_duplicates
     _check_files(stored, data.bad_images, keep_all, received)
     found = _classes_of({entry.label for entry in stored.entries}, listing.class_order, received)
