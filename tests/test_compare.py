@@ -21,7 +21,7 @@ from cifar_keras.files.finished_run import FinishedRun, read_finished_run
 NAMES = ["cat", "dog", "ship"]
 
 
-def make_run(folder: Path, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Path:
+def make_run(folder: Path, logits: NDArray[np.float32], labels: NDArray[np.int64], **more: Any) -> Path:
     """What a run leaves that is compared."""
     folder.mkdir()
     test = classification_metrics(logits, labels, NAMES)
@@ -31,6 +31,7 @@ def make_run(folder: Path, logits: NDArray[np.float32], labels: NDArray[np.int64
         "calibration": {"temperature": 1.5, "test": {"loss": 0.25}},
         "minutes": {"total": 12.34},
         "config": {"global_batch_size": 10},
+        **more,
     }
     (folder / "result.json").write_text(json.dumps(result))
     np.savez(folder / "predictions.npz", test_logits=logits, test_labels=labels)
@@ -50,7 +51,10 @@ def runs(tmp_path: Path) -> list[Path]:
         np.eye(3, dtype=np.float32)[np.where(right, labels, (labels + 1) % 3)]
         for right in (np.arange(40) < 37, (np.arange(40) < 28) | (np.arange(40) >= 37))
     )
-    return [make_run(tmp_path / "first", first, labels), make_run(tmp_path / "second", second, labels)]
+    return [
+        make_run(tmp_path / "first", first, labels),
+        make_run(tmp_path / "second", second, labels, training_pflop=0.09612),
+    ]
 
 
 def test_runs_are_laid_out_and_tested(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -59,7 +63,8 @@ def test_runs_are_laid_out_and_tested(runs: list[Path], capsys: pytest.CaptureFi
     assert len({len(line) for line in lines[:3]}) == len({len(line) for line in lines[4:]}) == 1
     assert lines[1].split()[:3] == [str(runs[0]), "92.50", "%"]  # 37 of 40
     assert lines[2].split()[:3] == [str(runs[1]), "77.50", "%"]
-    assert lines[1].split()[-3:] == ["0.2500", "12.3", "-"]
+    assert lines[1].split()[-3:] == ["0.2500", "12.3", "-"]  # from before operations were counted
+    assert lines[2].split()[-1] == "0.0961"
     # 2 * (220 + 66 + 12 + 1) / 4096, of the binomial distribution with n = 12
     assert lines[5].split() == [str(runs[0]), str(runs[1]), "9", "3", "0.15"]
     picture = tf.io.decode_png((tmp_path / "curves.png").read_bytes()).numpy()

@@ -246,6 +246,7 @@ def test_evaluate_tells_unknown_images_from_test_images(tmp_path: Path, capsys: 
         evaluate.main(["evaluate", f"--model={path}", f"--unknown=folder:{folder}"])
 
 
+@pytest.mark.slow
 def test_evaluate_goes_on_beside_the_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two calls: what the first one found stays."""
     path = finish_small_run(tmp_path / "run")

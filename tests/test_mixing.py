@@ -172,6 +172,7 @@ def test_half_of_a_phase_is_mixed_wherever_a_process_begins() -> None:
         assert (other[one[1]["labels"].numpy() == 1] > 0).sum() >= len(other) - 2
 
 
+@pytest.mark.slow
 def test_a_run_that_mixes_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uncached = {"head_cached_features": False, "finetune_cached_features": False}
     config = small_config(**SHORT | uncached | {"unmixed_share": 0.25, **BOTH})

@@ -64,7 +64,7 @@ def test_cached_features_are_computed_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("crop_padding", "ahead", "in_an_epoch"),
     # With flips alone it is asked ahead about both views; with a crop, in each step. Of validation it sees the image.
-    [(0, 2 * TRAIN + VALIDATION, 0), (1, VALIDATION, SEEN)],
+    [(0, 2 * TRAIN + VALIDATION, 0), pytest.param(1, VALIDATION, SEEN, marks=pytest.mark.slow)],
 )
 def test_a_teachers_answers_count(crop_padding: int, ahead: int, in_an_epoch: int, tmp_path: Path) -> None:
     teacher = str(finish_small_run(tmp_path / "teacher"))

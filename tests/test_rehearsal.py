@@ -31,7 +31,8 @@ def test_a_dry_run_tells_of_the_run_and_writes_nothing(tmp_path: Path) -> None:
     assert done.stdout.endswith("this was a dry run: no workdir was made\n")
 
 
-@pytest.mark.parametrize("view", [pytest.param("augmented", marks=pytest.mark.slow), "plain"])
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["augmented", "plain"])
 def test_a_teacher_is_not_asked_before_its_steps_are_timed(view: str, tmp_path: Path) -> None:
     finish_small_run(tmp_path / "teacher")
     flags = (*FLAGS, "--head_epochs=0", "--finetune_image_sizes=16", "--crop_padding=0", f"--teacher_view={view}")

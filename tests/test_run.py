@@ -95,7 +95,7 @@ def test_the_workdir_holds_everything_of_the_run(workdir: Path) -> None:
 def test_the_result_has_the_agreed_shape(result: dict[str, Any]) -> None:
     assert set(result) == {
         *("test", "validation", "minutes", "images_per_second", "config", "environment", "seed", "commit"),
-        *("calibration", "compute_dtype", "phases", "rollbacks", "sparsity", "states"),
+        *("calibration", "compute_dtype", "phases", "rollbacks", "sparsity", "states", "training_pflop"),
     }
     assert set(result["minutes"]) == {"prepare", "head", "finetune", "evaluate", "total"}
     assert set(result["images_per_second"]) == {"head", "finetune", "evaluate"}

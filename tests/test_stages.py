@@ -256,14 +256,11 @@ def metrics_of(log: RunLog) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "images_per_second"} for record in log.records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        pytest.param(
-            {"finetune_image_sizes": "", "finetune_image_size": 12},
-            {"finetune_image_sizes": "12"},
-            marks=pytest.mark.slow,
-        ),
+        ({"finetune_image_sizes": "", "finetune_image_size": 12}, {"finetune_image_sizes": "12"}),
         # Nothing is lost where a stage begins.
         ({"finetune_image_sizes": "16"}, {"finetune_image_sizes": "16,16,16"}),
     ],

@@ -126,7 +126,7 @@ def _title_of(label: NDArray[np.float32], class_names: Sequence[str]) -> str:
         >>> _title_of(np.array([0.25, 0, 0.75]), ["cat", "dog", "ship"])
         'ship 0.75\ncat 0.25'
     """
-    first, second = np.argsort(-label, kind="stable")[:2].tolist()
+    first, second = map(int, np.argsort(-label, kind="stable")[:2])
     if label[second] < 0.005:
         return class_names[first]
     return "\n".join(f"{class_names[place]} {label[place]:.2f}" for place in (first, second))
