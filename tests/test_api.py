@@ -64,6 +64,7 @@ def test_one_file_and_none_are_pictures_too(run: cifar_keras.Run, tmp_path: Path
             run.predict(wrong)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_process_is_the_same_run(run: cifar_keras.Run, folder: Path) -> None:
     again = cifar_keras.train(workdir=str(folder / "second"), **SMALL)
     first, second = (np.load(each.path / "predictions.npz") for each in (run, again))

@@ -48,7 +48,11 @@ FAMILIES = {
     "efficientnet_v2_s": keras.applications.efficientnet_v2,
     "convnext_tiny": keras.applications.convnext,
 }
-SMALL = [name for name in FAMILIES if name not in ("nasnet_mobile", "inception_resnet_v2", "efficientnet_v2_s")]
+LARGE = (
+    *("densenet121", "efficientnet_b0", "efficientnet_v2_b0", "efficientnet_v2_s"),
+    *("inception_resnet_v2", "inception_v3", "nasnet_mobile"),
+)
+SMALL = [name for name in FAMILIES if name not in LARGE]
 
 
 def some_images(count: int, side: int) -> NDArray[np.uint8]:

@@ -281,6 +281,7 @@ def test_pictures_are_the_same_bytes_whatever_the_users_style_is() -> None:
     assert [name for name, png in plain.items() if png != personal[name]] == []
 
 
+@pytest.mark.slow
 def test_fonts_are_not_the_users_when_the_module_is_imported(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("font.family: monospace\nfont.weight: bold\nimage.origin: lower\n")
     code = (

@@ -49,7 +49,7 @@ FAMILIES = {
     # operators, which are no layers.
     "MobileNetV3Small": Family(32, 52, 34, 32),
 }
-SLOW = ("DenseNet121", "InceptionV3")
+SLOW = ("DenseNet121", "InceptionV3", "MobileNetV3Small", "ResNet50V2")
 
 
 def build_family(name: str, image_size: int) -> keras.Model:

@@ -70,7 +70,7 @@ def test_a_thousand_classes_are_measured_in_less_than_a_gigabyte() -> None:
     )  # with TensorFlow, which the tests' modules import and which takes 0.6 itself
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_pictures_and_tables_fit_a_page(classes: int) -> None:
     logits, labels, names = predictions(classes, 1200)
     confusion = sklearn_metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes))

@@ -144,7 +144,10 @@ def test_an_operator_between_two_layers_is_crossed_or_not() -> None:
     assert find_boundary(backbone) is first
 
 
-@pytest.mark.parametrize(("name", "stage"), [("resnet50", "conv4"), ("resnet50v2", "conv5"), ("vgg16", "block3")])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("resnet50", "conv4"), pytest.param("resnet50v2", "conv5", marks=pytest.mark.slow), ("vgg16", "block3")],
+)
 def test_both_parts_together_give_the_classifiers_logits(name: str, stage: str) -> None:
     keras.utils.set_random_seed(3)
     classifier = classifier_of(build_backbone(name, BACKBONES[name].minimum_size))

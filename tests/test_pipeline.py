@@ -110,6 +110,7 @@ def test_every_image_comes_once_an_epoch_with_its_label_in_another_order_each_ep
         assert np.array_equal(one_hot, np.eye(10)[numbers_of(batch) % 10])
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=25)
 @given(
     total=st.integers(1, 300),

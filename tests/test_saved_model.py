@@ -90,6 +90,7 @@ def test_serving_is_deterministic_and_without_dropout(workdir: Path) -> None:
     np.testing.assert_array_equal(loaded.serve(images)["logits"], loaded.serve(images)["logits"])
 
 
+@pytest.mark.slow
 def test_both_exported_models_load_where_the_package_is_not_installed(classifier: keras.Model, workdir: Path) -> None:
     """`-I` keeps the checkout out; where the package is installed, the hook refuses it."""
     program = """

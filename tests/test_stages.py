@@ -150,7 +150,7 @@ def train(folder: Path, **flags: Any) -> tuple[Any, list[NDArray[Any]], RunLog]:
     return trainer, setup.classifier.get_weights(), log
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_stages_share_the_schedule_and_the_optimizers_state(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,18 +181,17 @@ class Signal(keras.callbacks.Callback):
             os.kill(os.getpid(), self._number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("callback", "position"),
     [
         (Signal(signal.SIGTERM, step=1), {"phase": 0, "epoch": 0, "step": 2}),
-        pytest.param(Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}, marks=pytest.mark.slow),
+        (Signal(signal.SIGINT, step=0), {"phase": 0, "epoch": 0, "step": 1}),
         # At the last step of an epoch and in its validation nothing is saved: the run goes on from the checkpoint before.
-        pytest.param(Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}, marks=pytest.mark.slow),
-        pytest.param(
-            Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}, marks=pytest.mark.slow
-        ),
+        (Signal(signal.SIGTERM, step=3), {"phase": 0, "epoch": 0, "step": 0}),
+        (Signal(signal.SIGTERM, validation_batch=1), {"phase": 0, "epoch": 0, "step": 0}),
         # When nothing of the last phase is left to end, its end is saved.
-        pytest.param(Signal(signal.SIGTERM, last_epoch=3), {"phase": 2, "epoch": 4, "step": 0}, marks=pytest.mark.slow),
+        (Signal(signal.SIGTERM, last_epoch=3), {"phase": 2, "epoch": 4, "step": 0}),
     ],
 )
 def test_a_run_that_is_asked_to_end_saves_itself_and_goes_on_with_the_same_bits(

