@@ -368,11 +368,11 @@ def test_a_run_on_cifar10_as_files_has_the_bits_of_one_on_cifar10(tmp_path: Path
         for place, (image, label) in enumerate(zip(images, labels, strict=True)):
             file = f"{name}/{published.class_names[label]}/{place:05d}.png"
             write(tmp_path / "set", {file: encoded(image)})
-            rows.append(f"{file},{published.class_names[label]},{name}\n")
+            rows.append(f"set/{file},{published.class_names[label]},{name}\n")
     np.random.default_rng(0).shuffle(rows)
-    (tmp_path / "set" / "list.csv").write_text("image_path,label,split\n" + "".join(rows))
+    (tmp_path / "list.csv").write_text("image_path,label,split\n" + "".join(rows))
     short = (*EXACT, "--finetune_epochs=1", "--finetune_steps_per_epoch=50", "--global_batch_size=64")
-    sets = {"plain": "cifar10", "files": f"folder:{tmp_path / 'set'}", "rows": f"csv:{tmp_path / 'set' / 'list.csv'}"}
+    sets = {"plain": "cifar10", "files": f"folder:{tmp_path / 'set'}", "rows": f"csv:{tmp_path / 'list.csv'}"}
     for workdir, dataset in sets.items():
         arguments = (f"--dataset={dataset}", f"--cache_dir={tmp_path / 'cache'}", f"--workdir={workdir}", *short)
         process = start_train(tmp_path, *arguments)
