@@ -1,5 +1,6 @@
 """`python -m cifar_keras.explain --model=WORKDIR`: show which images a run's model finds alike, and which training labels look wrong."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,8 @@ def explain_labels(run: FinishedRun, published: "PublishedDataset", train_images
     if config.model.weights != "imagenet":
         print("no suspect labels: they need a run with --weights=imagenet")
         return None
-    count, name = min((published.train.labels.tolist().count(index), name) for index, name in enumerate(class_names))
+    counts = Counter(published.train.labels.tolist())
+    count, name = min((counts[index], name) for index, name in enumerate(class_names))
     if count < FOLDS:
         print(f"no suspect labels: they need {FOLDS} training images of each class, and {name} has {count}")
         return None

@@ -31,11 +31,8 @@ def count_operations(
         cached: whether the stage trains on cached features.
     """
     cost = cost_of_classifier(setup.classifier, stage.image_size)
-    teacher, trained, validated = (
-        setup.teacher,
-        phase.steps_per_epoch * config.data.global_batch_size,
-        setup.validation.total,
-    )
+    teacher, validated = setup.teacher, setup.validation.total
+    trained = phase.steps_per_epoch * config.data.global_batch_size
     kept = teacher.operations_ahead({"train": setup.train.total, "validation": validated}) if teacher else 0
     if cached:
         views = setup.train.total * (2 if config.augmentation.flip else 1)

@@ -82,7 +82,8 @@ def _classes_of(labels: Set[str], order: Sequence[str], received: str) -> tuple[
 
 def _tell(stored: Store, count: int, class_names: Sequence[str], lost: Set[str]) -> None:
     """Print what the data set has, and warn of classes of which no picture can be used."""
-    copies, skipped = sum(entry.label in class_names for entry in stored.entries) - count, len(stored.skipped)
+    wanted = set(class_names)
+    copies, skipped = sum(entry.label in wanted for entry in stored.entries) - count, len(stored.skipped)
     if lost:
         names = ", ".join(sorted(lost)[:MOST_LINES])
         print(f"warning: no picture can be used of {names}: no classes of this run", file=sys.stderr, flush=True)
@@ -97,7 +98,8 @@ def _tell(stored: Store, count: int, class_names: Sequence[str], lost: Set[str])
 def _kept(entries: Sequence[Entry], class_names: Sequence[str], keep_all: bool) -> list[int]:
     """Return the places of the entries of some classes; of each content, label and split only the first, or all."""
     first: dict[tuple[str, str, str], int] = {}
-    places = [place for place, entry in enumerate(entries) if entry.label in class_names]
+    wanted = set(class_names)
+    places = [place for place, entry in enumerate(entries) if entry.label in wanted]
     for place in places:
         first.setdefault((entries[place].digest, entries[place].label, entries[place].split), place)
     return places if keep_all else list(first.values())

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import filelock
 import numpy as np
+from numpy.typing import NDArray
 
 from cifar_keras.data import decoding
 from cifar_keras.data.pictures.listing import Listing, Picture, SizedIterable
@@ -201,8 +202,13 @@ def _decoded(picture: Picture, size: tuple[int, int], *, as_it_is: bool) -> tupl
         return Skipped(picture.name, "it changed while it was read")
     image = whole if as_it_is else decoding.central_square(whole, size[0])
     # By its origin a picture is put into the order of the set, and by that into a split. So the size of the store changes neither.
-    digest, origin = (hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() for pixels in (image, whole))
+    digest = _sha256(image)
+    origin = digest if as_it_is else _sha256(whole)
     return Entry(picture.name, picture.label, picture.split, digest, origin), image.tobytes()
+
+
+def _sha256(pixels: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
 def _common_size(pictures: SizedIterable[Picture]) -> tuple[int, int] | None:
